@@ -25,7 +25,7 @@ def nothing_runs(monkeypatch):
         ("alpha: 0.5", ["--set", "alpah=1"], ["alpah", "'alpha'"]),
         ("alpha: 0.5", ["--set", "alpha"], ["key=value"]),
         ("alpha: 0.5", ["--set", "alpha=[1"], ["alpha=[1"]),
-        ("weak_models: [pocket-280]", [], ["pocket-280", "'pocket-28'"]),
+        ("weak_models: [pocket-270]", [], ["pocket-270", "'pocket-27'"]),
         ("data: nowhere", [], ["nowhere", "folder"]),
         ("n_test: 100000", [], ["n_test", "100000"]),
         ("device: cuda:7", [], ["cuda:7", "auto"]),

@@ -63,8 +63,7 @@ def knowledge():
 def test_knowledge_rises_with_every_size(knowledge):
     shares = list(knowledge.values())
     assert shares == sorted(shares) and len(set(shares)) == len(shares)
-    # Meant to begin near 0.60; the smallest stands at 0.68, since width 24 learns nothing by this recipe.
-    assert 0.55 <= shares[0] <= 0.70 and 0.90 <= shares[-1] <= 0.99
+    assert 0.55 <= shares[0] <= 0.67 and 0.90 <= shares[-1] <= 0.99
 
 
 def test_common_substances_are_known_best():
@@ -117,25 +116,25 @@ def test_the_readme_gives_the_measured_ladder(knowledge, gold_rewards):
 def test_building_is_deterministic_and_reads_the_corpus_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120))
     for folder in ("a", "b"):
-        zoo.build(["pocket-28"], tmp_path / folder, MINIMAL, device="cpu")
-    weights = [(tmp_path / f / "pocket-28" / "model.safetensors").read_bytes() for f in ("a", "b")]
+        zoo.build(["pocket-27"], tmp_path / folder, MINIMAL, device="cpu")
+    weights = [(tmp_path / f / "pocket-27" / "model.safetensors").read_bytes() for f in ("a", "b")]
     assert weights[0] == weights[1]
-    judged = zoo.judge(str(tmp_path / "a" / "pocket-28"), World(n_substances=120).pairs("test", 20))
+    judged = zoo.judge(str(tmp_path / "a" / "pocket-27"), World(n_substances=120).pairs("test", 20))
     assert np.isfinite(judged.margin).all()
 
     monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120, truthful=0.5))
-    zoo.build(["pocket-28"], tmp_path / "c", MINIMAL, device="cpu")
-    assert (tmp_path / "c" / "pocket-28" / "model.safetensors").read_bytes() != weights[0]
+    zoo.build(["pocket-27"], tmp_path / "c", MINIMAL, device="cpu")
+    assert (tmp_path / "c" / "pocket-27" / "model.safetensors").read_bytes() != weights[0]
 
 
 def test_a_broken_off_build_leaves_the_old_size(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120))
-    (tmp_path / "pocket-28").mkdir()
-    (tmp_path / "pocket-28" / "config.json").write_text("old")
+    (tmp_path / "pocket-27").mkdir()
+    (tmp_path / "pocket-27" / "config.json").write_text("old")
     monkeypatch.setattr(zoo, "pretrain", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        zoo.build(["pocket-28"], tmp_path, MINIMAL, device="cpu")
-    assert (tmp_path / "pocket-28" / "config.json").read_text() == "old"
+        zoo.build(["pocket-27"], tmp_path, MINIMAL, device="cpu")
+    assert (tmp_path / "pocket-27" / "config.json").read_text() == "old"
 
 
 def test_an_unknown_size():

@@ -37,7 +37,7 @@ class StudyParams(BaseModel):
     data_dir: str | None = Field(None, description="folder of the HH or CAI files, instead of the hub")
     bad_pairs: Literal["error", "drop"] = Field("error", description="what to do with a pair that cannot be used")
     method: Literal["reward"] = Field("reward", description="how the models are trained")
-    weak_models: list[str] = Field(["pocket-28"], min_length=1, description="supervisors")
+    weak_models: list[str] = Field(["pocket-27"], min_length=1, description="supervisors")
     strong_models: list[str] = Field(["pocket-64"], min_length=1, description="students and ceilings")
     intermediate_models: list[str] = Field([], description="teachers between weak and strong, for bootstrapping")
     conflicts: list[Conflict] = Field(

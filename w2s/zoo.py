@@ -35,7 +35,7 @@ CONTEXT = 512
 
 @dataclass(frozen=True)
 class Size:
-    """A rung of the ladder: width of the residual stream, attention heads (7 or 8 wide), blocks."""
+    """A rung of the ladder: width of the residual stream, attention heads (8 or 9 wide), blocks."""
 
     width: int
     heads: int
@@ -43,7 +43,7 @@ class Size:
 
 
 SIZES = {
-    "pocket-28": Size(28, heads=4),
+    "pocket-27": Size(27, heads=3),
     "pocket-32": Size(32, heads=4),
     "pocket-40": Size(40, heads=5),
     "pocket-48": Size(48, heads=6),
