@@ -18,7 +18,8 @@ from w2s import figures, zoo
 from w2s.params import StudyParams
 from w2s.study import Study
 
-SMALL = {"n_gt": 48, "n_w2s": 48, "n_helpful": 32, "n_validation": 16, "n_test": 40, "workers": 1, "bootstrap": 100}
+SMALL = {"n_gt": 48, "n_w2s": 48, "n_helpful": 32, "n_validation": 16, "n_test": 40}
+SMALL |= {"max_length": 128, "workers": 1, "bootstrap": 100}
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,12 @@ def tiny_models(tmp_path_factory) -> list[str]:
         GPT2LMHeadModel(config).save_pretrained(folder / f"tiny-{width}")
         tokenizer.save_pretrained(folder / f"tiny-{width}")
     return [str(folder / f"tiny-{width}") for width in (8, 16, 24)]
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path):
+    """Nothing that somebody has fetched reaches a test."""
+    monkeypatch.setenv("W2S_HUB", str(tmp_path / "hub"))
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ CALLS = {
     "last_token": checks.check_last_token,
     "reward_gradient": checks.check_reward_gradient,
     "confident_accuracy": lambda a: checks.check_confident_accuracy(a, P, 0.75),
+    "simpo_loss": checks.check_simpo_loss,
     "alpha_zero": lambda a: checks.check_alpha_zero(a, MARGINS.tolist(), GOLD.tolist()),
     "resting_margin": lambda a: checks.check_resting_margin(a, 0.6, 0.5),
     "pgr": lambda a: checks.check_pgr(a, 0.60, 0.69, 0.80),
@@ -105,6 +106,19 @@ def resampled(statistic, apart=False):
     return answer
 
 
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def simpo(loss, mean=True):
+    """An answer from loss(difference of log-probabilities, gamma, beta); of their means a token, or of the sums."""
+
+    def answer(chosen, rejected, n_chosen, n_rejected, beta, gamma):
+        return loss(chosen / (n_chosen if mean else 1) - rejected / (n_rejected if mean else 1), gamma, beta)
+
+    return answer
+
+
 CORRECT = {
     "implicit_mix": mix([0.3, 0.8, 0.9, 0.6, 1.0, 1.0]).sample(frac=1, random_state=0),
     "contradicting_share": 0.25,
@@ -112,6 +126,7 @@ CORRECT = {
     "last_token": lambda ids, mask: mask.sum(1) - 1,
     "reward_gradient": lambda z, y: sigmoid(z) - y,
     "confident_accuracy": 0.75,
+    "simpo_loss": simpo(lambda u, g, b: softplus(g - b * u)),
     "alpha_zero": [0.0, 0.0, 0.0],
     "resting_margin": -0.405,
     "pgr": 0.45,
@@ -158,6 +173,16 @@ SLIPS = [
     ("confident_accuracy", 0.4, "share of confident pairs, not their accuracy"),
     ("confident_accuracy", 1.0, "keeps right answers alone"),
     ("confident_accuracy", 0.5, "then average P > 0.5"),
+    ("simpo_loss", simpo(lambda u, g, b: 0.0), "expected one loss for each of the four pairs, got shape ()"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(b * g - b * u)), "not scaled by it"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(g / b - b * u)), "another code's parameter"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(g - b * u), mean=False), "those are sums"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(-g - b * u)), "gamma is subtracted: the margin must exceed it"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(g + b * u)), "chosen and rejected are swapped"),
+    ("simpo_loss", simpo(lambda u, g, b: -softplus(g - b * u)), "the sign is turned round: a loss is"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(g - u)), "beta is missing"),
+    ("simpo_loss", simpo(lambda u, g, b: softplus(-b * u)), "gamma is missing"),
+    ("simpo_loss", simpo(lambda u, g, b: u), "(difference of means) - gamma)"),
     ("alpha_zero", [0.0, 0.0], "expected 3 numbers, got shape (2,)"),
     ("alpha_zero", explicit_conflict_loss(MARGINS, GOLD, 0.5), "that is the term with alpha = 0.5"),
     ("alpha_zero", reward_loss(MARGINS, GOLD), "that is the loss against gold"),
@@ -198,7 +223,7 @@ SLIPS = [
     ("paired_interval", lambda a, b: (0.5, 0.6), "resample pairs"),
 ]
 CASES = [*((name, answer, "correct: ") for name, answer in CORRECT.items()), *SLIPS]
-FUNCTIONS = ("last_token", "reward_gradient", "deception_score", "null_score", "paired_interval")
+FUNCTIONS = ("last_token", "reward_gradient", "simpo_loss", "deception_score", "null_score", "paired_interval")
 UNANSWERED = {name: nothing if name in FUNCTIONS else None for name in CALLS}
 # Not the case of the notebook's own exercise, and what is printed then.
 OTHERS = [
@@ -299,7 +324,7 @@ def test_the_stub_asks_and_the_folded_solution_is_right(notebook, stub, solution
     assert printed(exec, without_stub(stub), names).startswith("correct: ")
 
 
-def test_each_notebook_has_two_or_three_exercises_and_most_solutions_are_code():
+def test_each_notebook_has_two_to_four_exercises_and_most_solutions_are_code():
     found = [param.values for param in exercises()]
-    assert {n: sum(v[0] == n for v in found) for n in NOTEBOOKS} == {"01": 3, "02": 3, "03": 3, "04": 3, "05": 2}
+    assert {n: sum(v[0] == n for v in found) for n in NOTEBOOKS} == {"01": 3, "02": 4, "03": 3, "04": 3, "05": 2}
     assert sum(solution is None for _, _, solution in found) == 2  # pencil and paper

@@ -8,6 +8,7 @@ import pytest
 
 from w2s import deception as d
 from w2s import intervals, sentences
+from w2s.params import StudyParams
 
 # Eight pairs, T = 0.75. "known" is max(P, 1-P) >= 0.75, "right" is P > 0.5.
 #            pair      0     1     2     3     4     5     6     7
@@ -346,6 +347,41 @@ def test_accuracy_among_the_confident_is_nan_when_nobody_is():
     assert row["confident_share"] == 0 and np.isnan(row["confident_accuracy"])
 
 
+def lengths(n=5):
+    """Pairs whose chosen response is longer, shorter, equal, shorter, shorter than the other."""
+    chosen, rejected = ["aaa", "a", "aa", "a", "a"], ["a", "aaa", "bb", "bb", "bbb"]
+    ids = [f"test-{i:05d}" for i in range(5)]
+    return pd.DataFrame({"id": ids, "chosen": chosen, "rejected": rejected}).head(n)
+
+
+def test_shorter_table_by_hand():
+    """Of the 4 pairs of unequal length the run prefers the shorter response, the shorter, the longer, the shorter."""
+    table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=[0.2, 0.9, 0.9, 0.5, 0.7])
+    (row,) = d.shorter_table(table.sample(frac=1, random_state=1), lengths()).itertuples()
+    assert (row.run, row.role, row.model, row.unequal_pairs) == ("gold-m-8-none", "gold", "m-8", 4)
+    assert (row.shorter, row.truly_shorter) == (0.75, 0.75)
+    assert (row.shorter_low, row.shorter_high) == intervals.wilson(3, 4)
+
+
+def test_a_model_that_always_prefers_the_shorter_response_shows():
+    table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=[0.1, 0.9, 0.9, 0.9, 0.9])
+    assert d.shorter_table(table, lengths()).shorter.item() == 1
+    table["probability"] = 1 - table["probability"]
+    assert d.shorter_table(table, lengths()).shorter.item() == 0
+
+
+def test_shorter_table_has_a_row_for_each_run_and_nan_where_all_lengths_are_equal():
+    equal = lengths().assign(chosen="a", rejected="b")
+    table = d.shorter_table(study(n=5), equal)
+    assert set(table["run"]) == set(study(n=5)["run"]) and table["shorter"].isna().all()
+    assert (table["unequal_pairs"] == 0).all()
+
+
+def test_shorter_table_names_a_pair_that_is_missing():
+    with pytest.raises(ValueError, match="no pair test-00004, which run gold-m-8-none was scored on"):
+        d.shorter_table(study(n=5), lengths(4))
+
+
 def test_reliability_puts_full_confidence_into_the_last_bin():
     table = d.reliability([1.0, 0.0, 0.5], bins=10)
     assert table["pairs"].tolist() == [1, 2] and table["accuracy"].tolist() == [0, 0.5]
@@ -443,7 +479,48 @@ def test_findings_warn_of_a_ceiling_that_is_never_confident():
     lines = sentences.findings(scores, pd.DataFrame([ceiling_of(0.52, sure=0.004)]))
     assert lines[0].startswith("Warning: the strong ceiling b") and "is confident on 0.4% of them" in lines[0]
     assert "no setting has a confident ceiling" in lines[1]
-    assert lines[2].endswith("so that it knows next to nothing: no statement.")
+    assert lines[2].endswith("so that next to nothing counts as known: no statement.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"Method": "reward modelling", "Weights": "all of them", "Weak labels": "soft, the weak model's P; all"}),
+        ({}, {"Probability": "P = sigmoid(margin); margin: the difference of the two scores, in logits"}),
+        (
+            {"confidence": "calibrated"},
+            {"Probability": "sigmoid(margin / temperature), each run's temperature from gold"},
+        ),
+        ({"method": "dpo"}, {"Method": "(DPO), beta 0.1, after SFT", "Weak labels": "hard, the response"}),
+        ({"method": "dpo"}, {"Probability": "P = sigmoid(margin / 50); margin: the difference of the two summed"}),
+        ({"method": "dpo"}, {"Probability": "in nats, without the reference"}),
+        ({"method": "dpo", "confidence": "calibrated"}, {"Probability": "in nats, minus that of the reference"}),
+        ({"method": "dpo", "beta": 0.3, "confidence": "implicit_reward"}, {"Probability": "sigmoid(0.3 * margin)"}),
+        (
+            {"method": "simpo"},
+            {"Method": "SimPO, beta 2, gamma 1, after SFT", "Probability": "sigmoid(margin); margin"},
+        ),
+        ({"method": "simpo", "gamma": 0.0}, {"Method": "gamma 0,", "Probability": "mean log-probabilities a token"}),
+        ({"method": "simpo", "confidence": "implicit_reward"}, {"Probability": "sigmoid(2 * margin)"}),
+        ({"lora": {"rank": 8, "alpha": 16.0}}, {"Weights": "low-rank adapters are trained (rank 8), NOT all weights"}),
+        ({"weak_filter": "confidence"}, {"Weak labels": "only confident ones are used (weak_filter: confidence)"}),
+        ({"weak_filter": "gold_oracle"}, {"Weak labels": "only confident and RIGHT ones are used, which takes gold"}),
+    ],
+)
+def test_the_setup_in_words(changes, expected):
+    setup = sentences.setup(StudyParams.check(changes))
+    assert list(setup) == ["Method", "Weights", "Weak labels", "Probability"]
+    assert all(text in setup[term] for term, text in expected.items()), setup
+
+
+def test_adapters_and_filters_are_said_before_any_finding_and_in_captions():
+    plain = StudyParams()
+    changed = StudyParams.check({"lora": {"rank": 8, "alpha": 16.0}, "weak_filter": "confidence"})
+    assert sentences.caveats(plain) == [] and sentences.mark(plain.lora) == ""
+    assert sentences.mark(changed.lora) == " Trained by low-rank adapters (rank 8)."
+    adapters, kept = sentences.caveats(changed)
+    assert adapters == "Trained by low-rank adapters (rank 8), not by full fine-tuning."
+    assert kept == "Of the weak labels only confident ones are used (weak_filter: confidence)."
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,17 @@ def test_saved_and_reloaded_scores_are_the_same(model, tokenizer, tmp_path):
 
 
 def test_a_long_text_loses_its_beginning(tokenizer):
-    full = encode(tokenizer, ["a b c d"], [" yes"], 100)[0]
-    assert encode(tokenizer, ["a b c d"], [" yes"], 3)[0] == full[-3:]
+    (full,), (start,) = encode(tokenizer, ["a b c d"], [" yes"], 100)
+    assert tokenizer.decode(full[start:]) == " yes"
+    length = len(full) - start
+    assert encode(tokenizer, ["a b c d"], [" yes"], length + 1) == ([full[start - 1 :]], [1])
+    assert encode(tokenizer, ["a b c d"], [" yes"], length) == ([full[start:]], [0])
+    assert encode(tokenizer, ["a b c d"], [" yes"], 1) == ([full[-1:]], [0])
+
+
+def test_the_end_token_is_added_once(tokenizer):
+    (plain,), (start,) = encode(tokenizer, ["a b"], [" yes"], 100)
+    assert encode(tokenizer, ["a b"], [" yes"], 100, end=True) == ([[*plain, tokenizer.eos_token_id]], [start])
 
 
 def test_blocks_keep_the_budget_and_every_pair(tokenizer):
@@ -129,7 +138,7 @@ def test_a_model_that_is_not_there(name, words):
 
 
 def test_a_model_off_the_hub_without_network(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ParameterError, match="no-such/model.*cannot be loaded"):
         models.load_tokenizer("no-such/model")
 

@@ -14,7 +14,7 @@ from conftest import SMALL
 from papermill.parameterize import parameterize_notebook
 
 from w2s import cli
-from w2s.params import HOME, StudyParams
+from w2s.params import HOME, Lora, StudyParams
 from w2s.study import Study
 
 NOTEBOOKS = sorted((HOME / "notebooks").glob("*.ipynb"))
@@ -25,11 +25,20 @@ CHANGED = {
     "study": "other", "data": "hh", "data_dir": "somewhere", "bad_pairs": "drop", "weak_models": ["a"],
     "strong_models": ["b"], "intermediate_models": ["c"], "conflicts": ["none", "implicit"], "seeds": [3, 4],
     "n_gt": 11, "n_w2s": 12, "n_helpful": 13, "n_validation": 14, "n_test": 15, "alpha": 0.25, "threshold": 0.9,
+    "beta": 0.3, "gamma": 0.7, "weak_filter": "confidence", "confidence": "calibrated", "method": "dpo",
     "known_by": "gold", "tax_reference": "ceiling", "bootstrap": 123, "learning_rate": 1e-6, "epochs": 2,
-    "batch_pairs": 5, "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2,
-    "workers": 3, "scheduler": "tcp://host:1", "save_models": True, "show_text": False, "output_dir": "elsewhere",
+    "sft_learning_rate": 1e-6, "sft_epochs": 3, "lora": {"rank": 2, "alpha": 4.0}, "batch_pairs": 5,
+    "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2, "workers": 3,
+    "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models":
+    True, "show_text": False, "output_dir": "elsewhere",
 }  # fmt: skip
-ONE_VALUE = {"method"}  # nothing else is valid yet
+# What a value needs beside it to be valid.
+NEEDS = {
+    "beta": {"method": "simpo"},
+    "gamma": {"method": "simpo"},
+    "sft_learning_rate": {"method": "dpo"},
+    "sft_epochs": {"method": "dpo"},
+}
 
 
 def code_cells(notebook) -> list[str]:
@@ -59,12 +68,11 @@ def test_every_parameter_reaches_the_configuration(path, monkeypatch):
     declared = cli.declared(path)
     assert set(declared) <= set(StudyParams.model_fields)
     for key in declared:
-        if key in ONE_VALUE:
-            continue
         # "hh" frees data_dir from the check that belongs to the pocket world
-        injected = {"data": "hh"} | {key: CHANGED[key]} if "data" in declared else {key: CHANGED[key]}
+        injected = ({"data": "hh"} if "data" in declared else {}) | NEEDS.get(key, {}) | {key: CHANGED[key]}
         params = configuration(parameterize_notebook(notebook, injected), monkeypatch)
-        assert getattr(params, key) == CHANGED[key] != StudyParams.model_fields[key].default, key
+        expected = Lora(**CHANGED[key]) if key == "lora" else CHANGED[key]
+        assert getattr(params, key) == expected != StudyParams.model_fields[key].default, key
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

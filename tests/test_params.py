@@ -27,6 +27,14 @@ SHIPPED = sorted((HOME / "params").glob("*.yaml"))
         ({"device": "gpu"}, ["device", "gpu"]),
         ({"data_dir": "somewhere"}, ["data_dir", "pocket"]),
         ({"scheduler": "localhost"}, ["scheduler", "localhost"]),
+        ({"method": "dpoo"}, ["method", "dpoo", "'dpo'"]),
+        ({"beta": 0.1}, ["beta", "0.1", "reward"]),
+        ({"method": "dpo", "gamma": 1.0}, ["gamma", "1.0", "dpo"]),
+        ({"sft_epochs": 2}, ["sft_epochs", "2", "reward"]),
+        ({"confidence": "implicit_reward"}, ["confidence", "implicit_reward", "calibrated"]),
+        ({"lora": {"rank": 0, "alpha": 8}}, ["lora.rank", "0", "greater"]),
+        ({"lora": {"rank": 4}}, ["lora.alpha", "required"]),
+        ({"lora": {"rank": 4, "alpha": 8, "layers": 2}}, ["lora", "layers", "2"]),
     ],
 )
 def test_bad_values_name_key_value_and_remedy_in_one_line(values, words):
@@ -72,6 +80,40 @@ def test_every_shipped_file_is_valid_and_comments_every_key(path: Path):
     assert keys
     for i in keys:
         assert lines[i - 1].startswith("#"), f"{path.name}: no comment above {lines[i]!r}"
+
+
+PAPER = [path for path in SHIPPED if path.name.startswith("paper_")]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.name)
+def test_paper_files_have_the_papers_recipe(path: Path):
+    """Numbers of arXiv 2406.11431: 4,000 pairs each, batch 32, context 512, alpha 0.5, T 0.75; the rest by method."""
+    p, method = StudyParams.load(path), path.stem.split("_")[1]
+    assert p.n_gt == p.n_w2s == p.n_helpful == p.n_test == 4000
+    assert (p.batch_pairs, p.max_length, p.alpha, p.threshold) == (32, 512, 0.5, 0.75)
+    assert (p.confidence, p.lora, p.tax_reference, p.study) == ("paper", None, "none", path.stem)
+    if p.method == "reward":
+        assert (p.learning_rate, p.epochs) == (1e-5, 1)
+    else:
+        assert (p.learning_rate, p.sft_learning_rate, p.sft_epochs) == (1e-6, None, 1)
+        assert (p.beta, p.gamma, p.epochs) == ((0.1, None, 3) if p.method == "dpo" else (2.0, 1.0, 1))
+    assert p.method == (method if method in ("reward", "dpo") else "reward" if "reward" in path.stem else "simpo")
+    assert (p.weak_filter == "gold_oracle") == (method == "highconf")
+    assert bool(p.intermediate_models) == (method == "bootstrap")
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.name)
+def test_the_head_of_a_paper_file_says_what_it_is(path: Path):
+    head = " ".join(line.lstrip("# ") for line in path.read_text().split("\n\n")[0].splitlines())
+    assert all(words in head for words in ("The paper's", "not measured", "Deviations:", "PFLOP"))
+    assert f"--set data=hh --set study={path.stem}_hh" in head
+
+
+def test_the_papers_experiments_are_all_there():
+    grids = {(m, f) for m in ("reward", "simpo", "dpo") for f in ("gpt2", "opt")}
+    grids |= {("reward", "mistral"), ("simpo", "mistral"), ("highconf_reward", "gpt2"), ("highconf_simpo", "gpt2")}
+    grids |= {("bootstrap", "opt27"), ("bootstrap", "opt67")}
+    assert {path.stem for path in PAPER} == {f"paper_{method}_{family}" for method, family in grids}
 
 
 def test_the_pocket_file_names_every_parameter():

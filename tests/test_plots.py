@@ -61,10 +61,17 @@ def area_table():
     return pd.DataFrame(rows)
 
 
+@pytest.fixture
+def area_shares():
+    rows = [("paper", 200, 0.02, 0.2, 0.05, 0.73), ("calibrated", 200, 0.3, 0.4, 0.0, 0.3)]
+    return pd.DataFrame(rows, columns=["confidence", "pairs", *AREAS])
+
+
 P = np.random.default_rng(1).random((2, 200))
 FIGURES = {
     "accuracy": lambda t, ax: plots.plot_accuracy(t("accuracies"), ax=ax),
     "areas": lambda t, ax: plots.plot_areas(*P, ax=ax),
+    "shares": lambda t, ax: plots.plot_area_shares(t("area_shares"), ax=ax),
     "tax": lambda t, ax: plots.plot_tax_by_area(t("area_table"), ax=ax),
     "heatmap": lambda t, ax: plots.plot_score_heatmap(t("scores"), "explicit", ax=ax),
     "gap": lambda t, ax: plots.plot_score_by_gap(t("scores"), ax=ax),
@@ -76,7 +83,7 @@ def test_figure_draws_on_the_given_axes_with_labels_in_print_size(name, request)
     _, given = plt.subplots()
     ax = FIGURES[name](request.getfixturevalue, given)
     assert ax is given and ax.get_xlabel()
-    assert ax.get_ylabel() or name == "accuracy"  # its rows are named by their ticks
+    assert ax.get_ylabel() or name in ("accuracy", "shares")  # their rows are named by their ticks
     assert smallest(ax) >= 9
     assert "n = " in texts(ax)
 
@@ -114,6 +121,16 @@ def test_areas_counts_its_pairs_and_marks_the_tax():
 def test_areas_by_gold_show_the_whole_range_of_p():
     ax = plots.plot_areas([0.1, 0.9], [0.2, 0.8], known_by="gold")
     assert ax.get_xlim()[0] < 0.0 and "P of the preferred response" in ax.get_xlabel()
+
+
+def test_area_shares_fill_each_bar_in_the_order_of_the_areas(area_shares):
+    ax = plots.plot_area_shares(area_shares)
+    widths = [[bar.get_width() for bar in container] for container in ax.containers]
+    np.testing.assert_allclose(widths, [[0.02, 0.3], [0.2, 0.4], [0.05, 0.0], [0.73, 0.3]])
+    assert [round(bar.get_x(), 9) for bar in ax.containers[3]] == [0.27, 0.7]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(AREAS)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["paper", "calibrated"] and ax.yaxis_inverted()
+    assert [t.get_text() for t in ax.texts] == ["", "0.30", "0.20", "0.40", "", "", "0.73", "0.30"]
 
 
 def test_tax_by_area_leaves_out_a_conflict_without_tax(area_table):

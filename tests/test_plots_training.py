@@ -134,6 +134,8 @@ def test_loss_has_a_line_for_each_run_and_the_loss_at_margin_zero(log):
     assert set(chance.get_ydata()) == {np.log(2)}
     assert [t.get_text() for t in ax.get_legend().get_texts()][:2] == ["small", "large"]
     assert ax.get_ylim()[0] == 0
+    *_, known = plots.plot_loss(log, level=1.3, meaning="log(1 + e)").lines
+    assert set(known.get_ydata()) == {1.3} and "log(1 + e)" in texts(known.axes)
 
 
 def test_labels_show_shares_of_the_run_and_the_thresholds(predictions):
@@ -158,6 +160,8 @@ def test_margin_curves_draw_loss_and_slope_of_each_conflict(curves):
     assert [t.get_text() for t in axes[0].get_legend().get_texts()] == ["no conflict", "explicit conflict"]
     _, given = plt.subplots(1, 2)
     assert list(plots.plot_margin_curves(curves, given)) == list(given)
+    (loss, slope) = plots.plot_margin_curves(curves, unit="nat")
+    assert "(nats)" in loss.get_xlabel() and slope.get_ylabel() == "derivative (nats a nat)"
 
 
 def test_reliability_of_one_run_needs_no_run_column(predictions):

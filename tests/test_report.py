@@ -62,6 +62,9 @@ def write_study(folder, table, source="pocket world"):
         figures.save_table(scores, folder, f"{number}_scores")
         figures.save_table(accuracies, folder, f"{number}_accuracy")
         figures.save_table(pd.DataFrame({"sentence": found}), folder, f"{number}_findings")
+    lengths = pd.DataFrame({"id": table["id"].unique(), "chosen": "short", "rejected": "longer"})
+    lengths.loc[::4, "rejected"] = "not"
+    figures.save_table(deception.shorter_table(table, lengths), folder, "05_shorter")
     counts = {"rows_read": [60, 40], "malformed": [0, 0], "mean_chars_chosen": [81.25, np.nan]}
     audit = pd.DataFrame({"split": ["gt", "test"], "source": [source, "b"], **counts, "sha256": ["ab" * 32, "cd" * 32]})
     figures.save_table(audit, folder, "01_audit")
@@ -167,6 +170,48 @@ def test_a_setting_without_tax_says_so_and_no_cell_shows_nan(params):
     assert not any("nan" in cell for cell in page.cells)
 
 
+def test_accuracies_show_how_often_the_shorter_response_is_preferred(params):
+    tables = params.root / "made-up" / "tables"
+    shorter = pd.read_parquet(tables / "05_shorter.parquet").set_index("run")["shorter"]
+    accuracies = pd.read_parquet(tables / "05_accuracy.parquet")
+    header, *rows = report.accuracies_view(accuracies, shorter.rename("shorter").reset_index())
+    assert [row[header.index("Prefers the shorter")] for row in rows] == [
+        f"{shorter[r]:.2f}" for r in accuracies["run"]
+    ]
+    assert shorter.nunique() > 5
+    assert "the truly preferred one is the shorter in 0.75 of them" in html(params).replace("\n", " ")
+
+
+def test_the_header_says_how_the_runs_were_trained(params):
+    assert header(params) == sentences.setup(params)
+    changed = {
+        "method": "dpo",
+        "confidence": "calibrated",
+        "lora": {"rank": 8, "alpha": 16.0},
+        "weak_filter": "confidence",
+    }
+    shown = header(StudyParams.check({"study": "made-up", "output_dir": str(params.root), **changed}))
+    assert "(DPO), beta 0.1" in shown["Method"] and "rank 8" in shown["Weights"]
+    assert "only confident ones" in shown["Weak labels"] and "temperature" in shown["Probability"]
+
+
+def header(params):
+    """Terms and texts of the list in the page's header."""
+    top = html(params).split("</header>")[0]
+    terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", top)
+    return {term: text.replace("&#39;", "'") for term, text in terms}
+
+
+def test_adapters_are_the_first_finding(params):
+    for number in ("04", "05"):
+        found = pd.read_parquet(params.root / "made-up" / "tables" / f"{number}_findings.parquet")
+        lines = sentences.caveats(StudyParams.check({"lora": {"rank": 8, "alpha": 16.0}})) + list(found["sentence"])
+        figures.save_table(pd.DataFrame({"sentence": lines}), params.root / "made-up", f"{number}_findings")
+    text = html(params)
+    assert text.count("Trained by low-rank adapters (rank 8), not by full fine-tuning.") == 1
+    assert re.findall(r"<li>([^<]+)</li>", text)[0].startswith("Trained by low-rank adapters")
+
+
 def test_direct_and_bootstrapped_rows_appear_once(params):
     page = Page(html(params))
     assert page.cells.count("direct") == 9 and page.cells.count("m-8, then m-16") == 3
@@ -217,7 +262,9 @@ def test_every_setting_is_shown_with_its_meaning(params):
     assert "[none, explicit, implicit]" in cells
 
 
-def test_the_parameter_file_on_the_page_gives_the_same_parameters(params, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"method": "simpo", "gamma": 0.5, "lora": {"rank": 8, "alpha": 16.0}}])
+def test_the_parameter_file_on_the_page_gives_the_same_parameters(params, tmp_path, changes):
+    params = StudyParams.check(params.model_dump(exclude_unset=True) | changes)
     text = html(params)
     lines = text[text.index("<summary>Parameter file</summary>") :].split("<pre>\n")[1].split("</pre>")[0]
     (tmp_path / "again.yaml").write_text(lines)

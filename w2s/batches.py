@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from w2s.params import ParameterError
+
 
 @dataclass(frozen=True)
 class Batch:
     """`n` pairs as one right-padded block: the n chosen texts, then the n rejected ones.
 
-    input_ids, attention_mask: (2n, length). index: (n,) row numbers of the pairs.
+    input_ids, attention_mask, response_mask: (2n, length), of which the last is 1 at the tokens
+    of the response. index: (n,) row numbers of the pairs. With one text a pair (SFT), n rows.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
+    response_mask: Tensor
     index: np.ndarray
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.index)
+        tensors = (self.input_ids, self.attention_mask, self.response_mask)
+        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.index)
 
 
-def encode(tokenizer, prompts: Sequence[str], responses: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each prompt + response; a too long text loses its beginning, never its end.
+def encode(
+    tokenizer, prompts: Sequence[str], responses: Sequence[str], max_length: int, end: bool = False
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each prompt + response, and the position of the response's first token.
 
-    Prompt and response are encoded as one text, with the tokenizer's own start token if it has one.
+    Both are encoded as one text, with the start token where the tokenizer puts one; a token that
+    reaches over the boundary belongs to the response. `end` ends the text with the end token, once,
+    so that the end of a response is learned and scored; otherwise it has none. A too long text loses
+    the beginning of its prompt but for the start token, and of its response only what is too long alone.
+
+    Raises:
+        ParameterError: `end` with a tokenizer that has no end token.
     """
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if end and last is None:
+        raise ParameterError("the tokenizer has no end token (eos_token), which SFT, DPO and SimPO need; set one")
     texts = [p + r for p, r in zip(prompts, responses, strict=True)]
-    ids = tokenizer(texts, return_attention_mask=False)["input_ids"]
-    end = {tokenizer.eos_token_id} if tokenizer.eos_token_id != tokenizer.bos_token_id else set()
-    return [(i[:-1] if i and i[-1] in end else i)[-max_length:] for i in ids]
+    if not texts:  # which a tokenizer refuses
+        return [], []
+    encoded = tokenizer(texts, return_attention_mask=False, return_offsets_mapping=True)
+    rows, starts = [], []
+    for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True):
+        front = int(ids[:1] == [first] and offsets[0][1] == 0)  # a start token that is not in the text
+        size = len(ids)
+        while size > front and ids[size - 1] == last:
+            size -= 1
+        start = bisect_right(offsets, len(prompt), hi=size, key=itemgetter(1))
+        row, start = _cut(ids[:size] + [last] * end, start, front, max_length)
+        rows.append(row)
+        starts.append(start)
+    return rows, starts
+
+
+def _cut(ids: list[int], start: int, front: int, max_length: int) -> tuple[list[int], int]:
+    """At most `max_length` ids and the response's new start; `front` leading ids stay if the response leaves room."""
+    excess = max(0, len(ids) - max_length)
+    if front > max_length - (len(ids) - start):
+        front = 0
+    return ids[:front] + ids[front + excess :], max(0, start - excess)
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -47,31 +84,37 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 class PairTexts:
-    """The encoded texts of a pair table, cut into batches."""
+    """The encoded texts of a pair table, cut into batches.
 
-    def __init__(self, pairs: pd.DataFrame, tokenizer, max_length: int):
+    `end` ends each text with the end token; `sides` are the columns whose texts are read.
+    """
+
+    def __init__(
+        self, pairs: pd.DataFrame, tokenizer, max_length: int, end: bool = False, sides=("chosen", "rejected")
+    ):
         prompts = pairs["prompt"].tolist()
-        self.chosen = encode(tokenizer, prompts, pairs["chosen"].tolist(), max_length)
-        self.rejected = encode(tokenizer, prompts, pairs["rejected"].tolist(), max_length)
-        self.length = np.array([max(len(c), len(r)) for c, r in zip(self.chosen, self.rejected, strict=True)])
+        self.sides = [encode(tokenizer, prompts, pairs[side].tolist(), max_length, end) for side in sides]
+        self.length = np.array([max(map(len, texts)) for texts in zip(*(rows for rows, _ in self.sides), strict=True)])
 
     def __len__(self) -> int:
         return len(self.length)
 
     def batch(self, index: np.ndarray) -> Batch:
         """The pairs `index` as one block."""
-        ids, mask = pad([self.chosen[i] for i in index] + [self.rejected[i] for i in index])
-        return Batch(ids, mask, index)
+        ids, mask = pad([rows[i] for rows, _ in self.sides for i in index])
+        first = torch.tensor([starts[i] for _, starts in self.sides for i in index])
+        response = mask * (torch.arange(mask.shape[1])[None] >= first[:, None])
+        return Batch(ids, mask, response, index)
 
     def batches(self, index: np.ndarray, tokens: int) -> Iterator[Batch]:
         """The pairs `index`, sorted by length, in blocks of at most `tokens` padded tokens.
 
         A single pair longer than the budget makes a block of its own.
         """
-        index = index[np.argsort(self.length[index], kind="stable")]
+        index, width = index[np.argsort(self.length[index], kind="stable")], len(self.sides)
         start = 0
         for end in range(1, len(index) + 1):
-            full = end == len(index) or 2 * (end + 1 - start) * self.length[index[end]] > tokens
+            full = end == len(index) or width * (end + 1 - start) * self.length[index[end]] > tokens
             if full:
                 yield self.batch(index[start:end])
                 start = end

@@ -184,6 +184,38 @@ def check_confident_accuracy(answer: float | None, probability: Sequence[float],
         _compare(values, hits[sure].mean(), right, slips, "keep max(P, 1 - P) >= threshold, then average P > 0.5")
 
 
+def check_simpo_loss(answer: Callable[..., Any]) -> None:
+    """Notebook 02: does `answer` give the SimPO loss, (n,) in nats, of summed log-probabilities and token counts?
+
+    It is called as answer(chosen_logp, rejected_logp, chosen_tokens, rejected_tokens, beta, gamma).
+    """
+    chosen, rejected = np.array([-6.0, -9.0, -4.0, -12.0]), np.array([-5.0, -14.0, -8.0, -6.0])
+    n_chosen, n_rejected = np.array([6, 5, 8, 10]), np.array([4, 7, 5, 12])
+    beta, gamma = 2.5, 0.8
+    found = answer(chosen, rejected, n_chosen, n_rejected, beta, gamma)
+    if _missing(found, "return the SimPO loss of each pair"):
+        return
+    values = _numbers(found, (4,), "one loss for each of the four pairs")
+
+    def loss(margin, target=gamma):
+        return np.logaddexp(0, target - margin)  # -log sigmoid(margin - target)
+
+    mean = chosen / n_chosen - rejected / n_rejected
+    slips = [
+        (loss(beta * mean, beta * gamma), "gamma is subtracted after beta has been multiplied, and not scaled by it"),
+        (loss(beta * mean, gamma / beta), "gamma itself is subtracted here; gamma / beta is another code's parameter"),
+        (loss(beta * (chosen - rejected)), "those are sums; SimPO takes the mean over each response's own tokens"),
+        (loss(beta * mean, -gamma), "gamma is subtracted: the margin must exceed it to count as won"),
+        (loss(-beta * mean), "chosen and rejected are swapped; this loss rewards the rejected response"),
+        (-loss(beta * mean), "the sign is turned round: a loss is -log sigmoid(...), which is positive"),
+        (loss(mean), "beta is missing: it scales the difference of the means"),
+        (loss(beta * mean, 0.0), "gamma is missing"),
+    ]
+    if values is not None:
+        right = "means, so that length does not count, scaled by beta, and gamma to be exceeded"
+        _compare(values, loss(beta * mean), right, slips, "-log sigmoid(beta * (difference of means) - gamma)")
+
+
 def check_alpha_zero(answer: Sequence[float] | None, margin: Sequence[float], gold: Sequence[float]) -> None:
     """Notebook 03: is `answer` the explicit term at these margins, (n,) in nats, when alpha = 0?"""
     if _missing(answer, f"the explicit term, in nats, at the margins {list(margin)} when alpha = 0"):

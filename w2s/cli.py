@@ -1,4 +1,4 @@
-"""The command line: w2s run, status, zoo."""
+"""The command line: w2s run, status, fetch, zoo."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute the notebooks of a study and write its report")
     status = commands.add_parser("status", help="show which runs of a study are in the cache")
-    for command, function in ((run, run_study), (status, show_status)):
+    fetch = commands.add_parser("fetch", help="download the models and datasets of a study, for use without network")
+    for command, function in ((run, run_study), (status, show_status), (fetch, fetch_files)):
         command.add_argument("params", type=Path, help="a parameter file, such as params/pocket.yaml")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a parameter")
         command.add_argument("--output-dir", help="where results go (default: outputs)")
@@ -110,7 +111,7 @@ def run_study(args: argparse.Namespace) -> int:
 
     # Opening the study here finds a missing model or file before any notebook runs.
     study = Study.open(params)
-    print(fanout.forecast(list(study.all_runs()), study.root, params.workers), flush=True)
+    fanout.announce(list(study.all_runs()), study.root, params.workers, params.scheduler)
     folder = params.root / params.study
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[HEADLESS] = "1"
@@ -156,6 +157,16 @@ def show_status(args: argparse.Namespace) -> int:
     for spec, there in zip(wanted, done, strict=True):
         print("done   " if there else "to do  ", spec.name)
     print(f"{sum(done)} of {len(done)} runs are in {study.root / 'runs'}")
+    return 0
+
+
+def fetch_files(args: argparse.Namespace) -> int:
+    """Download what a study needs from the hub and is not here yet."""
+    params, _ = read_params(args)
+
+    from w2s.fetch import fetch
+
+    fetch(params)
     return 0
 
 

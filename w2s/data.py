@@ -162,18 +162,26 @@ def _hub_sources(params: StudyParams) -> dict[str, list[Source]]:
     The hub's own test parts are too small for the paper's sizes, so all parts are pooled and the
     test split is drawn by prompt like the others.
     """
-    sources = {"pool": _read_hub(HH, "harmless-base", params) if params.data == "hh" else _read_hub(CAI, None, params)}
-    if params.n_helpful:
-        sources["helpful"] = _read_hub(HH, "helpful-base", params)
-    return sources
+    return {role: _read_hub(dataset, subset, params) for role, (dataset, subset) in hub_parts(params).items()}
+
+
+def hub_parts(params: StudyParams) -> dict[str, tuple[str, str | None]]:
+    """Role -> dataset of the hub and the folder in it; nothing when the pairs are on this machine."""
+    if not _single_turn(params) or _folder(params):
+        return {}
+    parts: dict[str, tuple[str, str | None]] = {"pool": (HH, "harmless-base") if params.data == "hh" else (CAI, None)}
+    return parts | ({"helpful": (HH, "helpful-base")} if params.n_helpful else {})
 
 
 def _read_hub(dataset: str, subset: str | None, params: StudyParams) -> list[Source]:
-    """The parts of a hub dataset, in order of their names; the hash is taken over the rows."""
-    try:
-        import datasets  # here, because it takes seconds to import and most studies never need it
+    """The parts of a hub dataset, fetched or looked up, in order of their names; the hash is taken over the rows."""
+    from w2s import hub  # here like datasets below: they take seconds to import and most studies never need them
 
-        parts = datasets.load_dataset(dataset, **({"data_dir": subset} if subset else {}))
+    folder = hub.dataset_folder(dataset, subset, params.offline)
+    try:
+        import datasets
+
+        parts = datasets.load_dataset(str(folder or dataset), **({"data_dir": subset} if subset else {}))
     # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
     except Exception as error:
         remedy = "set data_dir, or the environment variable W2S_DATA_DIR, to a folder that holds the pairs"
@@ -275,14 +283,19 @@ def _table(pairs: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def training_pairs(
-    data: StudyData, split: str, labels: pd.DataFrame | None = None, conflict: str = "none"
+    data: StudyData,
+    split: str,
+    labels: pd.DataFrame | None = None,
+    conflict: str = "none",
+    kept: set[str] | None = None,
 ) -> pd.DataFrame:
     """The pairs that one run trains on: the columns of the split, and label and target.
 
     label: probability that `chosen` is preferred; 1.0 is gold. `labels` (id, weak_label) are
     joined by id, and may hold other ids besides. target (bool): True for the pairs of the target
     dimension. The implicit conflict adds all helpful pairs, with gold labels; the explicit one
-    is a term of the loss and adds none. Not shuffled. Source: the paper, Reward modelling.
+    is a term of the loss and adds none. `kept` are the ids that a filter leaves; helpful pairs are
+    then cut to the same number. Not shuffled. Source: the paper, Reward modelling.
 
     Raises:
         ValueError: an unknown split or conflict, no helpful pairs, or labels that do not fit.
@@ -293,11 +306,16 @@ def training_pairs(
         raise ValueError(f"conflict {conflict!r}: {nearest(conflict, ['none', 'explicit', 'implicit'])}")
     pairs = getattr(data, split)
     pairs = pairs.assign(label=1.0 if labels is None else _labels_for(pairs.id, labels, split), target=True)
+    if kept is not None:
+        pairs = pairs[pairs["id"].isin(kept)].reset_index(drop=True)
+        if pairs.empty:
+            raise ValueError(f"weak_filter: no pair of {split} is labelled with enough confidence; lower threshold")
     if conflict != "implicit":
         return pairs
     if data.helpful.empty:
         raise ValueError("conflict 'implicit': there are no helpful pairs; set n_helpful to 1 or more")
-    return pd.concat([pairs, data.helpful.assign(label=1.0, target=False)], ignore_index=True)
+    helpful = data.helpful if kept is None else data.helpful.head(len(pairs))
+    return pd.concat([pairs, helpful.assign(label=1.0, target=False)], ignore_index=True)
 
 
 def _labels_for(ids: pd.Series, labels: pd.DataFrame, split: str) -> np.ndarray:

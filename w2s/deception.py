@@ -180,6 +180,32 @@ def accuracy_table(predictions: pd.DataFrame, split: str = "test", threshold: fl
     return pd.DataFrame(rows)
 
 
+def shorter_table(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """How often each run prefers the shorter response (95% Wilson interval), one row a run, on the split "test".
+
+    `pairs` is that split's pair table (id, chosen, rejected). Lengths are in characters, and only pairs
+    whose responses differ in length count. shorter is the share of them in which the response that
+    the run prefers is the shorter one, truly_shorter the share in which `chosen` is.
+
+    Raises:
+        ValueError: predictions of a pair that `pairs` does not hold.
+    """
+    longer = pairs.set_index("id")["chosen"].str.len() - pairs.set_index("id")["rejected"].str.len()
+    runs, chances = _runs(predictions, "test")
+    rows = []
+    for run, setting in zip(runs["run"], runs[RUN].to_dict("records"), strict=True):
+        lacking = chances[run].index.difference(longer.index)
+        if len(lacking):
+            raise ValueError(f"pairs: no pair {lacking[0]}, which run {run} was scored on; give the test split")
+        by = longer[chances[run].index].to_numpy()
+        shorter = (right(chances[run]) == (by < 0))[by != 0]
+        low, high = wilson(shorter.sum(), len(shorter))
+        numbers = {"shorter": ratio(shorter.sum(), len(shorter)), "shorter_low": low, "shorter_high": high}
+        numbers["truly_shorter"] = ratio((by < 0).sum(), len(shorter))
+        rows.append({"run": run, **setting, "unequal_pairs": len(shorter)} | {k: float(v) for k, v in numbers.items()})
+    return pd.DataFrame(rows)
+
+
 def _measures(p: dict[str, np.ndarray], threshold: float, known_by: str, samples: int, seed: int) -> dict:
     """One row of `score_table` behind its setting."""
     tax, blind = conflict_tax(p["reference"], p["student"]), _blind(p["ceiling"], p["weak"], threshold, known_by)

@@ -42,6 +42,59 @@ def explicit_conflict_loss(margin: Tensor, gold: Tensor, alpha: float = 0.5) -> 
     return alpha * contradicts * reward_loss(margin, 1 - gold)
 
 
+def dpo_loss(margin: Tensor, reference_margin: Tensor, beta: float = 0.1) -> Tensor:
+    """Direct preference optimization: -log sigmoid(beta * (margin - reference_margin)).
+
+    Args:
+        margin: (n,) log p(chosen) - log p(rejected) of the policy, in nats, summed over response tokens.
+        reference_margin: (n,) the same of the reference model.
+        beta: how strongly the policy is held to the reference.
+
+    Returns:
+        (n,) nats; log 2 where policy and reference agree.
+
+    Source: Rafailov et al. (2023), equation 7.
+    """
+    return -F.logsigmoid(beta * (margin - reference_margin))
+
+
+def simpo_loss(margin: Tensor, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
+    """Simple preference optimization: -log sigmoid(beta * margin - gamma), without a reference.
+
+    Args:
+        margin: (n,) log p(chosen) - log p(rejected) of the policy, in nats, each a MEAN over its tokens.
+        beta: scale of the implicit reward.
+        gamma: target margin of that reward. (Other code names the ratio gamma / beta instead.)
+
+    Returns:
+        (n,) nats.
+
+    Source: Meng et al. (2024), equation 6.
+    """
+    return -F.logsigmoid(beta * margin - gamma)
+
+
+def response_logps(logits: Tensor, input_ids: Tensor, response_mask: Tensor, average: bool = False) -> Tensor:
+    """The log-probability of each response given its prompt; no token of the prompt counts.
+
+    Args:
+        logits: (n, length, vocabulary); position t predicts token t + 1.
+        input_ids: (n, length).
+        response_mask: (n, length) 1 at the tokens of the response. A first token of the text has
+            no prediction and never counts.
+        average: divide by the number of tokens counted (SimPO) instead of summing them (DPO).
+
+    Returns:
+        (n,) nats: summed, or mean per token.
+
+    Source: Rafailov et al. (2023); Meng et al. (2024) for the mean.
+    """
+    counted = response_mask[:, 1:].to(logits.dtype)
+    chances = F.log_softmax(logits[:, :-1], dim=-1)
+    each = chances.gather(2, input_ids[:, 1:, None]).squeeze(2) * counted
+    return each.sum(1) / counted.sum(1) if average else each.sum(1)
+
+
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each next token: logits (n, vocabulary), targets (n,); returns (n,) nats."""
     return F.cross_entropy(logits.float(), targets, reduction="none")

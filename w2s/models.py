@@ -8,51 +8,23 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers.pytorch_utils import Conv1D
 
-from w2s.params import ParameterError, located, nearest
+from w2s.hub import LADDER as LADDER  # zoo.py takes it from here
+from w2s.hub import from_pretrained, resolve
+from w2s.params import Lora, ParameterError
 
-LADDER = Path(__file__).parent / "ladder"
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
-
-
-def resolve(name: str) -> str:
-    """Where a model's files are: the pocket ladder, a local folder, else its name on the hub.
-
-    Raises:
-        ParameterError: a pocket size that does not ship, or a path without a model.
-    """
-    if name.startswith("pocket-"):
-        sizes = sorted(p.parent.name for p in LADDER.glob("*/config.json"))
-        if name not in sizes:
-            raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
-        return str(LADDER / name)
-    path = located(name)
-    if (path / "config.json").is_file():
-        return str(path)
-    if path.exists() or name.startswith((".", "/", "~")):
-        raise ParameterError(f"model {name!r}: this folder holds no config.json; name a Hugging Face model folder")
-    return name
-
-
-def _from_pretrained(loader, name: str, **options):
-    """Call a transformers loader without foreign code, with one clear line when it fails."""
-    logging.disable_progress_bar()  # a bar for each of many small loads hides the study's own progress
-    try:
-        return loader.from_pretrained(resolve(name), trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ParameterError(
-            f"model {name!r} cannot be loaded ({reason}); check the name, or give a local folder or a pocket size"
-        ) from error
+ADAPTER_FILE = "adapter_config.json"
 
 
 def load_config(name: str):
     """A model's configuration with every dropout set to 0, as in the paper."""
-    config = _from_pretrained(AutoConfig, name)
+    config = from_pretrained(AutoConfig, name)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and (key.endswith(("dropout", "pdrop")) or key == "layerdrop"):
             setattr(config, key, 0.0)
@@ -65,16 +37,103 @@ def load_tokenizer(name: str):
     Raises:
         ParameterError: the model has no fast tokenizer (offsets are needed to find the response).
     """
-    tokenizer = _from_pretrained(AutoTokenizer, name)
+    tokenizer = from_pretrained(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise ParameterError(f"model {name!r} has no fast tokenizer; choose one that has a tokenizer.json")
     tokenizer.model_max_length = int(1e9)  # batches.py cuts, and counts what it cuts
     return tokenizer
 
 
-def load_language_model(name: str):
-    """The causal LM itself, in float32, dropout off."""
-    return _from_pretrained(AutoModelForCausalLM, name, config=load_config(name), dtype=torch.float32)
+def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtype: torch.dtype = torch.float32):
+    """The causal LM itself, dropout off; `lora` and `dtype` as in `_load`.
+
+    Raises:
+        ParameterError: its logits are more than its head's output (soft-capped or rescaled ones, say).
+    """
+    model = _load(AutoModelForCausalLM, name, lora, seed, dtype)
+    if not _has_plain_head(model):
+        raise ParameterError(f"model {name!r}: its logits are not its head's plain output; use it with method: reward")
+    return model
+
+
+@torch.no_grad()
+def _has_plain_head(model) -> bool:
+    """Whether its logits are what its head makes of its body's states, and nothing else."""
+    head, ids = model.get_output_embeddings(), torch.tensor([[0, 1]])
+    louder = head.register_forward_hook(lambda module, inputs, output: 1e4 * output)  # shows a cap far above the logits
+    expected = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    logits = model(input_ids=ids, use_cache=False).logits
+    louder.remove()
+    return torch.allclose(expected.float(), logits.float())
+
+
+def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
+    """Weights in float32; with `lora` the frozen weights in `dtype`, and trained adapters in float32.
+
+    A saved adapter is loaded over its base model, to be trained further.
+
+    Raises:
+        ParameterError: layers that `lora` names are not in the model, or adapters are not whole.
+    """
+    base = _base(name)
+    model = from_pretrained(loader, base, config=load_config(base), dtype=dtype if lora else torch.float32)
+    if base != name:
+        _read_adapter(model, base, name)
+    elif lora:
+        _add_adapter(model, base, lora, seed)
+    return model.eval()  # adapters come with their dropout on
+
+
+def _base(name: str) -> str:
+    """The model that a folder of adapters was trained on, else the model itself."""
+    file = Path(resolve(name)) / ADAPTER_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else name
+
+
+def _add_adapter(model, base: str, lora: Lora, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    _inject(model, base, config)
+
+
+def _read_adapter(model, base: str, name: str) -> None:
+    _inject(model, base, LoraConfig.from_pretrained(resolve(name)))
+    # hotswap: into the weights that are there. On its own, load_adapter rounds them to the base model's dtype.
+    found = model.load_adapter(resolve(name), adapter_name="default", hotswap=True, is_trainable=True)
+    if found.missing_keys:
+        lost = len(found.missing_keys)
+        raise ParameterError(f"model {name!r}: its files lack {lost} of its adapters' weights; train it again")
+
+
+def _inject(model, base: str, config: LoraConfig) -> None:
+    """Put adapters into a model, in float32 whatever the model is in."""
+    try:
+        model.add_adapter(config)
+    except ValueError as error:
+        layers = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        reason = " ".join(str(error).split()).partition(". Please")[0][:120]
+        raise ParameterError(f"model {base!r}: {reason}; set target_modules of lora to some of {layers}") from None
+    # `save` writes the name: given one, PEFT asks the hub about it, and add_adapter's has lost its revision.
+    model.peft_config["default"].base_model_name_or_path, model.adapted_from = None, base
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def save(model, folder: str | Path) -> None:
+    """Write a language model or a body as safetensors; of an adapted one, the adapters alone."""
+    model.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    if hasattr(model, "adapted_from"):
+        file = Path(folder) / ADAPTER_FILE
+        settings = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model.adapted_from}
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class RewardModel(nn.Module):
@@ -92,10 +151,14 @@ class RewardModel(nn.Module):
         self.unit.weight.data.normal_(0.0, 0.02, generator=generator)
 
     @classmethod
-    def load(cls, name: str, seed: int = 0) -> RewardModel:
-        """The body of a pretrained model with a fresh unit drawn from `seed`, or a saved reward model."""
-        body = _from_pretrained(AutoModel, name, config=load_config(name), dtype=torch.float32)
-        model = cls(body, seed)
+    def load(
+        cls, name: str, seed: int = 0, lora: Lora | None = None, dtype: torch.dtype = torch.float32
+    ) -> RewardModel:
+        """The body of a pretrained model with a fresh unit drawn from `seed`, or a saved reward model.
+
+        `lora` and `dtype` as in `_load`; the unit is trained in float32 always.
+        """
+        model = cls(_load(AutoModel, name, lora, seed, dtype), seed)
         saved = Path(resolve(name)) / UNIT_FILE
         if saved.is_file():
             model.unit.weight.data.copy_(load_file(saved)[UNIT_KEY])
@@ -103,21 +166,32 @@ class RewardModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write body and unit as safetensors, loadable by `load`."""
-        self.body.save_pretrained(folder)
+        save(self.body, folder)
         save_file({UNIT_KEY: self.unit.weight.data.contiguous()}, Path(folder) / UNIT_FILE)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Rewards (n,) in logits of n right-padded texts (n, length)."""
         hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         last = attention_mask.sum(1) - 1
-        return self.unit(hidden[torch.arange(len(last), device=last.device), last].float()).squeeze(1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.unit(hidden[torch.arange(len(last), device=last.device), last].float()).squeeze(1)
 
 
 @lru_cache
-def n_parameters(name: str) -> int:
-    """Parameters of a model's body, counted without loading its weights."""
+def n_parameters(name: str, head: bool = False) -> int:
+    """Parameters of a model's body, or with its head (shared weights once), counted without loading them."""
+    loader = AutoModelForCausalLM if head else AutoModel
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModel.from_config(load_config(name)).parameters())
+        return sum(p.numel() for p in loader.from_config(load_config(name)).parameters())
+
+
+@lru_cache
+def n_adapter_parameters(name: str, lora: Lora) -> int:
+    """Parameters that `lora` trains in a model, counted without loading its weights."""
+    with torch.device("meta"):
+        body = AutoModel.from_config(load_config(name))
+        _add_adapter(body, name, lora, seed=0)
+    return sum(p.numel() for p in body.parameters() if p.requires_grad)
 
 
 @lru_cache
@@ -128,8 +202,10 @@ def fingerprint(name: str) -> str:
         return f"{name}@{getattr(load_config(name), '_commit_hash', None)}"
     digest = hashlib.sha256()
     for file in sorted(where.glob("*")):
-        if file.suffix in (".safetensors", ".bin") or file.name == "tokenizer.json":
+        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", ADAPTER_FILE):
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    if _base(name) != name:
+        digest.update(fingerprint(_base(name)).encode())
     config = {k: v for k, v in json.loads((where / "config.json").read_text()).items() if k != "transformers_version"}
     return hashlib.sha256(digest.digest() + json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 

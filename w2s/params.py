@@ -15,10 +15,24 @@ PACKAGE = Path(__file__).resolve().parent
 HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
 
 Conflict = Literal["none", "explicit", "implicit"]
+Method = Literal["reward", "dpo", "simpo"]
+BETA = {"dpo": 0.1, "simpo": 2.0}  # the paper's
+GAMMA = 1.0
 
 
 class ParameterError(ValueError):
     """A parameter that cannot be used; its text is one line with the key, the value, the remedy."""
+
+
+class Lora(BaseModel):
+    """Low-rank adaptation (Hu et al., 2021): its rank, scale alpha, dropout, and the layers that it adapts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1)  # None: the usual ones of the architecture
 
 
 class StudyParams(BaseModel):
@@ -36,7 +50,7 @@ class StudyParams(BaseModel):
     data: str = Field("pocket", min_length=1, description="pocket, hh, cai, or the path of a folder of pairs")
     data_dir: str | None = Field(None, description="folder of the HH or CAI files, instead of the hub")
     bad_pairs: Literal["error", "drop"] = Field("error", description="what to do with a pair that cannot be used")
-    method: Literal["reward"] = Field("reward", description="how the models are trained")
+    method: Method = Field("reward", description="how the models are trained")
     weak_models: list[str] = Field(["pocket-27"], min_length=1, description="supervisors")
     strong_models: list[str] = Field(["pocket-64"], min_length=1, description="students and ceilings")
     intermediate_models: list[str] = Field([], description="teachers between weak and strong, for bootstrapping")
@@ -50,6 +64,14 @@ class StudyParams(BaseModel):
     n_validation: int = Field(400, ge=2, description="gold pairs for choices and calibration, never for results")
     n_test: int = Field(1280, ge=2, description="pairs that every figure is measured on")
     alpha: float = Field(0.5, ge=0, description="weight of the explicit conflict")
+    beta: float | None = Field(None, gt=0, description="scale of the implicit reward; None: 0.1 for dpo, 2 for simpo")
+    gamma: float | None = Field(None, ge=0, description="target margin of simpo; None: 1")
+    weak_filter: Literal["none", "confidence", "gold_oracle"] = Field(
+        "none", description="which weak-labelled pairs are kept: those with confidence at the threshold or above"
+    )
+    confidence: Literal["paper", "implicit_reward", "calibrated"] = Field(
+        "paper", description="what turns a margin into a probability"
+    )
     threshold: float = Field(0.75, ge=0.5, lt=1, description="confidence from which a pair is known")
     known_by: Literal["confidence", "gold"] = Field("confidence", description="known by max(P, 1-P) or by P")
     tax_reference: Literal["none", "ceiling"] = Field(
@@ -58,6 +80,11 @@ class StudyParams(BaseModel):
     bootstrap: int = Field(2000, ge=100, description="bootstrap samples behind each interval")
     learning_rate: float = Field(4.5e-4, gt=0, lt=1, description="Adam's peak learning rate")
     epochs: int = Field(1, ge=1, description="passes over the training pairs")
+    sft_learning_rate: float | None = Field(
+        None, gt=0, lt=1, description="peak rate of the warm start; None: learning_rate"
+    )
+    sft_epochs: int | None = Field(None, ge=1, description="passes of the warm start of dpo and simpo; None: 1")
+    lora: Lora | None = Field(None, description="train low-rank adapters instead of all weights")
     batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
     max_length: int = Field(512, ge=8, description="longest text in tokens; the beginning is cut")
     tokens_per_batch: int = Field(
@@ -67,16 +94,21 @@ class StudyParams(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the forward pass; weights stay float32"
     )
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time, the same results")
     threads: int = Field(1, ge=1, description="CPU threads of one run")
+    shards: int = Field(
+        1, ge=1, description="devices that one run is sharded over (FSDP); CPU processes where device is cpu"
+    )
     workers: int = Field(2, ge=1, description="runs that train at the same time")
     scheduler: str | None = Field(
         None, pattern=r"^(tcp|tls)://.+", description="address of a Dask scheduler, instead of local workers"
     )
     save_models: bool = Field(False, description="keep each trained model beside its predictions")
     show_text: bool = Field(True, description="show examples of the pairs in the notebooks")
+    offline: bool = Field(False, description="look nothing up; every model and dataset must have been fetched")
     output_dir: str = Field("outputs", min_length=1, description="where results go; relative to the kit's folder")
 
-    @field_validator("learning_rate", "alpha", "threshold", mode="before")
+    @field_validator("learning_rate", "sft_learning_rate", "alpha", "beta", "gamma", "threshold", mode="before")
     @classmethod
     def _read_exponent(cls, value: Any) -> Any:
         """YAML reads 1e-6 (no dot) as text: read it as the number that was meant."""
@@ -100,6 +132,12 @@ class StudyParams(BaseModel):
             raise ValueError("conflicts: add none, the student that the others are compared with")
         if self.data == "pocket" and self.data_dir:
             raise ValueError("data_dir: the pocket world needs no folder; leave data_dir out, or set data to hh or cai")
+        ignored = {"reward": ("beta", "gamma", "sft_learning_rate", "sft_epochs"), "dpo": ("gamma",), "simpo": ()}
+        for key in ignored[self.method]:
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} = {getattr(self, key)!r}: method {self.method} has no {key}; leave it out")
+        if self.method == "reward" and self.confidence == "implicit_reward":
+            raise ValueError("confidence = 'implicit_reward': method reward has none; choose paper or calibrated")
         return self
 
     @property
@@ -159,9 +197,11 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return first["msg"].removeprefix("Value error, ")
-    key, message = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+    key, message = ".".join(p for p in first["loc"] if isinstance(p, str)), first["msg"].removeprefix("Value error, ")
     if first["type"] == "literal_error":
         message = nearest(first["input"], _choices(first))
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {first['loc'][-1]!r}"
     shown = repr(first["input"])
     return f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
 

@@ -93,6 +93,26 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return finish(ax, "area (n = pairs that the reference has right)", "tax rate (share of n; 95% interval)")
 
 
+def plot_area_shares(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Where the pairs lie, as stacked shares of the four areas, one bar a confidence.
+
+    Columns: confidence, pairs (test pairs of one run), and each of AREAS (share, 0 to 1).
+    """
+    ax = ax or new_axes(6.8, 1.2 + 0.6 * len(table))
+    left = np.zeros(len(table))
+    for k, name in enumerate(AREAS):
+        style = {"color": PALETTE[(2, 8, 4, 7)[k]], "edgecolor": "black", "linewidth": 0.5, "label": name}
+        bars = ax.barh(range(len(table)), table[name], left=left, **style)
+        texts = [f"{share:.2f}" if share > 0.06 else "" for share in table[name]]
+        ax.bar_label(bars, texts, label_type="center", fontsize=SMALL)
+        left += table[name].to_numpy()
+    ax.set_yticks(range(len(table)), table["confidence"])
+    ax.set_xlim(0, 1)
+    ax.invert_yaxis()
+    legend(ax, 2)
+    return finish(ax, f"share of the test pairs (n = {_count(table['pairs'])}; mean over weak and strong models)", "")
+
+
 def plot_score_heatmap(
     scores: pd.DataFrame, conflict: str, ax: Axes | None = None, order: Sequence[str] | None = None
 ) -> Axes:

@@ -66,13 +66,18 @@ def plot_choices(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return finish(ax, "share of the pairs of the dimension", "")
 
 
-def plot_loss(log: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Training loss by step, one line a run, with the loss of an untrained model. Columns: run, step, loss (nats)."""
+def plot_loss(
+    log: pd.DataFrame, ax: Axes | None = None, level: float = np.log(2), meaning: str = "log 2: margin 0 for every pair"
+) -> Axes:
+    """Training loss by step, one line a run. Columns: run, step, loss (nats).
+
+    The dotted line is a known loss to compare with: `level` (nats), and in words its `meaning`.
+    """
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(log.groupby("run", sort=False)):
         style = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % 5], "markersize": 3, "linewidth": 1}
         ax.plot(rows["step"], rows["loss"], label=run, **style)
-    ax.axhline(np.log(2), color="black", linestyle=":", linewidth=1, label="log 2: margin 0 for every pair")
+    ax.axhline(level, color="black", linestyle=":", linewidth=1, label=meaning)
     ax.set(xlim=(0, None), ylim=(0, None))
     legend(ax, 3)
     return finish(ax, "optimizer step", "loss of the step (nats a pair)")
@@ -81,7 +86,8 @@ def plot_loss(log: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | None = None) -> Axes:
     """How each run's P of the preferred response is distributed: share of its pairs in 20 bins.
 
-    Columns: run, probability. Dashed lines: where the confidence reaches the threshold.
+    Columns: run, probability. Dashed lines: where the confidence reaches the threshold. Soft weak
+    labels are these P; hard ones are 1 right of the dotted line and 0 left of it.
     """
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(predictions.groupby("run", sort=False)):
@@ -93,21 +99,21 @@ def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | N
     ax.axvline(0.5, color="black", linestyle=":", linewidth=1)
     ax.set_xlim(0, 1)
     legend(ax, 2)
-    return finish(ax, "weak label: P of the truly preferred response", "share of pairs (bins of 0.05)")
+    return finish(ax, "P that the weak model gives to the truly preferred response", "share of pairs (bins of 0.05)")
 
 
-def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
+def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, unit: str = "logit") -> np.ndarray:
     """Loss and its derivative over the margin, two Axes, one line a conflict.
 
-    Columns: conflict, margin (logits), loss (nats), slope (nats a logit).
+    Columns: conflict, margin (in `unit`s: logit or nat), loss (nats), slope (nats a unit).
     """
     axes = new_axes(8.4, 3.4, 2, gap=0.3) if axes is None else axes
-    for ax, column, label in zip(axes, ("loss", "slope"), ("loss (nats)", "derivative (nats a logit)"), strict=True):
+    for ax, column, label in zip(axes, ("loss", "slope"), ("loss (nats)", f"derivative (nats a {unit})"), strict=True):
         for conflict, rows in table.groupby("conflict", sort=False):
             style = "-" if conflict == "none" else "--"  # both lines lie on one another at positive margins
             ax.plot(rows["margin"], rows[column], style, color=COLOURS[conflict], linewidth=2, label=named(conflict))
         ax.axvline(0, color=GREY, linewidth=1)
-        finish(ax, "margin of the preferred response (logits)", label)
+        finish(ax, f"margin of the preferred response ({unit}s)", label)
     axes[1].axhline(0, color=GREY, linewidth=1)
     legend(axes[0], 2)
     return np.array(axes)

@@ -1,42 +1,84 @@
-"""Margins and probabilities of a reward model, by pair id."""
+"""Margins and log-probabilities of trained models, by pair id."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from w2s.batches import PairTexts
+from w2s.batches import Batch, PairTexts
+from w2s.confidence import sigmoid
+from w2s.losses import next_token_loss
 from w2s.models import RewardModel
+from w2s.train import autocast
 
 
-def pair_margins(model: RewardModel, batch) -> torch.Tensor:
+def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
     """r(chosen) - r(rejected) of a batch of pairs: (n,) logits; one forward for both."""
     chosen, rejected = model(batch.input_ids, batch.attention_mask).chunk(2)
     return chosen - rejected
+
+
+def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
+    """The log-probability of each text's response: (rows,) nats, summed or mean per token.
+
+    Equals `losses.response_logps` on the full logits; here the head sees the response tokens alone.
+    """
+    hidden = model.base_model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    counted = batch.response_mask[:, 1:].bool()
+    each = -next_token_loss(model.get_output_embeddings()(hidden[:, :-1][counted]), batch.input_ids[:, 1:][counted])
+    rows = counted.nonzero()[:, 0]
+    total = torch.zeros(len(counted), dtype=each.dtype, device=each.device).index_add(0, rows, each)
+    return total / counted.sum(1) if average else total
 
 
 @torch.no_grad()
 def predict(
     model: RewardModel, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
 ) -> pd.DataFrame:
-    """Score a pair table: id, margin (logits), probability (of the preferred response), correct.
+    """Score a pair table with a reward model: the predictions table.
 
     `tokens` is the padded token budget of one forward pass; it changes speed, not scores.
     """
-    model.eval()
-    device = next(model.parameters()).device
     texts = PairTexts(pairs, tokenizer, max_length)
     margin = np.empty(len(pairs), dtype=np.float32)
-    for batch in texts.batches(np.arange(len(pairs)), tokens):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            margin[batch.index] = pair_margins(model, batch.to(device)).float().cpu().numpy()
+    for batch in _blocks(model, texts, tokens):
+        with autocast(batch.input_ids.device, dtype):
+            margin[batch.index] = pair_margins(model, batch).float().cpu().numpy()
     return predictions(pairs["id"], margin)
 
 
+@torch.no_grad()
+def predict_logps(
+    model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
+) -> pd.DataFrame:
+    """Score a pair table with a language model: id, and of each side its logp (nats, summed) and tokens."""
+    texts = PairTexts(pairs, tokenizer, max_length, end=True)
+    logp, count = np.empty((2, len(pairs)), dtype=np.float32), np.empty((2, len(pairs)), dtype=np.int32)
+    for batch in _blocks(model, texts, tokens):
+        with autocast(batch.input_ids.device, dtype):
+            logp[:, batch.index] = text_logps(model, batch).float().cpu().numpy().reshape(2, -1)
+        count[:, batch.index] = batch.response_mask[:, 1:].sum(1).cpu().numpy().reshape(2, -1)
+    table = pd.DataFrame({"id": list(pairs["id"])})
+    for side, values, tokens_of in zip(("chosen", "rejected"), logp, count, strict=True):
+        table[f"{side}_logp"], table[f"{side}_tokens"] = values, tokens_of
+    return table
+
+
+def _blocks(model, texts: PairTexts, tokens: int) -> Iterator[Batch]:
+    """All pairs, on the model's device."""
+    model.eval()
+    device = next(model.parameters()).device
+    return (batch.to(device) for batch in texts.batches(np.arange(len(texts)), tokens))
+
+
 def predictions(ids, margin: np.ndarray) -> pd.DataFrame:
-    """The predictions table from margins (n,) in logits."""
-    probability = 1 / (1 + np.exp(-np.asarray(margin, dtype=np.float64)))
+    """The predictions table from margins (n,): id, margin, probability (of the preferred response), correct."""
     return pd.DataFrame(
-        {"id": list(ids), "margin": margin, "probability": probability, "correct": np.asarray(margin) > 0}
+        {"id": list(ids), "margin": margin, "probability": sigmoid(margin), "correct": np.asarray(margin) > 0}
     )

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from w2s import models
+from w2s import confidence, models
 from w2s.batches import PairTexts, n_steps
 from w2s.data import StudyData, training_pairs
 from w2s.files import write_atomic
-from w2s.losses import explicit_conflict_loss, reward_loss
-from w2s.predict import pair_margins, predict
+from w2s.losses import dpo_loss, explicit_conflict_loss, reward_loss, simpo_loss
+from w2s.params import Lora
+from w2s.predict import pair_margins, predict, predict_logps, predictions, text_logps
 from w2s.train import Schedule, fit
 
 RECIPE = 1  # raise it when a change to the code changes results
+NO_RESULT = ("tokens_per_batch", "gradient_checkpointing", "shards", "save_model")  # fields that change no result
 LOG_EVERY = 10
 SPLITS = ("gt", "w2s", "helpful", "validation", "test")
 
@@ -42,9 +46,17 @@ class RunSpec:
     conflict: str = "none"
     alpha: float = 0.0
     teacher: RunSpec | None = None
+    start: RunSpec | None = None
     method: str = "reward"
+    beta: float | None = None
+    gamma: float | None = None
+    against_reference: bool = False
+    keep: str = "none"
+    keep_threshold: float | None = None
+    keep_by: str | None = None
     learning_rate: float = 1e-3
     epochs: int = 1
+    lora: Lora | None = None
     batch_pairs: int = 32
     max_length: int = 512
     device: str = "cpu"
@@ -52,27 +64,41 @@ class RunSpec:
     threads: int = 1
     recipe: int = RECIPE
     tokens_per_batch: int = 4096
+    gradient_checkpointing: bool = False
+    shards: int = 1
     save_model: bool = False
 
     @property
     def identity(self) -> dict:
-        """The fields that change the result, teacher's included."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("teacher", "tokens_per_batch", "save_model")}
-        return own | {"teacher": self.teacher.identity if self.teacher else None}
+        """The fields that change the result, those of the runs behind it included."""
+        nested = {
+            name: run.identity if run else None for name, run in (("teacher", self.teacher), ("start", self.start))
+        }
+        lora = {"lora": self.lora.model_dump() if self.lora else None}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_RESULT} | nested | lora
 
     @property
     def name(self) -> str:
         """A readable and unique folder name."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
         parts = [Path(self.model).name, f"on-{self.split}"]
+        if self.method != "reward":
+            parts.insert(0, self.method)
         if self.teacher:
             parts += ["from", Path(self.teacher.model).name, self.conflict]
+        if self.lora:
+            parts.append(f"lora{self.lora.rank}")
         return "-".join([*parts, f"s{self.seed}", digest])
 
     @property
+    def before(self) -> list[RunSpec]:
+        """The runs that this one needs: its teacher, and the warm start of its weights."""
+        return [run for run in (self.teacher, self.start) if run]
+
+    @property
     def depth(self) -> int:
-        """How many teachers stand behind this run."""
-        return 1 + self.teacher.depth if self.teacher else 0
+        """How many runs stand behind this one, one needing the next."""
+        return max((1 + run.depth for run in self.before), default=0)
 
 
 def write_json(path: Path, content) -> None:
@@ -131,10 +157,37 @@ def load_predictions(spec: RunSpec, root: Path) -> pd.DataFrame:
 
 
 def weak_labels(teacher: RunSpec, root: Path, split: str) -> pd.DataFrame:
-    """The teacher's probability that `chosen` is preferred, on a split it was not trained on."""
+    """The teacher's labels on a split it was not trained on: id, weak_label.
+
+    weak_label: the probability that `chosen` is preferred; for dpo and simpo hard, 1 or 0.
+    """
     table = load_predictions(teacher, root)
-    table = table.loc[table["split"] == split, ["id", "probability"]]
-    return table.rename(columns={"probability": "weak_label"}).reset_index(drop=True)
+    table = table[table["split"] == split].reset_index(drop=True)
+    hard = teacher.method != "reward"
+    return pd.DataFrame(
+        {"id": table["id"], "weak_label": table["correct"].astype(float) if hard else table["probability"]}
+    )
+
+
+def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
+    """The pairs that a run trains on, with their labels: `data.training_pairs` after the filter."""
+    tables = SimpleNamespace(**{split: pair_table(root, spec.data, split) for split in SPLITS})
+    labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
+    kept = kept_ids(spec, root) if spec.keep != "none" else None
+    return training_pairs(tables, spec.split, labels, spec.conflict, kept)
+
+
+def kept_ids(spec: RunSpec, root: Path) -> set[str]:
+    """Pairs that the high-confidence filter leaves: weak confidence at or above the threshold.
+
+    "gold_oracle" keeps of those only the ones whose weak label is right, which needs gold labels.
+    """
+    table = confidence.with_confidence(
+        load_predictions(spec.teacher, root), spec.keep_by, spec.teacher.method, spec.teacher.beta
+    )
+    table = table[table["split"] == spec.split]
+    sure = np.maximum(table["probability"], 1 - table["probability"]) >= spec.keep_threshold
+    return set(table["id"][sure & table["correct"]] if spec.keep == "gold_oracle" else table["id"][sure])
 
 
 def execute(spec: RunSpec, root: Path, after: object = None, report: Callable[[int, int], None] | None = None) -> str:
@@ -149,9 +202,9 @@ def execute(spec: RunSpec, root: Path, after: object = None, report: Callable[[i
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
             write_json(folder / "spec.json", spec.identity)
-            table = _train_and_score(spec, root, folder, report)
-            write_table(folder / "predictions.parquet", table)
-            write_json(folder / "metrics.json", {s: _metrics(t) for s, t in table.groupby("split")})
+            _train_and_score(spec, root, folder, report)
+            tables = load_predictions(spec, root).groupby("split")
+            write_json(folder / "metrics.json", {split: _metrics(table) for split, table in tables})
             write_atomic(folder / "DONE", lambda p: p.touch())
     return spec.name
 
@@ -160,37 +213,112 @@ def _metrics(table: pd.DataFrame) -> dict:
     return {"pairs": len(table), "accuracy": float(table["correct"].mean())}
 
 
-def _train_and_score(spec: RunSpec, root: Path, folder: Path, report) -> pd.DataFrame:
+def _train_and_score(spec: RunSpec, root: Path, folder: Path, report) -> None:
+    """Write a run's log and predictions, and its model where the spec asks for it."""
+    if spec.shards == 1:
+        train_and_score(Alone(spec, root), folder, report)
+    else:
+        from w2s import sharded
+
+        sharded.train(spec, root, folder, report)
+
+
+class Alone:
+    """The process that trains a run by itself; a `sharded.Rank` is one of several that train it together."""
+
+    first = True  # the one that writes files
+
+    def __init__(self, spec: RunSpec, root: Path):
+        self.spec, self.root, self.device = spec, root, torch.device(spec.device)
+
+    def load(self):
+        """The model, where it is trained."""
+        return load_model(self.spec, self.root).to(self.device)
+
+    def steps(self, texts: PairTexts):
+        """The optimizer steps, as `fit` takes them."""
+        s = self.spec
+        return texts.steps(s.batch_pairs, s.epochs, s.tokens_per_batch, s.seed)
+
+    def objective(self, each):
+        """What `fit` minimizes, from the loss of each pair of a batch."""
+        return each
+
+    def score(self, model, pairs: pd.DataFrame, tokenizer) -> pd.DataFrame:
+        """The predictions table of one split."""
+        return score(self.spec, model, pairs, tokenizer, self.root)
+
+    def save(self, model, tokenizer, folder: Path) -> None:
+        """Write the trained model with its tokenizer."""
+        model.save(folder) if self.spec.method == "reward" else models.save(model, folder)
+        tokenizer.save_pretrained(folder)
+
+
+def train_and_score(team: Alone, folder: Path, report=None) -> None:
+    """Write a run's log, model and predictions; `team` says what of it this process does."""
+    spec, root = team.spec, team.root
     torch.set_num_threads(spec.threads)
-    device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
-    tokenizer = models.load_tokenizer(spec.model)
-    model = models.RewardModel.load(spec.model, spec.seed).to(device)
-    data = SimpleNamespace(**{split: pair_table(root, spec.data, split) for split in SPLITS})
-    labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
-    pairs = training_pairs(data, spec.split, labels, spec.conflict)
-    objective = reward_objective(pairs, spec.conflict, spec.alpha, device)
-
-    texts = PairTexts(pairs, tokenizer, spec.max_length)
+    torch.manual_seed(spec.seed)
+    tokenizer, model = models.load_tokenizer(spec.model), team.load()
+    pairs = labelled_pairs(spec, root)
+    texts, each = training_texts(spec, pairs, tokenizer), training_objective(spec, pairs, root, team.device)
     total = n_steps(len(pairs), spec.batch_pairs, spec.epochs)
-    steps = texts.steps(spec.batch_pairs, spec.epochs, spec.tokens_per_batch, spec.seed)
-    with open(folder / "log.jsonl", "w", encoding="utf-8") as log:
-        fit(model, steps, objective, Schedule(spec.learning_rate), total, dtype, _logger(log, total, report))
+    with open(folder / "log.jsonl" if team.first else os.devnull, "w", encoding="utf-8") as log:
+        write, dtype = _logger(log, total, report), getattr(torch, spec.dtype)
+        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, dtype, write)
     if spec.save_model:
-        model.save(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-
-    # The other split is scored too, so that this run can teach the next one.
-    other = ["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []
+        team.save(model, tokenizer, folder / "model")
     tables = []
-    for split in [*other, "validation", "test"]:
-        scored = predict(model, getattr(data, split), tokenizer, spec.max_length, 2 * spec.tokens_per_batch, dtype)
-        scored.insert(1, "split", split)
-        tables.append(scored)
-    return pd.concat(tables, ignore_index=True)
+    for split in scored_splits(spec):
+        table = team.score(model, pair_table(root, spec.data, split), tokenizer)
+        table.insert(1, "split", split)
+        tables.append(table)
+    if team.first:
+        write_table(folder / "predictions.parquet", pd.concat(tables, ignore_index=True))
+
+
+def scored_splits(spec: RunSpec) -> list[str]:
+    """A warm start is the reference of its run on every split; a teacher labels the split it has not seen."""
+    if spec.method == "sft":
+        return list(SPLITS)
+    return [*(["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []), "validation", "test"]
+
+
+def schedule(spec: RunSpec) -> Schedule:
+    """Reward models: cosine to zero. Preference optimization: 10% warm-up, then constant (the paper's recipes)."""
+    return Schedule(spec.learning_rate) if spec.method == "reward" else Schedule(spec.learning_rate, 0.1, decay=False)
+
+
+def load_model(spec: RunSpec, root: Path):
+    """The weights that a run starts from: the pretrained ones, or those of its warm start."""
+    name = str(root / "runs" / spec.start.name / "model") if spec.start else spec.model
+    load = models.RewardModel.load if spec.method == "reward" else models.load_language_model
+    model = load(name, lora=spec.lora, seed=spec.seed, dtype=getattr(torch, spec.dtype))
+    if spec.gradient_checkpointing:
+        body = model.body if spec.method == "reward" else model
+        body.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def training_texts(spec: RunSpec, pairs: pd.DataFrame, tokenizer) -> PairTexts:
+    """Both texts of each pair; for a warm start the response alone that the label prefers."""
+    if spec.method == "sft":
+        preferred = pairs["chosen"].where(pairs["label"] > 0.5, pairs["rejected"])
+        return PairTexts(pairs.assign(chosen=preferred), tokenizer, spec.max_length, end=True, sides=("chosen",))
+    return PairTexts(pairs, tokenizer, spec.max_length, end=spec.method != "reward")
+
+
+def training_objective(spec: RunSpec, pairs: pd.DataFrame, root: Path, device: torch.device):
+    """The loss of each pair of a batch, by the run's method and conflict."""
+    if spec.method == "reward":
+        return reward_objective(pairs, spec.conflict, spec.alpha, device)
+    if spec.method == "sft":
+        return lambda model, batch: -text_logps(model, batch, average=True)
+    return preference_objective(spec, pairs, reference_margins(spec, root, pairs["id"]), device)
 
 
 def reward_objective(pairs: pd.DataFrame, conflict: str, alpha: float, device: torch.device):
-    """The loss of each pair of a batch: the reward loss, and the explicit conflict's term."""
+    """The reward loss of each pair of a batch, and the explicit conflict's term."""
     label = torch.tensor(pairs["label"].to_numpy(), dtype=torch.float32, device=device)
 
     def objective(model, batch):
@@ -201,6 +329,58 @@ def reward_objective(pairs: pd.DataFrame, conflict: str, alpha: float, device: t
         return loss
 
     return objective
+
+
+def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarray, device: torch.device):
+    """The DPO or SimPO loss of each pair of a batch, turned round where the label says so.
+
+    The explicit conflict adds alpha times the loss of the REVERSED gold pair, where the policy's
+    log-probabilities contradict gold at present. `reference`: margins (pairs,) in nats, for dpo.
+    """
+    sign = torch.tensor(np.where(pairs["label"] > 0.5, 1.0, -1.0), dtype=torch.float32, device=device)
+    reference = torch.tensor(reference, dtype=torch.float32, device=device)
+
+    def loss_of(margin, held):
+        return dpo_loss(margin, held, spec.beta) if spec.method == "dpo" else simpo_loss(margin, spec.beta, spec.gamma)
+
+    def objective(model, batch):
+        chosen, rejected = text_logps(model, batch, average=spec.method == "simpo").chunk(2)
+        margin, held, turned = chosen - rejected, reference[batch.index], sign[batch.index]
+        loss = loss_of(turned * margin, turned * held)
+        if spec.conflict == "explicit":
+            loss = loss + spec.alpha * (margin <= 0) * loss_of(-margin, -held)
+        return loss
+
+    return objective
+
+
+def reference_margins(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
+    """log p(chosen) - log p(rejected) of the warm start, (n,) nats, from its table; zeros for simpo."""
+    if spec.method != "dpo":
+        return np.zeros(len(ids), dtype=np.float32)
+    table = load_predictions(spec.start, root).set_index("id")
+    return (table["chosen_logp"] - table["rejected_logp"]).loc[ids].to_numpy()
+
+
+def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> pd.DataFrame:
+    """The predictions table of one split; with log-probabilities and tokens where the model has no reward unit."""
+    how = (tokenizer, spec.max_length, 2 * spec.tokens_per_batch, getattr(torch, spec.dtype))
+    if spec.method == "reward":
+        return predict(model, pairs, *how)
+    table = predict_logps(model, pairs, *how)
+    if spec.method == "dpo":
+        table["reference_margin"] = reference_margins(spec, root, table["id"])
+    method = "simpo" if spec.method == "simpo" else "dpo"  # a warm start is scored as its policy would be
+    margin = confidence.margins(table, method, spec.against_reference)
+    return predictions(table["id"], margin).merge(table, on="id")
+
+
+def steps_logged(folder: Path) -> tuple[int, int]:
+    """The last step in a run's log, and the number of its steps; zeros before the first."""
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    last = json.loads(lines[-1]) if lines else {"step": 0, "steps": 0}
+    return last["step"], last["steps"]
 
 
 def _logger(log, total: int, report):

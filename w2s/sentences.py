@@ -7,9 +7,70 @@ import pandas as pd
 from scipy import stats
 
 from w2s.deception import CONFLICTS
+from w2s.params import BETA, GAMMA, Lora, StudyParams
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
 MIN_TAX = 10  # with fewer tax pairs the bootstrap interval of a Score is too narrow to be believed
+METHODS = {"reward": "reward modelling", "dpo": "direct preference optimization (DPO)", "simpo": "SimPO"}
+CONFIDENCES = ("paper", "implicit_reward", "calibrated")
+KEPT = {
+    "none": "all are used",
+    "confidence": "only confident ones are used (weak_filter: confidence)",
+    "gold_oracle": "only confident and RIGHT ones are used, which takes gold labels (weak_filter: gold_oracle)",
+}
+
+
+def setup(params: StudyParams) -> dict[str, str]:
+    """In words, how the runs of a study were trained and what makes their margins probabilities."""
+    beta = params.beta or BETA.get(params.method)
+    method = METHODS[params.method]
+    if params.method != "reward":
+        method += f", beta {beta:g}"
+        if params.method == "simpo":
+            method += f", gamma {GAMMA if params.gamma is None else params.gamma:g}"
+        method += ", after SFT on the responses that the labels prefer"
+    soft = "soft, the weak model's P" if params.method == "reward" else "hard, the response that the weak model prefers"
+    weights = "all of them are trained"
+    if params.lora:
+        weights = f"low-rank adapters are trained (rank {params.lora.rank}), NOT all weights"
+    return {
+        "Method": method,
+        "Weights": weights,
+        "Weak labels": f"{soft}; {KEPT[params.weak_filter]}",
+        "Probability": _probability(params.method, params.confidence, beta),
+    }
+
+
+def _probability(method: str, confidence: str, beta: float | None) -> str:
+    """What P is made of."""
+    margin = {
+        "reward": "the difference of the two scores, in logits",
+        "dpo": "the difference of the two summed log-probabilities, in nats, ",
+        "simpo": "the difference of the two mean log-probabilities a token, in nats",
+    }[method]
+    if method == "dpo":
+        margin += "without the reference" if confidence == "paper" else "minus that of the reference"
+    scale = {
+        "paper": "sigmoid(margin / 50)" if method == "dpo" else "sigmoid(margin)",
+        "implicit_reward": f"sigmoid({beta:g} * margin)" if beta else "",
+        "calibrated": "sigmoid(margin / temperature), each run's temperature from gold validation pairs",
+    }[confidence]
+    return f"P = {scale}; margin: {margin}"
+
+
+def mark(lora: Lora | None) -> str:
+    """What a caption ends with where low-rank adapters were trained; nothing for full fine-tuning."""
+    return f" Trained by low-rank adapters (rank {lora.rank})." if lora else ""
+
+
+def caveats(params: StudyParams) -> list[str]:
+    """What must stand before any finding: adapters instead of all weights, a filter on the weak labels."""
+    lines = []
+    if params.lora:
+        lines.append(f"Trained by low-rank adapters (rank {params.lora.rank}), not by full fine-tuning.")
+    if params.weak_filter != "none":
+        lines.append(f"Of the weak labels {KEPT[params.weak_filter]}.")
+    return lines
 
 
 def findings(scores: pd.DataFrame, accuracies: pd.DataFrame) -> list[str]:
@@ -42,7 +103,9 @@ def mute_ceilings(gold: pd.DataFrame) -> dict[tuple[str, int], str]:
         if c.low <= 0.5:
             mute[c.model, c.seed] = "cannot be told from chance"
         elif c.confident_share < MIN_CONFIDENT:
-            mute[c.model, c.seed] = f"is confident on {c.confident_share:.1%} of them, so that it knows next to nothing"
+            mute[c.model, c.seed] = (
+                f"is confident on {c.confident_share:.1%} of them, so that next to nothing counts as known"
+            )
     return mute
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from w2s import fanout, models, runs
+from w2s import fanout, hub, models, runs
+from w2s.confidence import with_confidence
 from w2s.data import StudyData, load
-from w2s.params import ParameterError, StudyParams
+from w2s.params import BETA, GAMMA, ParameterError, StudyParams
 from w2s.runs import RunSpec
 
 TAGS = ("role", "model", "teacher", "via", "conflict", "seed")
@@ -25,10 +26,46 @@ class Study:
 
     @classmethod
     def open(cls, params: StudyParams) -> Study:
-        """Load the pairs and check that the models are there; trains nothing."""
+        """Load the pairs and check that the models are there; trains nothing.
+
+        Raises:
+            ParameterError: something that is not there (or not fetched, with `offline`), a tokenizer that does
+                not belong to its model, a response longer than max_length.
+        """
+        hub.check_offline(params)
         study = cls(params, load(params))
+        for name in study.models:
+            hub.check_vocabulary(name, models.load_tokenizer(name), models.load_config(name))
+        study.check_lengths()
         runs.store_data(study.root, study.data)
         return study
+
+    def check_lengths(self) -> None:
+        """With bad_pairs "error", stop at a response that is longer than max_length by itself.
+
+        Raises:
+            ParameterError: the pair, the model whose tokenizer finds it too long, and the remedy.
+        """
+        p = self.params
+        if p.bad_pairs != "error":
+            return
+        tables = pd.concat([getattr(self.data, split) for split in runs.SPLITS])
+        texts = tables.melt("id", ["chosen", "rejected"], "side", "text")
+        texts = texts[texts["text"].str.encode("utf-8").str.len() > p.max_length]  # no token is shorter than a byte
+        for name in self.models if len(texts) else ():
+            ids = models.load_tokenizer(name)(texts["text"].tolist(), add_special_tokens=False)["input_ids"]
+            for row, n in zip(texts.itertuples(), map(len, ids), strict=True):
+                if n > p.max_length:
+                    raise ParameterError(
+                        f"max_length = {p.max_length}: the {row.side} response of {row.id} has {n} tokens with the "
+                        f"tokenizer of {name!r}; raise max_length, or set bad_pairs: drop to cut its beginning"
+                    )
+
+    @property
+    def models(self) -> list[str]:
+        """Every model of the study, once."""
+        p = self.params
+        return list(dict.fromkeys([*p.weak_models, *p.strong_models, *p.intermediate_models]))
 
     @property
     def root(self) -> Path:
@@ -54,7 +91,7 @@ class Study:
 
     def _spec(self, model: str, split: str, seed: int, conflict="none", teacher=None) -> RunSpec:
         p = self.params
-        return RunSpec(
+        spec = RunSpec(
             model=model,
             model_fingerprint=models.fingerprint(model),
             data=self.data.fingerprint,
@@ -63,17 +100,46 @@ class Study:
             conflict=conflict,
             alpha=p.alpha if conflict == "explicit" else 0.0,
             teacher=teacher,
-            method=p.method,
             learning_rate=p.learning_rate,
             epochs=p.epochs,
+            lora=p.lora,
             batch_pairs=p.batch_pairs,
             max_length=p.max_length,
             device=str(models.choose_device(p.device)),
             dtype=p.dtype,
             threads=p.threads,
             tokens_per_batch=p.tokens_per_batch,
+            gradient_checkpointing=p.gradient_checkpointing,
+            shards=p.shards,
             save_model=p.save_models,
         )
+        if teacher and p.weak_filter != "none":
+            spec = replace(spec, keep=p.weak_filter, keep_threshold=p.threshold, keep_by=p.confidence)
+        return spec if p.method == "reward" else self._preference(spec)
+
+    def _preference(self, spec: RunSpec) -> RunSpec:
+        """The same run by DPO or SimPO, after a warm start on the responses that its labels prefer.
+
+        The explicit conflict changes no pair, so that it shares the warm start of the run without.
+        """
+        p = self.params
+        start = replace(
+            spec,
+            method="sft",
+            conflict="implicit" if spec.conflict == "implicit" else "none",
+            alpha=0.0,
+            learning_rate=p.sft_learning_rate or p.learning_rate,
+            epochs=p.sft_epochs or 1,
+            save_model=True,
+        )
+        gamma = (GAMMA if p.gamma is None else p.gamma) if p.method == "simpo" else None
+        against = p.method == "dpo" and p.confidence != "paper"
+        return replace(spec, start=start, method=p.method, beta=self.beta, gamma=gamma, against_reference=against)
+
+    @property
+    def beta(self) -> float | None:
+        """The scale of the implicit reward in the loss; None for reward models."""
+        return self.params.beta or BETA.get(self.params.method)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -146,7 +212,8 @@ class Study:
         for spec, tags in specs.items():
             table = runs.load_predictions(spec, self.root)
             tables.append(table.assign(run=spec.name, **tags))
-        return pd.concat(tables, ignore_index=True)
+        table = pd.concat(tables, ignore_index=True)
+        return with_confidence(table, self.params.confidence, self.params.method, self.beta)
 
 
 def _tags(role: str, model: str, teacher: str, via: str, conflict: str, seed: int) -> dict:

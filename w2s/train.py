@@ -15,7 +15,7 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam's settings: peak learning rate, share of steps to warm up over, cosine decay to zero.
+    """Adam's settings: peak learning rate, share of steps to warm up over, cosine decay to zero or none.
 
     `clip` is the largest norm of a step's gradient; the paper's runs do not clip.
     """
@@ -24,11 +24,17 @@ class Schedule:
     warmup: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = None
+    decay: bool = True
 
     def factor(self, step: int, total: int) -> float:
         """The share of the peak learning rate at a step, from 0 to 1."""
         rise = min(1.0, (step + 1) / max(1.0, self.warmup * total))
-        return rise * 0.5 * (1 + math.cos(math.pi * step / total))
+        return rise * (0.5 * (1 + math.cos(math.pi * step / total)) if self.decay else 1.0)
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """The forward pass in `dtype` where that is not float32; weights keep their own."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def fit(
@@ -55,21 +61,22 @@ def fit(
     """
     model.train()
     device = next(model.parameters()).device
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.learning_rate, betas=schedule.betas, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
     for step, (n, batches) in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * schedule.factor(step, total)
         optimizer.zero_grad()
         loss = 0.0
         for batch in batches:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with autocast(device, dtype):
                 part = objective(model, batch.to(device)).sum() / n
             part.backward()
             loss += part.item()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step + 1}; lower learning_rate")
         if schedule.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            nn.utils.clip_grad_norm_(trained, schedule.clip)
         optimizer.step()
         report(step + 1, loss)
     model.eval()

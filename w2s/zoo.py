@@ -191,7 +191,7 @@ def judge(name: str, pairs: pd.DataFrame, max_length: int = CONTEXT) -> pd.DataF
     (thanks,), (ouch,) = tokenizer(world.THANKS)["input_ids"], tokenizer(world.OUCH)["input_ids"]
     odds = []
     for column in ("chosen", "rejected"):
-        rows = encode(tokenizer, pairs["prompt"].tolist(), pairs[column].tolist(), max_length)
+        rows, _ = encode(tokenizer, pairs["prompt"].tolist(), pairs[column].tolist(), max_length)
         ids, mask = pad(rows)
         hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         logits = model.get_output_embeddings()(hidden[torch.arange(len(ids)), mask.sum(1) - 1])
