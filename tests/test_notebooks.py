@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -119,6 +120,26 @@ def executed(tiny_models, tmp_path_factory):
     status = subprocess.run([sys.executable, "-m", "w2s.cli", "run", str(file)], capture_output=True, text=True)
     assert status.returncode == 0, status.stdout[-3000:] + status.stderr[-3000:]
     return folder / "tiny", file, status.stdout
+
+
+PREFERENCE = {
+    "dpo": {"confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}, "weak_filter": "confidence", "threshold": 0.5},
+    "simpo": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("method", PREFERENCE)
+def test_all_five_run_by_preference_optimization(method, executed, tiny_models, tmp_path):
+    _, file, _ = executed
+    values = yaml.safe_load(file.read_text()) | {"method": method, "study": method, "output_dir": str(tmp_path)}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values | {"seeds": [3]} | PREFERENCE[method]))
+    command = [sys.executable, "-m", "w2s.cli", "run", str(tmp_path / "p.yaml")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    report = (tmp_path / method / "report.html").read_text()
+    assert ("adapters (rank 2)" in report) == ("lora" in PREFERENCE[method])
+    predictions = pd.read_parquet(tmp_path / method / "tables" / "predictions.parquet")
+    assert predictions["run"].str.startswith(method).all() and np.isfinite(predictions["margin"]).all()
 
 
 def test_a_study_leaves_notebooks_tables_figures_and_report(executed):

@@ -72,7 +72,7 @@ def read_params(args: argparse.Namespace) -> tuple[StudyParams, dict[str, Any]]:
     if args.output_dir:
         overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
     params = StudyParams.load(args.params, **overrides)
-    return params, {key: getattr(params, key) for key in params.model_fields_set}
+    return params, params.model_dump(mode="json", exclude_unset=True)
 
 
 def declared(notebook: Path) -> list[str]:
