@@ -104,8 +104,16 @@ def test_no_cell_rebinds_a_parameter(path):
         assert not (bound - inside) & set(cli.declared(path)), source
 
 
+def test_extensions_run_when_they_are_asked_for():
+    def planned(**given):
+        return [path.stem for path, _ in cli.plan(given)]
+
+    assert [name[:2] for name in planned()] == ["01", "02", "03", "04", "05"]
+    assert planned(extensions=["controls"]) == [*planned(), "06_controls"]
+
+
 def test_every_parameter_is_known_to_a_notebook():
-    known = {key for path in NOTEBOOKS for key in cli.declared(path)}
+    known = {key for path in NOTEBOOKS for key in cli.declared(path)} | {"extensions"}  # which w2s run reads itself
     assert known == set(StudyParams.model_fields)
 
 
@@ -114,7 +122,7 @@ def executed(tiny_models, tmp_path_factory):
     """A tiny study through the command line: its folder, its parameter file, its exit status."""
     folder = tmp_path_factory.mktemp("executed")
     values = SMALL | {"study": "tiny", "weak_models": tiny_models[:1], "strong_models": tiny_models[1:]}
-    values |= {"intermediate_models": tiny_models[1:2], "output_dir": str(folder), "max_length": 128}
+    values |= {"intermediate_models": tiny_models[1:2], "output_dir": str(folder), "extensions": ["controls"]}
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     status = subprocess.run([sys.executable, "-m", "w2s.cli", "run", str(file)], capture_output=True, text=True)
@@ -132,7 +140,8 @@ PREFERENCE = {
 def test_all_five_run_by_preference_optimization(method, executed, tiny_models, tmp_path):
     _, file, _ = executed
     values = yaml.safe_load(file.read_text()) | {"method": method, "study": method, "output_dir": str(tmp_path)}
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values | {"seeds": [3]} | PREFERENCE[method]))
+    values |= {"seeds": [3], "extensions": []}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values | PREFERENCE[method]))
     command = [sys.executable, "-m", "w2s.cli", "run", str(tmp_path / "p.yaml")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -148,7 +157,7 @@ def test_a_study_leaves_notebooks_tables_figures_and_report(executed):
         cells = nbformat.read(folder / path.name, 4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code"), path.name
         assert not [o for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    for number in ("01", "02", "03", "04", "05"):
+    for number in ("01", "02", "03", "04", "05", "06"):
         pictures = sorted((folder / "figures").glob(f"{number}_*.png"))
         assert pictures and all(p.with_suffix(".svg").exists() for p in pictures), number
         tables = sorted((folder / "tables").glob(f"{number}_*.parquet"))

@@ -272,6 +272,20 @@ def check_pgr(answer: float | None, weak: float, student: float, ceiling: float)
         _compare(values, (student - weak) / (ceiling - weak), right, slips, "(student - weak) / (ceiling - weak)")
 
 
+def check_control(answer: str | None) -> None:
+    """Notebook 06: which labels take the noise of the weak labels away and keep everything else?"""
+    if _missing(answer, "one of weak, gold, own, shuffled, random"):
+        return
+    slips = {
+        "weak": "these are the noisy labels themselves",
+        "own": "the ceiling's labels have errors too: less noise, not none",
+        "shuffled": "shuffling moves the noise to other pairs, and takes none of it away",
+        "random": "that is noise alone; half of these labels are wrong",
+    }
+    right = "with gold labels every label is right, and the conflict is all that is left"
+    print(f"correct: {right}" if answer == "gold" else f"not yet: {slips.get(answer, 'choose one of the five kinds')}")
+
+
 def _pairs_for_checks() -> dict[str, np.ndarray]:
     """Made-up P of 400 pairs, (n,) each: reference, conflicted, ceiling, weak; the same at every call."""
     rng = np.random.default_rng(4)

@@ -88,10 +88,12 @@ def plan(given: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
     Raises:
         ParameterError: no notebooks, or a parameter that none of them declares.
     """
-    notebooks = {path: declared(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    wanted = [f"{number:02}_*" for number in range(1, 6)] + [f"*_{name}" for name in given.get("extensions", [])]
+    paths = sorted(path for pattern in wanted for path in NOTEBOOKS.glob(f"{pattern}.ipynb"))
+    notebooks = {path: declared(path) for path in paths}
     if not notebooks:
         raise ParameterError(f"{NOTEBOOKS}: no notebooks there; run w2s from a checkout of the kit")
-    known = {name for names in notebooks.values() for name in names}
+    known = {name for names in notebooks.values() for name in names} | {"extensions"}
     for key, value in given.items():
         if key not in known:
             raise ParameterError(f"parameter {key!r} = {value!r} is known to no notebook; {nearest(key, known)}")

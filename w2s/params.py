@@ -74,6 +74,7 @@ class StudyParams(BaseModel):
     )
     threshold: float = Field(0.75, ge=0.5, lt=1, description="confidence from which a pair is known")
     known_by: Literal["confidence", "gold"] = Field("confidence", description="known by max(P, 1-P) or by P")
+    extensions: list[Literal["controls"]] = Field([], description="notebooks beyond the five: controls (06)")
     tax_reference: Literal["none", "ceiling"] = Field(
         "none", description="the conflict tax is counted against this run"
     )
@@ -119,7 +120,7 @@ class StudyParams(BaseModel):
                 raise ValueError("write a number such as 1.0e-6") from None
         return value
 
-    @field_validator("weak_models", "strong_models", "intermediate_models", "conflicts", "seeds")
+    @field_validator("weak_models", "strong_models", "intermediate_models", "conflicts", "seeds", "extensions")
     @classmethod
     def _no_repeats(cls, value: list) -> list:
         if len(set(value)) < len(value):

@@ -54,6 +54,7 @@ class RunSpec:
     keep: str = "none"
     keep_threshold: float | None = None
     keep_by: str | None = None
+    relabel: str = "none"
     learning_rate: float = 1e-3
     epochs: int = 1
     lora: Lora | None = None
@@ -173,8 +174,21 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     """The pairs that a run trains on, with their labels: `data.training_pairs` after the filter."""
     tables = SimpleNamespace(**{split: pair_table(root, spec.data, split) for split in SPLITS})
     labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
+    if spec.relabel != "none":
+        labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed)
     kept = kept_ids(spec, root) if spec.keep != "none" else None
     return training_pairs(tables, spec.split, labels, spec.conflict, kept)
+
+
+def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
+    """Labels (n,) dealt out anew, for controls.
+
+    "shuffled": to other pairs; `chosen` is the truly preferred response everywhere, so that they are right as
+    often as before, and wrong in other places. "random": besides, each is turned round by a fair coin.
+    """
+    rng = np.random.default_rng([seed, len(label)])
+    shuffled = rng.permutation(label)
+    return shuffled if how == "shuffled" else np.where(rng.random(len(label)) < 0.5, shuffled, 1 - shuffled)
 
 
 def kept_ids(spec: RunSpec, root: Path) -> set[str]:

@@ -14,6 +14,7 @@ from w2s.data import StudyData, load
 from w2s.params import BETA, GAMMA, ParameterError, StudyParams
 from w2s.runs import RunSpec
 
+LABELS = ("weak", "gold", "own", "shuffled", "random")
 TAGS = ("role", "model", "teacher", "via", "conflict", "seed")
 
 
@@ -89,7 +90,24 @@ class Study:
         """A strong model taught on `gt` by an intermediate one that the weak model taught on `w2s`."""
         return self._spec(strong, "gt", seed, conflict, self.student(weak, middle, "none", seed))
 
-    def _spec(self, model: str, split: str, seed: int, conflict="none", teacher=None) -> RunSpec:
+    def control(
+        self, weak: str, strong: str, labels: str, conflict: str, seed: int, strength: float | None = None
+    ) -> RunSpec:
+        """A student on `w2s` with labels of one of LABELS: the weak model's, gold, or its own ceiling's.
+
+        Or the weak ones dealt out anew, as `runs.relabelled` does. `strength` replaces the study's alpha, for
+        the explicit conflict.
+        """
+        teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
+        changes = {"relabel": labels if labels in ("shuffled", "random") else "none"}
+        changes |= {} if strength is None else {"alpha": strength}
+        return self._spec(strong, "w2s", seed, conflict, teacher, **changes)
+
+    def untrained(self, strong: str, seed: int) -> RunSpec:
+        """A reward model before its first step: the pretrained body with a fresh unit."""
+        return self._spec(strong, "w2s", seed, epochs=0)
+
+    def _spec(self, model: str, split: str, seed: int, conflict="none", teacher=None, **changes) -> RunSpec:
         p = self.params
         spec = RunSpec(
             model=model,
@@ -115,6 +133,7 @@ class Study:
         )
         if teacher and p.weak_filter != "none":
             spec = replace(spec, keep=p.weak_filter, keep_threshold=p.threshold, keep_by=p.confidence)
+        spec = replace(spec, **changes)
         return spec if p.method == "reward" else self._preference(spec)
 
     def _preference(self, spec: RunSpec) -> RunSpec:

@@ -1,0 +1,52 @@
+"""Figures of the extension notebooks, on the tables that they save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from w2s.figures import COLOURS, GREY, MARKERS, PALETTE, finish, legend, named, new_axes, spread
+
+
+def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
+    """Tax share and Score by kind of labels, one colour a conflict, with intervals; diamonds are the null.
+
+    Columns: labels, conflict, seed, tax_share, score and null, with _low and _high of the first two.
+    """
+    axes = np.asarray(new_axes(8.6, 3.6, columns=2, gap=0.3) if axes is None else axes)
+    kinds = list(dict.fromkeys(controls["labels"]))
+    for ax, measure in zip(axes, ("tax_share", "score"), strict=True):
+        for k, conflict in enumerate(["explicit", "implicit"]):
+            rows = controls[controls["conflict"] == conflict]
+            at = np.array([kinds.index(kind) for kind in rows["labels"]]) + 0.2 * k - 0.1
+            if measure == "score":
+                ax.scatter(at, rows["null"], marker="D", facecolors="none", edgecolors=GREY, s=26)
+            errors = spread(rows, measure)
+            style = {"fmt": MARKERS[k], "color": COLOURS[conflict], "capsize": 3, "label": named(conflict)}
+            ax.errorbar(at, rows[measure], yerr=errors, **style)
+        ax.set_xticks(range(len(kinds)), kinds)
+        ax.set_ylim(bottom=0)
+    legend(axes[0], 2)
+    pairs = int(controls["pairs"].iloc[0])
+    finish(axes[0], "labels", f"conflict tax (share of {pairs} test pairs)")
+    finish(axes[1], "labels", "Deception Score (diamond: null)")
+    return axes
+
+
+def plot_strength(strengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Student accuracy against alpha, one line a kind of labels and seed, with intervals and the chance line.
+
+    Columns: labels, alpha, seed, student_accuracy with _low and _high, pairs.
+    """
+    ax = ax or new_axes(5.6, 3.6)
+    for k, ((labels, seed), rows) in enumerate(strengths.groupby(["labels", "seed"], sort=False)):
+        name = f"{labels} labels" + (f", seed {seed}" if strengths["seed"].nunique() > 1 else "")
+        style = {"label": name, "color": PALETTE[k], "marker": MARKERS[k % 5], "capsize": 3}
+        ax.errorbar(rows["alpha"], rows["student_accuracy"], spread(rows, "student_accuracy"), **style)
+    ax.axhline(0.5, color="black", linestyle=":", linewidth=1, label="chance")
+    legend(ax, 3)
+    pairs = int(strengths["pairs"].iloc[0])
+    return finish(ax, "weight of the explicit conflict, alpha", f"student accuracy (n = {pairs}; 95% interval)")
