@@ -426,7 +426,7 @@ def test_findings_state_each_setting_with_its_numbers(predictions, scores):
     (line,) = [x for x in lines if x.startswith("explicit conflict, m-8 -> m-128:")]
     interval = f"[{row['score_low']:.2f}, {row['score_high']:.2f}]"
     assert f"Deception Score {row['score']:.2f} {interval} over {row['tax']} tax pairs" in line
-    assert f"expected if the tax fell evenly {row['null']:.2f} (lift {row['lift']:.1f})" in line
+    assert f"expected if the tax fell evenly {row['null']:.2f} (lift {row['lift']:.2f} [" in line
     assert any(x.startswith("explicit conflict, m-8 -> m-16 -> m-128:") for x in lines)
     assert any("Deception Score against capability gap, Spearman" in x and "3 weak-strong pairs" in x for x in lines)
     assert not any(x.startswith("Warning") for x in lines)
@@ -438,7 +438,15 @@ def table_of(low, high, tax=50, strong="b"):
     """One row of a score table whose difference score - null has the interval [low, high]."""
     row = dict.fromkeys(d.SCORE_COLUMNS, 0.5)
     row |= {"weak": "a", "strong": strong, "role": "student", "teacher": "a", "via": ""}
-    row |= {"conflict": "implicit", "seed": 0, "tax": tax, "score_minus_null_low": low, "score_minus_null_high": high}
+    row |= {
+        "pairs": 100,
+        "reference_accuracy": 0.7,
+        "conflict": "implicit",
+        "seed": 0,
+        "tax": tax,
+        "score_minus_null_low": low,
+        "score_minus_null_high": high,
+    }
     return row
 
 

@@ -67,6 +67,14 @@ def area_shares():
     return pd.DataFrame(rows, columns=["confidence", "pairs", *AREAS])
 
 
+@pytest.fixture
+def surface():
+    """Four cells: lift 1.4, below 1, too small an area, and no tax in it at all."""
+    rows = [(0.5, 0.5, 14, 10), (0.5, 0.75, 8, 10), (0.75, 0.5, 4, 2), (0.75, 0.75, 0, 10)]
+    table = pd.DataFrame(rows, columns=["weak_threshold", "strong_threshold", "blind_tax", "even_tax"])
+    return table.assign(tax=20, score=table["blind_tax"] / 20, lift=table["blind_tax"] / table["even_tax"])
+
+
 P = np.random.default_rng(1).random((2, 200))
 FIGURES = {
     "accuracy": lambda t, ax: plots.plot_accuracy(t("accuracies"), ax=ax),
@@ -74,6 +82,7 @@ FIGURES = {
     "shares": lambda t, ax: plots.plot_area_shares(t("area_shares"), ax=ax),
     "tax": lambda t, ax: plots.plot_tax_by_area(t("area_table"), ax=ax),
     "heatmap": lambda t, ax: plots.plot_score_heatmap(t("scores"), "explicit", ax=ax),
+    "surface": lambda t, ax: plots.plot_surface(t("surface"), ax=ax),
     "gap": lambda t, ax: plots.plot_score_by_gap(t("scores"), ax=ax),
 }
 
@@ -164,6 +173,34 @@ def test_score_by_gap_leaves_out_nan_and_shows_the_null(scores):
     assert "no tax" in texts(plots.plot_score_by_gap(scores.assign(score=np.nan)))
 
 
+def test_score_by_gap_draws_the_line_of_a_slope(scores):
+    slopes = {"conflict": "implicit", "measure": "score", "slope": 2.0, "mean_gap": 0.2, "mean": 0.5}
+    ax = plots.plot_score_by_gap(scores, slopes=pd.DataFrame([slopes, slopes | {"measure": "score_minus_null"}]))
+    (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    x, y = line.get_data()
+    assert list(x) == pytest.approx([0.15, 0.25]) and list(y) == pytest.approx([0.4, 0.6])
+
+
+def test_surface_hatches_small_areas_writes_scores_and_frames_the_threshold(surface):
+    ax = plots.plot_surface(surface, at=0.75, title="explicit")
+    assert {t.get_text(): t.get_position() for t in ax.texts} == {".70": (0, 0), ".40": (0, 1), ".00": (1, 1)}
+    hatched = [patch.get_xy() for patch in ax.patches if patch.get_hatch() == "///"]
+    framed = [patch.get_xy() for patch in ax.patches if not patch.get_fill()]
+    assert hatched == [(0.5, -0.5)] and framed == [(0.5, 0.5)]
+    assert ax.get_title() == "explicit\nn = 20 tax pairs"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.5", "0.75"] and ax.get_xlabel() == "weak threshold"
+
+
+def test_surfaces_share_one_colour_bar(surface):
+    fig, axes = plt.subplots(1, 2)
+    for ax in axes:
+        plots.plot_surface(surface, ax)
+    plots.lift_bar(axes)
+    bar = fig.axes[-1]
+    assert len(fig.axes) == 3 and "lift" in bar.get_ylabel()
+    assert [t.get_text() for t in bar.get_yticklabels()] == ["0.67", "0.80", "1.00", "1.25", "1.50"]
+
+
 def test_mitigation_compares_direct_and_bootstrapped(scores):
     axes = plots.plot_mitigation(scores)
     assert "student accuracy" in axes[0].get_xlabel() and "Deception Score" in axes[1].get_xlabel()
@@ -185,6 +222,7 @@ def twice(table):
     ("draw", "message"),
     [
         (lambda t: plots.plot_tax_by_area(twice(t("area_table"))), "area_table: several values of weak; draw one"),
+        (lambda t: plots.plot_surface(twice(t("surface"))), "surface: several rows for one pair of thresholds"),
         (lambda t: plots.plot_mitigation(t("scores").query("role == 'student'")), "scores: no bootstrapped student"),
     ],
 )

@@ -184,7 +184,7 @@ def _read_hub(dataset: str, subset: str | None, params: StudyParams) -> list[Sou
         parts = datasets.load_dataset(str(folder or dataset), **({"data_dir": subset} if subset else {}))
     # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
     except Exception as error:
-        remedy = "set data_dir, or the environment variable W2S_DATA_DIR, to a folder that holds the pairs"
+        remedy = "w2s fetch gets it where there is a network; or set data_dir, or W2S_DATA_DIR, to a folder of pairs"
         raise ParameterError(f"data = {params.data!r}: no {dataset} from the hub ({brief(error)}); {remedy}") from None
     sources = []
     for part in sorted(parts):

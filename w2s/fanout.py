@@ -35,7 +35,7 @@ def announce(specs: list[RunSpec], root: Path, workers: int, scheduler: str | No
     """Print what the runs still to do will cost, and return them; stop where they cannot fit."""
     todo = pending(specs, root)
     estimate.check(todo, root, workers, scheduler)
-    print(estimate.forecast(todo, len(set(specs)), root, workers), flush=True)
+    print(estimate.forecast(todo, len(set(specs)), root, workers, scheduler), flush=True)
     return todo
 
 

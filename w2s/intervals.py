@@ -1,4 +1,4 @@
-"""Intervals: Wilson's for a proportion, the paired bootstrap over test pairs for everything else."""
+"""Intervals: Wilson's for a proportion, the paired bootstrap over test pairs and seeds for everything else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def draws(n_pairs: int, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """How often each pair is drawn in each bootstrap sample, float32 (samples, n_pairs), read-only."""
     picks = np.random.default_rng(seed).integers(n_pairs, size=(samples, n_pairs))
@@ -33,6 +33,36 @@ def draws(n_pairs: int, samples: int = 2000, seed: int = 0) -> np.ndarray:
     counts = np.bincount(cells, minlength=samples * n_pairs).reshape(samples, n_pairs).astype(np.float32)
     counts.flags.writeable = False
     return counts
+
+
+def seed_weights(seeds, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each run's training seed is drawn in each sample, (samples, runs); runs of one seed go together.
+
+    As many seeds as there are, with replacement, and not as `draws` does for pairs; 1 everywhere with one seed.
+    """
+    values, of_run = np.unique(np.asarray(seeds), return_inverse=True)
+    if len(values) == 1:
+        return np.ones((samples, len(of_run)))
+    picks = np.random.default_rng([seed, 1]).integers(len(values), size=(samples, len(values)))
+    return (picks[:, :, None] == np.arange(len(values))).sum(axis=1)[:, of_run].astype(float)
+
+
+def resample(indicators: Mapping[str, np.ndarray], samples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+    """The sums of bool arrays (runs, n) over the pairs of each bootstrap sample, (samples, runs) by name.
+
+    A sample draws the same pairs for every run.
+
+    Raises:
+        ValueError: indicators of unequal shape or without pairs, or that are not 0 and 1.
+    """
+    columns = {name: np.asarray(values, dtype=np.float32) for name, values in indicators.items()}
+    if len({values.shape for values in columns.values()}) != 1 or not next(iter(columns.values())).size:
+        raise ValueError("indicators: give arrays (n,) of one length, with at least 1 pair")
+    matrix = np.concatenate(list(columns.values())).T
+    if not np.isin(matrix, (0, 1)).all():  # sums of 0 and 1 are exact in float32, whatever their order
+        raise ValueError("indicators: only 0 and 1 (or False and True) can be summed")
+    totals = (draws(len(matrix), samples, seed) @ matrix).astype(float)
+    return dict(zip(columns, np.split(totals, len(columns), axis=1), strict=True))
 
 
 def bootstrap(
@@ -48,20 +78,16 @@ def bootstrap(
     Raises:
         ValueError: indicators of unequal length or without pairs, or that are not 0 and 1.
     """
-    columns = {name: np.asarray(values, dtype=np.float32) for name, values in indicators.items()}
-    if len({values.shape for values in columns.values()}) != 1 or not next(iter(columns.values())).size:
-        raise ValueError("indicators: give arrays (n,) of one length, with at least 1 pair")
-    matrix = np.column_stack(list(columns.values()))
-    if not np.isin(matrix, (0, 1)).all():  # sums of 0 and 1 are exact in float32, whatever their order
-        raise ValueError("indicators: only 0 and 1 (or False and True) can be summed")
-    totals = (draws(len(matrix), samples, seed) @ matrix).astype(float)
-    estimates = statistics(dict(zip(columns, matrix.sum(axis=0, dtype=float), strict=True)))
-    resampled = statistics(dict(zip(columns, totals.T, strict=True)))
-    rows = {name: _interval(float(estimates[name]), resampled[name], level) for name in estimates}
+    arrays = {name: np.atleast_2d(np.asarray(values)) for name, values in indicators.items()}
+    drawn = resample(arrays, samples, seed)
+    estimates = statistics({name: float(values.sum()) for name, values in arrays.items()})
+    resampled = statistics({name: sums[:, 0] for name, sums in drawn.items()})
+    rows = {name: interval(float(estimates[name]), resampled[name], level) for name in estimates}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "undefined"])
 
 
-def _interval(estimate: float, values: np.ndarray, level: float) -> tuple[float, float, float, float]:
+def interval(estimate: float, values: np.ndarray, level: float = 0.95) -> tuple[float, float, float, float]:
+    """The estimate, low and high of its percentile interval from samples (samples,), and the share that is nan."""
     defined = values[~np.isnan(values)]
     undefined = 1 - len(defined) / len(values)
     if np.isnan(estimate) or undefined > 0.5:

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
 from w2s.deception import AREAS, areas, confidence
 from w2s.figures import COLOURS, GREY, LABEL, MARKERS, PALETTE, SMALL, finish, legend, named, new_axes, spread
+from w2s.surface import THRESHOLDS
 
+MIN_EVEN = 5  # expected tax pairs below which the lift of a cell is noise
+MAX_LIFT = 1.5  # where the colours of a lift end
 PATH = ["weak", "strong", "role", "teacher", "via", "seed"]
 
 
@@ -146,8 +151,11 @@ def plot_score_heatmap(
     return finish(ax, "strong model", "weak model")
 
 
-def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Deception Score of the students against capability gap, with intervals, and what an even tax would give."""
+def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.DataFrame | None = None) -> Axes:
+    """Deception Score of the students against capability gap, with intervals, and what an even tax would give.
+
+    `slopes`, a table of `pooled.slope_table`, adds each conflict's line.
+    """
     ax = ax or new_axes(6.4, 4.0)
     rows = scores[(scores["role"] == "student") & scores["score"].notna()]
     conflicts = [c for c in COLOURS if c in set(rows["conflict"])]
@@ -156,6 +164,16 @@ def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
         at = here["gap"] + 0.002 * (k - (len(conflicts) - 1) / 2)
         style = {"fmt": MARKERS[k], "color": COLOURS[conflict], "capsize": 3, "label": named(conflict)}
         ax.errorbar(at, here["score"], spread(here, "score"), **style)
+    for line in () if slopes is None else slopes[slopes["measure"] == "score"].dropna().itertuples():
+        here = rows[rows["conflict"] == line.conflict]
+        ends = np.array([here["gap"].min(), here["gap"].max()])
+        ax.plot(
+            ends,
+            line.mean + line.slope * (ends - line.mean_gap),
+            color=COLOURS[line.conflict],
+            linestyle="--",
+            linewidth=1,
+        )
     even = rows.drop_duplicates(["weak", "strong", "seed"])  # the null is the same under every conflict
     label = "expected if the tax fell evenly"
     ax.plot(even["gap"], even["null"], linestyle="none", marker="d", color=GREY, fillstyle="none", label=label)
@@ -166,6 +184,54 @@ def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylim(-0.03, 1.03)
     gap = f"capability gap: ceiling - weak accuracy (n = {_count(scores['pairs'])} pairs)"
     return finish(ax, gap, "Deception Score (95% interval)")
+
+
+def plot_surface(surface: pd.DataFrame, ax: Axes | None = None, at: float | None = None, title: str = "") -> Axes:
+    """Lift (colour) and Score (number) over the thresholds of weak model and ceiling, for one group of `over_runs`.
+
+    Cells where an even tax would put fewer than MIN_EVEN pairs into the area are grey and hatched: their lift
+    is noise. `at` frames the cell in which both thresholds have this value.
+
+    Raises:
+        ValueError: the table holds several rows for one pair of thresholds.
+    """
+    if surface.duplicated(THRESHOLDS).any():
+        raise ValueError("surface: several rows for one pair of thresholds; draw one figure for each group")
+    cells = surface.assign(lift=surface["lift"].where(surface["even_tax"] >= MIN_EVEN)).set_index(THRESHOLDS)
+    grid = cells["lift"].unstack(0)  # strong thresholds upwards, weak ones across
+    ax = ax or new_axes(1.2 + 0.42 * grid.shape[1], 1.2 + 0.36 * grid.shape[0])
+    ax.grid(False)
+    ax.set_facecolor("0.85")
+    norm = LogNorm(1 / MAX_LIFT, MAX_LIFT)
+    ax.imshow(
+        np.ma.masked_invalid(grid.clip(1 / MAX_LIFT, MAX_LIFT)), cmap="PuOr_r", norm=norm, origin="lower", aspect="auto"
+    )
+    for y, strong in enumerate(grid.index):
+        for x, weak in enumerate(grid.columns):
+            if np.isnan(grid.iloc[y, x]):
+                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc="0.85", ec="0.6", hatch="///", linewidth=0))
+                continue
+            dark = not 1 / MAX_LIFT**0.6 < grid.iloc[y, x] < MAX_LIFT**0.6
+            text = f"{cells.loc[(weak, strong), 'score']:.2f}".removeprefix("0").replace("1.00", "1")
+            ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else "black")
+            if at is not None and weak == strong == at:
+                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="black", linewidth=2))
+    ax.set_xticks(range(grid.shape[1]), [f"{level:g}" for level in grid.columns], rotation=60)
+    ax.set_yticks(range(grid.shape[0]), [f"{level:g}" for level in grid.index])
+    ax.set_title(f"{title}\nn = {surface['tax'].max()} tax pairs".strip(), fontsize=LABEL)
+    return finish(ax, "weak threshold", "strong threshold")
+
+
+def lift_bar(axes: Sequence[Axes]) -> None:
+    """The colour bar that all surfaces of a figure share."""
+    figure = np.ravel(axes)[0].figure
+    image = ScalarMappable(LogNorm(1 / MAX_LIFT, MAX_LIFT), "PuOr_r")
+    bar = figure.colorbar(image, ax=list(np.ravel(axes)), extend="both", shrink=0.8, pad=0.02)
+    ticks = [1 / MAX_LIFT, 0.8, 1, 1.25, MAX_LIFT]
+    bar.set_ticks(ticks, labels=[f"{tick:.2f}" for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.set_label("lift: Score / even tax (numbers: Score)", fontsize=LABEL)
+    bar.ax.tick_params(labelsize=SMALL)
 
 
 def plot_mitigation(scores: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
