@@ -41,6 +41,11 @@ TOY = {  # of notebook 04: reference, conflicted, ceiling, weak
 MARGINS = torch.tensor([-2.0, 0.5, 2.0])
 GOLD = torch.ones(3)
 
+CONTROLS = pd.DataFrame({
+    "labels": ["weak", "gold", "shuffled"], "conflict": "explicit", "seed": 4,
+    "tax_share": [0.4, 0.05, 0.3], "tax": [40, 5, 30],
+})  # fmt: skip
+
 CALLS = {
     "implicit_mix": lambda a: checks.check_implicit_mix(a, W2S, LABELS, HELPFUL),
     "contradicting_share": lambda a: checks.check_contradicting_share(a, DANGEROUS),
@@ -52,6 +57,8 @@ CALLS = {
     "alpha_zero": lambda a: checks.check_alpha_zero(a, MARGINS.tolist(), GOLD.tolist()),
     "resting_margin": lambda a: checks.check_resting_margin(a, 0.6, 0.5),
     "pgr": lambda a: checks.check_pgr(a, 0.60, 0.69, 0.80),
+    "control": checks.check_control,
+    "misplaced_tax": lambda a: checks.check_misplaced_tax(a, CONTROLS, "explicit"),
     "deception_score": checks.check_deception_score,
     "null_score": checks.check_null_score,
     "known_by_gold": lambda a: checks.check_known_by_gold(a, *TOY.values(), 0.75),
@@ -130,6 +137,8 @@ CORRECT = {
     "alpha_zero": [0.0, 0.0, 0.0],
     "resting_margin": -0.405,
     "pgr": 0.45,
+    "control": "gold",
+    "misplaced_tax": 0.1,
     "deception_score": score(blind_tax),
     "null_score": lambda r, s, w: blind_tax(r > 0.5, s, w).sum() / (r > 0.5).sum(),
     "known_by_gold": 0.4,
@@ -190,6 +199,15 @@ SLIPS = [
     ("resting_margin", 0.405, "there the loss rests without conflict"),
     ("resting_margin", 0.4, "that is P; the margin is its log-odds"),
     ("resting_margin", -2.0, "solve (1 + alpha) P = label"),
+    ("control", "weak", "the noisy labels themselves"),
+    ("control", "own", "less noise, not none"),
+    ("control", "shuffled", "moves the noise to other pairs"),
+    ("control", "random", "half of these labels are wrong"),
+    ("control", "noise", "choose one of the five kinds"),
+    ("misplaced_tax", -0.1, "weak less shuffled"),
+    ("misplaced_tax", 0.35, "gold labels have no noise"),
+    ("misplaced_tax", 10, "those are pairs"),
+    ("misplaced_tax", 0.2, "less that of the row shuffled"),
     ("pgr", 0.09 / 0.80, "divide by the gap"),
     ("pgr", 0.69 / 0.80, "a ratio of accuracies"),
     ("pgr", 0.19 / 0.30, "not chance"),
@@ -288,6 +306,7 @@ MADE = {
     "03": {"torch": torch, "explicit_conflict_loss": explicit_conflict_loss},
     "04": {"arrays": [np.array(values) for values in TOY.values()]},
     "05": {"intervals": intervals},
+    "06": {"controls": CONTROLS},
 }
 PARAMS = SimpleNamespace(data="pocket", n_helpful=40, threshold=0.75)
 
@@ -326,5 +345,12 @@ def test_the_stub_asks_and_the_folded_solution_is_right(notebook, stub, solution
 
 def test_each_notebook_has_two_to_four_exercises_and_most_solutions_are_code():
     found = [param.values for param in exercises()]
-    assert {n: sum(v[0] == n for v in found) for n in NOTEBOOKS} == {"01": 3, "02": 4, "03": 3, "04": 3, "05": 2}
+    assert {n: sum(v[0] == n for v in found) for n in NOTEBOOKS} == {
+        "01": 3,
+        "02": 4,
+        "03": 3,
+        "04": 3,
+        "05": 2,
+        "06": 2,
+    }
     assert sum(solution is None for _, _, solution in found) == 2  # pencil and paper

@@ -286,6 +286,26 @@ def check_control(answer: str | None) -> None:
     print(f"correct: {right}" if answer == "gold" else f"not yet: {slips.get(answer, 'choose one of the five kinds')}")
 
 
+def check_misplaced_tax(answer: float | None, controls: pd.DataFrame, conflict: str) -> None:
+    """Notebook 06: is `answer` the tax share with weak labels less that with shuffled ones, in the first seed?"""
+    if _missing(
+        answer, f"the tax share with weak labels less that with shuffled ones, {conflict} conflict, first seed"
+    ):
+        return
+    rows = controls[(controls["conflict"] == conflict) & (controls["seed"] == controls["seed"].iloc[0])]
+    share, count = (rows.set_index("labels")[column] for column in ("tax_share", "tax"))
+    values = _numbers(answer, (), "one number")
+    slips = [
+        (share["shuffled"] - share["weak"], "the sign is turned round: weak less shuffled"),
+        (share["weak"] - share["gold"], "gold labels have no noise at all; shuffled ones have the same, elsewhere"),
+        (count["weak"] - count["shuffled"], "those are pairs; tax_share is the share of all test pairs"),
+    ]
+    if values is not None:
+        right = "what is left is the part that depends on WHERE the weak model errs"
+        expected = share["weak"] - share["shuffled"]
+        _compare(values, expected, right, slips, "tax_share of the row weak, less that of the row shuffled", atol=1e-6)
+
+
 def _pairs_for_checks() -> dict[str, np.ndarray]:
     """Made-up P of 400 pairs, (n,) each: reference, conflicted, ceiling, weak; the same at every call."""
     rng = np.random.default_rng(4)
