@@ -100,18 +100,18 @@ print(1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_tex
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured there")
 def test_the_peak_of_a_training_process(tmp_path):
-    """The memory of a model of 4 x 128 and blocks of 8,192 tokens, of which there are several."""
+    """The memory of a model of 4 x 128 and blocks of 4,096 tokens, of which there are several."""
     config = GPT2Config(
         n_embd=128, n_layer=4, n_head=2, vocab_size=8192, n_positions=256, bos_token_id=0, eos_token_id=0
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
     zoo.build_tokenizer().save_pretrained(tmp_path / "model")
-    pairs = World().pairs("gt", 100)
-    pairs["prompt"] = 4 * pairs["prompt"]
+    pairs = World().pairs("gt", 60)
+    pairs["prompt"] = 6 * pairs["prompt"]
     for split in runs.SPLITS:
         runs.write_table(tmp_path / "runs" / "data" / "long" / f"{split}.parquet", pairs)
     spec = runs.RunSpec(str(tmp_path / "model"), "", "long", "gt", 0, method="simpo", beta=2.0, gamma=1.0)
-    spec = replace(spec, batch_pairs=100, tokens_per_batch=8192)
+    spec = replace(spec, batch_pairs=60, tokens_per_batch=4096)
     (tmp_path / "spec").write_bytes(pickle.dumps((spec, tmp_path)))
     run = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "spec"], capture_output=True, text=True, check=True)
     assert 0.8 < (memory(spec, tmp_path).total + estimate.PROCESS) / int(run.stdout) < 1.5
