@@ -17,6 +17,7 @@ from conftest import small_params
 from filelock import FileLock
 
 from w2s import fanout, runs
+from w2s.params import Lora
 from w2s.progress import Progress
 from w2s.study import Study
 
@@ -58,6 +59,8 @@ def test_everything_that_changes_a_result_changes_the_name(small_study):
     other_teacher = replace(spec, teacher=replace(spec.teacher, learning_rate=0.5))
     assert other_teacher.name != spec.name
     assert replace(spec, tokens_per_batch=1, save_model=True).name == spec.name
+    adapted = [replace(spec, lora=Lora(rank=2, alpha=4, dropout=share)) for share in (0.0, 0.1)]
+    assert [replace(s, tokens_per_batch=1).name == s.name for s in adapted] == [True, False]
 
 
 def test_alpha_matters_to_the_explicit_conflict_alone(tiny_models, tmp_path):

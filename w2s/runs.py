@@ -76,6 +76,8 @@ class RunSpec:
             name: run.identity if run else None for name, run in (("teacher", self.teacher), ("start", self.start))
         }
         lora = {"lora": self.lora.model_dump() if self.lora else None}
+        if self.lora and self.lora.dropout:  # the order of its random draws
+            lora["tokens_per_batch"] = self.tokens_per_batch
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_RESULT} | nested | lora
 
     @property
