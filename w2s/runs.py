@@ -30,6 +30,7 @@ from w2s.train import Schedule, fit
 
 RECIPE = 1  # raise it when a change to the code changes results
 NO_RESULT = ("tokens_per_batch", "gradient_checkpointing", "shards", "save_model")  # fields that change no result
+ALWAYS = ("recipe", "learning_rate", "epochs", "batch_pairs", "max_length", "device", "dtype", "threads")
 LOG_EVERY = 10
 SPLITS = ("gt", "w2s", "helpful", "validation", "test")
 
@@ -71,14 +72,21 @@ class RunSpec:
 
     @property
     def identity(self) -> dict:
-        """The fields that change the result, those of the runs behind it included."""
-        nested = {
-            name: run.identity if run else None for name, run in (("teacher", self.teacher), ("start", self.start))
-        }
-        lora = {"lora": self.lora.model_dump() if self.lora else None}
-        if self.lora and self.lora.dropout:  # the order of its random draws
-            lora["tokens_per_batch"] = self.tokens_per_batch
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_RESULT} | nested | lora
+        """The fields that change the result, those of the runs behind it included.
+
+        A field at its default, such as a loss that this run does without, is left out (but for ALWAYS), so that a
+        new field leaves the names of old runs as they are.
+        """
+        told = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in NO_RESULT and (f.name in ALWAYS or value != f.default):
+                told[f.name] = value.identity if isinstance(value, RunSpec) else value
+        if self.lora:
+            told["lora"] = self.lora.model_dump()
+            if self.lora.dropout:  # the order of its random draws
+                told["tokens_per_batch"] = self.tokens_per_batch
+        return told
 
     @property
     def name(self) -> str:
