@@ -58,7 +58,7 @@ def test_set_reaches_the_notebooks(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("alpha: 0.25\n")
     args = cli._parser().parse_args(["run", str(file), "--set", "alpha=1e-3", "--set", "seeds=[1, 2]"])
-    params, given = cli.read_params(args)
+    params, given = cli.read_params(args, args.params)
     assert (params.alpha, params.seeds) == (0.001, [1, 2])
     assert given == {"alpha": 0.001, "seeds": [1, 2]}
     assert any(parameters == given for _, parameters in cli.plan(given))

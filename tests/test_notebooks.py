@@ -31,7 +31,7 @@ CHANGED = {
     "sft_learning_rate": 1e-6, "sft_epochs": 3, "lora": {"rank": 2, "alpha": 4.0}, "batch_pairs": 5,
     "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2, "workers": 3,
     "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models":
-    True, "show_text": False, "output_dir": "elsewhere",
+    True, "frozen": True, "show_text": False, "output_dir": "elsewhere",
 }  # fmt: skip
 # What a value needs beside it to be valid.
 NEEDS = {
@@ -113,7 +113,10 @@ def test_extensions_run_when_they_are_asked_for():
 
 
 def test_every_parameter_is_known_to_a_notebook():
-    known = {key for path in NOTEBOOKS for key in cli.declared(path)} | {"extensions"}  # which w2s run reads itself
+    known = {key for path in NOTEBOOKS for key in cli.declared(path)} | {
+        "extensions",
+        "also",
+    }  # which w2s run reads itself
     assert known == set(StudyParams.model_fields)
 
 
@@ -173,7 +176,10 @@ def test_a_second_time_trains_nothing_and_changes_no_table(executed, capsys):
     tables = {path: path.read_bytes() for path in (folder / "tables").iterdir()}
     pictures = {path: path.read_bytes() for path in (folder / "figures").glob("*.png")}
     assert cli.main(["run", str(file)]) == 0
-    assert "runs are in the cache" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("as before") == 5
+    assert cli.main(["run", str(file), "--again"]) == 0
+    out = capsys.readouterr().out
+    assert "runs are in the cache" in out and "as before" not in out
     assert {path: path.stat().st_mtime_ns for path in (folder.parent / "runs").glob("*/DONE")} == marks
     assert {path: path.read_bytes() for path in (folder / "tables").iterdir()} == tables
     assert {path: path.read_bytes() for path in (folder / "figures").glob("*.png")} == pictures

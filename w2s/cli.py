@@ -1,4 +1,4 @@
-"""The command line: w2s run, status, fetch, zoo."""
+"""The command line: w2s run, status, fetch, freeze, zoo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from w2s.params import HOME, ParameterError, StudyParams, nearest
 from w2s.progress import HEADLESS, duration
 
 NOTEBOOKS = HOME / "notebooks"
+TRAINING = ("01", "02", "03")  # the notebooks that a study of shipped predictions goes without
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,9 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute the notebooks of a study and write its report")
+    run.add_argument("--again", action="store_true", help="execute also those that nothing has changed for")
     status = commands.add_parser("status", help="show which runs of a study are in the cache")
     fetch = commands.add_parser("fetch", help="download the models and datasets of a study, for use without network")
-    for command, function in ((run, run_study), (status, show_status), (fetch, fetch_files)):
+    freeze = commands.add_parser("freeze", help="pack the predictions of finished studies, to ship with the kit")
+    freeze.add_argument("--to", type=Path, help="folder for the files (default: over the shipped ones)")
+    functions = {run: run_study, status: show_status, fetch: fetch_files, freeze: freeze_study}
+    for command, function in functions.items():
         command.add_argument("params", type=Path, help="a parameter file, such as params/pocket.yaml")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a parameter")
         command.add_argument("--output-dir", help="where results go (default: outputs)")
@@ -58,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_params(args: argparse.Namespace) -> tuple[StudyParams, dict[str, Any]]:
-    """The checked parameters of a command, and the values that were given by file or --set."""
+def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict[str, Any]]:
+    """The checked parameters of a command's file, and the values that were given by it or by --set."""
     overrides: dict[str, Any] = {}
     for item in args.set:
         key, equals, text = item.partition("=")
@@ -71,7 +76,7 @@ def read_params(args: argparse.Namespace) -> tuple[StudyParams, dict[str, Any]]:
             raise ParameterError(f"--set {item}: the value is not readable as YAML") from None
     if args.output_dir:
         overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
-    params = StudyParams.load(args.params, **overrides)
+    params = StudyParams.load(path, **overrides)
     return params, params.model_dump(mode="json", exclude_unset=True)
 
 
@@ -83,7 +88,7 @@ def declared(notebook: Path) -> list[str]:
 
 
 def plan(given: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Each notebook with the given parameters that it declares.
+    """Each notebook that is to be executed, with the given parameters that it declares.
 
     Raises:
         ParameterError: no notebooks, or a parameter that none of them declares.
@@ -93,33 +98,76 @@ def plan(given: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
     notebooks = {path: declared(path) for path in paths}
     if not notebooks:
         raise ParameterError(f"{NOTEBOOKS}: no notebooks there; run w2s from a checkout of the kit")
-    known = {name for names in notebooks.values() for name in names} | {"extensions"}
+    known = {name for names in notebooks.values() for name in names} | {"extensions", "also"}
     for key, value in given.items():
         if key not in known:
             raise ParameterError(f"parameter {key!r} = {value!r} is known to no notebook; {nearest(key, known)}")
-    return [(path, {k: v for k, v in given.items() if k in names}) for path, names in notebooks.items()]
+    chosen = {path: n for path, n in notebooks.items() if path.stem[:2] not in TRAINING or not given.get("frozen")}
+    return [(path, {k: v for k, v in given.items() if k in names}) for path, names in chosen.items()]
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Execute every notebook in order, then write report.html."""
-    params, given = read_params(args)
-    steps = plan(given)
+    """Execute the notebooks of a study, and of those that its file names under `also`, and write their reports."""
+    studies = [read_params(args, path) for path in with_others(args)]
+    folders = [params.study for params, _ in studies]
+    if len(set(folders)) < len(folders):
+        raise ParameterError(f"study = {folders[0]!r}: also names a study of that name; each needs its own folder")
+    for _, given in studies:
+        plan(given)
+    for params, given in studies:
+        status = execute(params, given, args.again)
+        if status:
+            return status
+    return 0
 
+
+def with_others(args: argparse.Namespace) -> list[Path]:
+    """The parameter file of a command and those that it names under `also`, which lie beside it.
+
+    Raises:
+        ParameterError: one of them names others in turn.
+    """
+    others = [args.params.parent / name for name in read_params(args, args.params)[0].also]
+    for path in others:
+        if read_params(args, path)[0].also:
+            raise ParameterError(f"{path}: it has a list `also` itself; name those files in {args.params}")
+    return [args.params, *others]
+
+
+def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> int:
+    """Execute every notebook of one study whose results do not stand already, then write report.html.
+
+    Returns 0, or 1 when a notebook failed.
+    """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    from w2s import fanout
+    from w2s import fanout, figures, runs
+    from w2s.executed import Executed
     from w2s.study import Study
 
     # Opening the study here finds a missing model or file before any notebook runs.
     study = Study.open(params)
-    fanout.announce(list(study.all_runs()), study.root, params.workers, params.scheduler)
+    wanted = study.all_runs()
     folder = params.root / params.study
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ[HEADLESS] = "1"
     started = time.monotonic()
-    for path, parameters in steps:
-        print(f"{duration(time.monotonic() - started):>6}  {path.name}", flush=True)
+    if params.frozen:  # what notebooks 01 and 03 would have written
+        runs.write_table(folder / "tables" / "predictions.parquet", study.train(study.direct_runs()))
+        figures.save_table(study.data.audit, folder, "01_audit")
+        todo = []
+    else:
+        todo = fanout.announce(list(wanted), study.root, params.workers, params.scheduler)
+    record = Executed(folder, [spec.name for spec in wanted])
+    os.environ[HEADLESS] = "1"
+    for path, parameters in plan(given):
+        key = record.key(path, parameters)
+        print(f"{duration(time.monotonic() - started):>6}  {path.name}", end="", flush=True)
+        if not (todo or again) and record.holds(path.name, key):
+            print(": as before, nothing it depends on has changed", flush=True)
+            continue
+        print(flush=True)
+        before = record.written()
         try:
             papermill.execute_notebook(
                 str(path),
@@ -137,6 +185,7 @@ def run_study(args: argparse.Namespace) -> int:
             print(f"w2s: {path.name}, cell {error.cell_index}: {error.ename}: {cause}", file=sys.stderr)
             print(f"w2s: see {folder / path.name}; finished runs are kept", file=sys.stderr)
             return 1
+        record.add(path.name, key, before)
 
     from w2s.report import write_report
 
@@ -147,7 +196,7 @@ def run_study(args: argparse.Namespace) -> int:
 
 def show_status(args: argparse.Namespace) -> int:
     """Print each run of a study and whether it is in the cache."""
-    params, given = read_params(args)
+    params, given = read_params(args, args.params)
     plan(given)
 
     from w2s import runs
@@ -162,9 +211,21 @@ def show_status(args: argparse.Namespace) -> int:
     return 0
 
 
+def freeze_study(args: argparse.Namespace) -> int:
+    """Pack what the runs of a study, and of those under `also`, predict."""
+    from w2s import frozen
+    from w2s.study import Study
+
+    for path in with_others(args):
+        study = Study.open(read_params(args, path)[0])
+        packed = frozen.pack(list(study.all_runs()), study.root, args.to or frozen.FOLDER)
+        print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def fetch_files(args: argparse.Namespace) -> int:
     """Download what a study needs from the hub and is not here yet."""
-    params, _ = read_params(args)
+    params, _ = read_params(args, args.params)
 
     from w2s.fetch import fetch
 

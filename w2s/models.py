@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -91,6 +90,8 @@ def _base(name: str) -> str:
 
 
 def _add_adapter(model, base: str, lora: Lora, seed: int) -> None:
+    from peft import LoraConfig  # here, as it takes seconds to import and most studies train no adapters
+
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
@@ -103,6 +104,8 @@ def _add_adapter(model, base: str, lora: Lora, seed: int) -> None:
 
 
 def _read_adapter(model, base: str, name: str) -> None:
+    from peft import LoraConfig
+
     _inject(model, base, LoraConfig.from_pretrained(resolve(name)))
     # hotswap: into the weights that are there. On its own, load_adapter rounds them to the base model's dtype.
     found = model.load_adapter(resolve(name), adapter_name="default", hotswap=True, is_trainable=True)
@@ -111,7 +114,7 @@ def _read_adapter(model, base: str, name: str) -> None:
         raise ParameterError(f"model {name!r}: its files lack {lost} of its adapters' weights; train it again")
 
 
-def _inject(model, base: str, config: LoraConfig) -> None:
+def _inject(model, base: str, config) -> None:
     """Put adapters into a model, in float32 whatever the model is in."""
     try:
         model.add_adapter(config)

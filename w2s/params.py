@@ -105,6 +105,8 @@ class StudyParams(BaseModel):
         None, pattern=r"^(tcp|tls)://.+", description="address of a Dask scheduler, instead of local workers"
     )
     save_models: bool = Field(False, description="keep each trained model beside its predictions")
+    frozen: bool = Field(False, description="take the predictions that ship with the kit, and train nothing")
+    also: list[str] = Field([], description="parameter files that w2s run executes as well, after this one")
     show_text: bool = Field(True, description="show examples of the pairs in the notebooks")
     offline: bool = Field(False, description="look nothing up; every model and dataset must have been fetched")
     output_dir: str = Field("outputs", min_length=1, description="where results go; relative to the kit's folder")
@@ -120,7 +122,7 @@ class StudyParams(BaseModel):
                 raise ValueError("write a number such as 1.0e-6") from None
         return value
 
-    @field_validator("weak_models", "strong_models", "intermediate_models", "conflicts", "seeds", "extensions")
+    @field_validator("weak_models", "strong_models", "intermediate_models", "conflicts", "seeds", "extensions", "also")
     @classmethod
     def _no_repeats(cls, value: list) -> list:
         if len(set(value)) < len(value):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from w2s import fanout, hub, models, runs
+from w2s import fanout, frozen, hub, models, runs
 from w2s.confidence import with_confidence
 from w2s.data import StudyData, load
 from w2s.params import BETA, GAMMA, ParameterError, StudyParams
@@ -123,7 +124,7 @@ class Study:
             lora=p.lora,
             batch_pairs=p.batch_pairs,
             max_length=p.max_length,
-            device=str(models.choose_device(p.device)),
+            device="cpu" if p.frozen else str(models.choose_device(p.device)),  # shipped runs were trained there
             dtype=p.dtype,
             threads=p.threads,
             tokens_per_batch=p.tokens_per_batch,
@@ -219,18 +220,28 @@ class Study:
             for c in self.params.conflicts
         }
 
+    def direct_runs(self) -> dict[RunSpec, dict]:
+        """Every run of notebooks 02 and 03: weak models, ceilings, and students of weak models."""
+        return self.gold_runs([*self.params.weak_models, *self.params.strong_models]) | self.student_runs()
+
     def all_runs(self) -> dict[RunSpec, dict]:
         """Every run of the five notebooks."""
-        golds = self.gold_runs([*self.params.weak_models, *self.params.strong_models])
-        return golds | self.student_runs() | self.bootstrapped_runs()
+        return self.direct_runs() | self.bootstrapped_runs()
 
     def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
-        """Train what is not in the cache, then return all predictions with their names."""
-        fanout.run_all(list(specs), self.root, self.params.workers, self.params.scheduler)
-        tables = []
-        for spec, tags in specs.items():
-            table = runs.load_predictions(spec, self.root)
-            tables.append(table.assign(run=spec.name, **tags))
+        """Train what is not in the cache, then return all predictions with their names.
+
+        With `frozen`, nothing is trained: the predictions are those that ship with the kit.
+
+        Raises:
+            ParameterError: `frozen`, and a run that does not ship.
+        """
+        if self.params.frozen:
+            load = frozen.load_predictions
+        else:
+            fanout.run_all(list(specs), self.root, self.params.workers, self.params.scheduler)
+            load = partial(runs.load_predictions, root=self.root)
+        tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
         table = pd.concat(tables, ignore_index=True)
         return with_confidence(table, self.params.confidence, self.params.method, self.beta)
 
