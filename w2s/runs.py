@@ -320,7 +320,7 @@ def load_model(spec: RunSpec, root: Path):
     model = load(name, lora=spec.lora, seed=spec.seed, dtype=getattr(torch, spec.dtype))
     if spec.gradient_checkpointing:
         body = model.body if spec.method == "reward" else model
-        body.gradient_checkpointing_enable({"use_reentrant": False})
+        body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
