@@ -114,6 +114,28 @@ def findings(
     return [*lines, _coverage(conflicts)]
 
 
+def bootstrapping(overall: pd.DataFrame) -> list[str]:
+    """One sentence a conflict on the paper's third claim, from differences direct minus bootstrapped.
+
+    `overall`: `pooled.contrast` over all chains of a conflict, with columns conflict, chains and runs.
+    """
+    lines = []
+    for conflict, rows in overall.groupby("conflict", sort=False):
+        of = {row.difference: row for row in rows.itertuples()}
+        score, first = of["score"], rows.iloc[0]
+        told = {name: _with(of[name].estimate, of[name].low, of[name].high) for name in of}
+        lowers, raises = score.low > 0, score.high < 0
+        verdict = "bootstrapping lowers the Score" if lowers else "bootstrapping raises the Score" if raises else ""
+        verdict = verdict or "that bootstrapping lowers the Score is not supported"
+        who = f"{_conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, {_seeds(first.seeds)}"
+        lines.append(
+            f"Bootstrapping, {who}: direct minus bootstrapped, the Score differs by {told['score']}, the Score "
+            f"above its null by {told['score_minus_null']}, the tax by {told['tax_share']} of the test pairs, the "
+            f"student's accuracy by {told['student_accuracy']}: {verdict} in this study."
+        )
+    return lines
+
+
 def heard(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
     """The rows of a score table whose ceiling and reference can be told from chance, however small their tax."""
     return scores[silenced(scores, accuracies) == ""]
