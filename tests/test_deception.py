@@ -517,7 +517,7 @@ def test_findings_warn_of_a_ceiling_that_is_never_confident():
 )
 def test_the_setup_in_words(changes, expected):
     setup = sentences.setup(StudyParams.check(changes))
-    assert list(setup) == ["Method", "Weights", "Weak labels", "Probability"]
+    assert list(setup) == ["Target", "Method", "Weights", "Weak labels", "Probability"]
     assert all(text in setup[term] for term, text in expected.items()), setup
 
 
