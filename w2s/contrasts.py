@@ -56,7 +56,7 @@ def tax_difference(counts: Counts, first: dict, second: dict, bootstrap: int = 2
     seeds in every bootstrap sample of both. Raises as `pooled.difference`.
     """
     table = difference(counts, first, second, bootstrap).set_index("difference")
-    return table.loc["tax_share", ["estimate", "low", "high", "seeds"]].to_dict()
+    return table.loc["tax_share", ["estimate", "low", "high"]].to_dict() | {"seeds": int(table["seeds"].iloc[0])}
 
 
 def warnings(accuracies: pd.DataFrame, strong: str) -> list[str]:
