@@ -136,11 +136,18 @@ def test_without_a_gap_exchanged_roles_say_nothing(gap, silent):
     assert ("this control says nothing" in lines[0]) == silent and ("Deception Score" in lines[0]) != silent
 
 
-def test_a_mute_ceiling_is_a_warning_of_its_seed():
+def test_a_mute_ceiling_and_a_student_at_chance_are_warnings_of_their_seed():
     gold = {"role": "gold", "pairs": 1000, "accuracy": 0.5, "high": 0.53, "confident_share": 0.5}
     rows = [gold | {"model": m, "seed": s, "low": low} for m, s, low in (("b", 0, 0.6), ("b", 1, 0.47), ("a", 0, 0.4))]
-    (line,) = contrasts.warnings(pd.DataFrame(rows), "b")
-    assert line.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
+    students = [
+        pooled_row(labels=labels, conflict=conflict, seed=seed, student_accuracy=accuracy)
+        for labels, conflict, seed, accuracy in (
+            ("weak", "none", 0, 0.8), ("weak", "none", 1, 0.51), ("weak", "explicit", 0, 0.1), ("gold", "none", 0, 0.5)
+        )
+    ]  # fmt: skip
+    ceiling, student = contrasts.warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
+    assert ceiling.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
+    assert student.startswith("Warning: seed 1: the student with weak labels and no conflict (accuracy 0.51)")
 
 
 def test_coverage_names_the_seeds():

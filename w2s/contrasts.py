@@ -59,12 +59,22 @@ def tax_difference(counts: Counts, first: dict, second: dict, bootstrap: int = 2
     return table.loc["tax_share", ["estimate", "low", "high"]].to_dict() | {"seeds": int(table["seeds"].iloc[0])}
 
 
-def warnings(accuracies: pd.DataFrame, strong: str) -> list[str]:
-    """One line for each seed whose ceiling says nothing; `accuracies` is an `accuracy_table` with the gold runs."""
+def warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFrame) -> list[str]:
+    """One line for each seed whose ceiling, or whose student with weak labels and no conflict, says nothing.
+
+    accuracies: an `accuracy_table` with the gold runs. controls: `pooled_table` by labels, conflict and seed.
+    """
     mute = mute_ceilings(accuracies[(accuracies["role"] == "gold") & (accuracies["model"] == strong)])
-    return [
+    lines = [
         f"Warning: the strong ceiling {model}, seed {seed}, {why}: the Scores of these controls say nothing."
         for (model, seed), why in mute.items()
+    ]
+    calm = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")]
+    return lines + [
+        f"Warning: seed {row['seed']}: the student with weak labels and no conflict (accuracy "
+        f"{row['student_accuracy']:.2f}) cannot be told from chance: what it loses under a conflict is noise."
+        for _, row in calm.iterrows()
+        if _at_chance(row, "student")
     ]
 
 
@@ -166,9 +176,9 @@ def _verdict(row, above: str, below: str, neither: str) -> str:
     return below if row["high"] < 0 else f"{neither} is not supported in this study"
 
 
-def _at_chance(row: pd.Series) -> bool:
-    """Whether the reference is no better than chance, so that what it has right is luck."""
-    return wilson(round(row["reference_accuracy"] * row["pairs"]), row["pairs"])[0] <= 0.5
+def _at_chance(row: pd.Series, role: str = "reference") -> bool:
+    """Whether the reference (or another role) is no better than chance, so that what it has right is luck."""
+    return wilson(round(row[f"{role}_accuracy"] * row["pairs"]), row["pairs"])[0] <= 0.5
 
 
 def _told(row) -> str:
