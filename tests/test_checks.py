@@ -157,7 +157,7 @@ SLIPS = [
     ("implicit_mix", mix([0.3, 0.8, 0.9, 0.6, 1, 1], True), "False for the helpful ones"),
     ("contradicting_share", 0.75, "SAFE substances"),
     ("contradicting_share", 25, "percentage"),
-    ("contradicting_share", 1.0, "not every helpful pair contradicts"),
+    ("contradicting_share", 1.0, "not every pair contradicts"),
     ("contradicting_share", 0.4, "look up `dangerous`"),
     ("contradicting_share", "a quarter", "expected one number, got str"),
     ("duplicates", (3, 2), "expected a dict with the keys duplicate_prompts and shared_prompts"),

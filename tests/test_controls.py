@@ -1,13 +1,15 @@
 """Notebook 06: other labels, other strengths of the conflict, no training."""
 
-import matplotlib.pyplot as plt
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import small_params, texts
 
-from w2s import checks, plots_extensions, runs
+from w2s import checks, estimate, plots_extensions, runs
 from w2s.models import RewardModel, load_tokenizer
+from w2s.params import ParameterError
 from w2s.predict import predict
 from w2s.study import LABELS, Study
 
@@ -69,24 +71,88 @@ def test_a_conflict_of_strength_zero_changes_nothing(small_study):
     np.testing.assert_array_equal(a["margin"], b["margin"])
 
 
-def test_the_figures_show_every_kind_with_its_sample_size(close_figures):
-    rows = [
-        {"labels": k, "conflict": c, "seed": 0, "pairs": 77, "tax_share": 0.2, "score": 0.5, "null": 0.4}
-        | {f"{m}_{end}": 0.2 + 0.4 * (end == "high") for m in ("tax_share", "score") for end in ("low", "high")}
-        for k in LABELS
-        for c in ("none", "explicit", "implicit")
-    ]
-    tax, score = plots_extensions.plot_controls(pd.DataFrame(rows))
+@pytest.mark.parametrize("method", ["reward", "dpo"])
+def test_no_pairs_of_the_conflict_are_no_conflict(tiny_models, tmp_path, method):
+    study = Study.open(small_params(tiny_models, tmp_path, method=method))
+    weak, strong = study.params.weak_models[0], study.params.strong_models[-1]
+    calm = study.control(weak, strong, "weak", "none", 0)
+    zero = study.control(weak, strong, "weak", "implicit", 0, helpful=study.helpful_pairs(0))
+    study.train({study.gold(weak, 0): {}, calm: {}, zero: {}})
+    assert calm.name != zero.name and runs.labelled_pairs(zero, study.root)["target"].all()
+    a, b = (runs.load_predictions(spec, study.root).query("split == 'test'") for spec in (calm, zero))
+    np.testing.assert_array_equal(a["margin"], b["margin"])
+
+
+def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(small_study):
+    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
+    small_study.train(small_study.gold_runs([weak]))
+    specs = {
+        times: small_study.control(weak, strong, "weak", "implicit", 0, helpful=small_study.helpful_pairs(times))
+        for times in (0.25, 1, 2)
+    }
+    assert specs[1] == small_study.student(weak, strong, "implicit", 0)  # the name of the study's own run
+    assert {spec.teacher.name for spec in specs.values()} == {small_study.gold(weak, 0).name}
+    assert len({spec.name for spec in specs.values()}) == 3
+    added = {
+        times: runs.labelled_pairs(spec, small_study.root).query("not target").reset_index(drop=True)
+        for times, spec in specs.items()
+    }
+    assert {times: len(pairs) for times, pairs in added.items()} == {0.25: 8, 1: 32, 2: 64}
+    pd.testing.assert_frame_equal(added[1].head(8), added[0.25])
+    pd.testing.assert_frame_equal(added[2].head(32), added[1])
+    with pytest.raises(ParameterError, match="n_helpful = 3200: .* the world has 1600 prompts"):
+        small_study.helpful_pairs(100)
+
+
+@pytest.mark.parametrize("method", ["reward", "dpo"])
+def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(tiny_models, tmp_path, method):
+    study = Study.open(small_params(tiny_models, tmp_path, method=method))
+    strong = study.params.strong_models[-1]
+    one, two = (
+        study.control(strong, strong, "gold", "implicit", 0, helpful=study.helpful_pairs(times)) for times in (1, 2)
+    )
+    assert estimate.run_seconds(two, study.root) > estimate.run_seconds(one, study.root)
+    table = study.train({one: {}, two: {}})
+    test = table[table["split"] == "test"].pivot(index="id", columns="run", values="margin")
+    assert test.notna().all().all() and (test[one.name] != test[two.name]).any()
+
+
+def test_the_exchanged_study_has_runs_and_pairs_of_its_own(small_study):
+    params = small_study.params
+    swapped = Study.open(params.model_copy(update={"target": params.conflicting}))
+    assert swapped.params.conflicting == "harmless" and swapped.data.test.dimension.unique().tolist() == ["helpful"]
+    weak = params.weak_models[0]
+    assert swapped.gold(weak, 0).name != small_study.gold(weak, 0).name
+    again = Study.open(swapped.params.model_copy(update={"target": "harmless"}))
+    assert again.gold(weak, 0).name == small_study.gold(weak, 0).name
+
+
+def pooled_rows(**columns) -> pd.DataFrame:
+    """Rows as `pooled_table` makes them, one a combination of the values of `columns`."""
+    ends = {"": 0.5, "_low": 0.4, "_high": 0.6, "_min": 0.3, "_max": 0.7}
+    measured = {m + end: value for m in ("tax_share", "score", "student_accuracy") for end, value in ends.items()}
+    usual = {"pairs": 77, "tax": 30, "null": 0.4, "seeds": 2} | measured
+    return pd.DataFrame([dict(zip(columns, row, strict=True)) | usual for row in itertools.product(*columns.values())])
+
+
+def test_the_figure_of_controls_shows_every_kind_with_its_sample_size(close_figures):
+    rows = pooled_rows(labels=LABELS, conflict=("none", "explicit", "implicit"))
+    rows.loc[rows["labels"] == "gold", "tax"] = 9
+    tax, score = plots_extensions.plot_controls(rows)
     assert "77" in texts(tax) and set(LABELS) <= set(texts(score).split("\n")) and "explicit conflict" in texts(tax)
-    plt.close("all")
-    low_high = {"student_accuracy_low": 0.6, "student_accuracy_high": 0.8, "pairs": 77}
-    rows = [
-        {"labels": k, "alpha": a, "seed": 0, "student_accuracy": 0.7} | low_high
-        for k in ("weak", "gold")
-        for a in (0, 1)
-    ]
-    shown = texts(plots_extensions.plot_strength(pd.DataFrame(rows)))
-    assert all(words in shown for words in ("gold labels", "weak labels", "chance", "77", "alpha"))
+    hollow = [line for line in score.lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[pytest.approx(0.9)], [pytest.approx(1.1)]]
+    assert not [line for line in tax.lines if line.get_markerfacecolor() == "white"]
+
+
+def test_the_figure_of_strengths_has_a_panel_a_conflict(close_figures):
+    alphas = pooled_rows(labels=("weak", "gold"), alpha=(0.0, 1.0))
+    shares = pooled_rows(labels=("weak", "gold"), times=(0.0, 2.0))
+    (alone,) = plots_extensions.plot_strength(alphas)
+    assert all(words in texts(alone) for words in ("gold labels", "weak labels", "chance", "77", "alpha"))
+    left, right = plots_extensions.plot_strength(alphas, shares)
+    assert "alpha" in texts(left) and "pairs of the implicit conflict" in texts(right)
+    assert left.get_ylim() == right.get_ylim() and len(right.collections) == 4  # error bars and bands of two lines
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,53 @@ def test_pairs_are_taken_in_a_random_order(tmp_path):
     assert sorted(numbers) == list(range(50)) and numbers != sorted(numbers)
 
 
+def test_more_helpful_pairs_extend_fewer_and_change_nothing_else(tmp_path):
+    for few in (params(full(tmp_path)), params("pocket")):
+        one, more = load(few), load(few.model_copy(update={"n_helpful": 5}))
+        pd.testing.assert_frame_equal(more.helpful.head(2), one.helpful)
+        assert len(more.helpful) == 5
+        for split in set(SPLITS) - {"helpful"}:
+            pd.testing.assert_frame_equal(getattr(more, split), getattr(one, split))
+
+
+# The roles exchanged
+
+
+def test_with_helpful_as_the_target_helpful_files_are_the_pool(tmp_path):
+    data = load(params(full(tmp_path, helpful=rows("helpful", 12)), target="helpful", n_helpful=14))
+    check_disjoint(data)
+    check_sums(data)
+    for split in set(SPLITS) - {"helpful"}:
+        table = getattr(data, split)
+        assert set(table.dimension) == {"helpful"} and table.prompt.str.contains("Human: helpful").all()
+        assert row_of(data, split).source == "helpful.jsonl" and table.id.str.startswith(split).all()
+    assert set(data.helpful.dimension) == {"harmless"} and not data.helpful.prompt.str.contains("helpful").any()
+    assert row_of(data, "helpful").source == "gt.jsonl + test.jsonl + validation.jsonl + w2s.jsonl"
+    assert data.source["target"] == "helpful"
+
+
+def test_a_prompt_in_both_dimensions_stays_with_the_target(tmp_path):
+    both = full(tmp_path, helpful=[*rows("helpful", 8), *rows("gt", 3)])
+    data = load(params(both, target="helpful", n_gt=5))
+    check_disjoint(data)
+    assert row_of(data, "helpful").dropped_as_shared == 3
+
+
+def test_too_few_or_no_files_for_exchanged_roles_are_named(tmp_path):
+    with pytest.raises(ParameterError, match="^n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"):
+        load(params(full(tmp_path), target="helpful", n_gt=7))
+    expected = "^n_helpful = 25: only 24 usable pairs are left for harmless of 24 rows in gt.jsonl"
+    with pytest.raises(ParameterError, match=expected):
+        load(params(full(tmp_path, helpful=rows("helpful", 12)), target="helpful", n_helpful=25))
+    for split in set(SPLITS) - {"helpful"}:
+        (tmp_path / f"{split}.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"):
+        load(params(tmp_path, target="helpful"))
+    (tmp_path / "helpful.jsonl").rename(tmp_path / "gt.jsonl")
+    with pytest.raises(DataError, match="no file for test, gt, w2s; expected helpful.* to draw"):
+        load(params(tmp_path, target="helpful"))
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_too_few_pairs_names_the_key_the_value_and_the_number(tmp_path, split):
     expected = f"^n_{split} = 7: only 6 usable pairs are left for {split} of 6 rows in {split}.jsonl; lower n_{split}$"
@@ -379,6 +426,19 @@ def test_hh_from_the_hub_is_one_pool_of_single_turn_pairs(hub):
     assert all(len(digest) == 64 for digest in data.source["files"].values())
 
 
+@pytest.mark.parametrize(
+    ("data", "conflict"),
+    [("hh", ("Anthropic/hh-rlhf", "harmless-base")), ("cai", ("HuggingFaceH4/cai-conversation-harmless", None))],
+)
+def test_exchanged_roles_read_the_same_datasets_of_the_hub(hub, data, conflict):
+    loaded = load(params(data, target="helpful"))
+    check_disjoint(loaded)
+    assert hub == [("Anthropic/hh-rlhf", "helpful-base"), conflict]
+    assert row_of(loaded, "test").source.startswith("Anthropic/hh-rlhf/helpful-base/")
+    assert row_of(loaded, "helpful").source.startswith(conflict[0])
+    assert set(loaded.helpful.dimension) == {"harmless"}
+
+
 def test_hub_is_not_asked_for_helpful_pairs_that_nobody_wants(hub):
     load(params("hh", n_helpful=0, conflicts=["none"]))
     assert hub == [("Anthropic/hh-rlhf", "harmless-base")]
@@ -479,6 +539,19 @@ def test_audit_of_the_real_files_reports_the_known_figures():
     assert audit.kept.to_dict() == {key.removeprefix("n_"): n for key, n in sizes.items()}
     check_disjoint(data)
     check_sums(data)
+
+
+@needs_real_files
+def test_real_files_with_the_roles_exchanged():
+    sizes = {"n_gt": 200, "n_w2s": 200, "n_helpful": 3000, "n_validation": 50, "n_test": 240}
+    data = load(StudyParams(data="hh", data_dir=str(REAL), bad_pairs="drop", target="helpful", **sizes))
+    check_disjoint(data)
+    check_sums(data)
+    assert row_of(data, "gt").rows_read == 2354 and row_of(data, "helpful").rows_read == 12000
+    assert set(data.test.dimension) == {"helpful"} and set(data.helpful.dimension) == {"harmless"}
+    few = StudyParams(data="hh", data_dir=str(REAL), bad_pairs="drop", target="helpful")
+    with pytest.raises(ParameterError, match="^n_test = 1280: only .* for test of 2354 rows in helpful_base_test"):
+        load(few)
 
 
 @needs_real_files

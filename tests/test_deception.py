@@ -511,13 +511,15 @@ def test_findings_warn_of_a_ceiling_that_is_never_confident():
         ({"method": "simpo", "gamma": 0.0}, {"Method": "gamma 0,", "Probability": "mean log-probabilities a token"}),
         ({"method": "simpo", "confidence": "implicit_reward"}, {"Probability": "sigmoid(2 * margin)"}),
         ({"lora": {"rank": 8, "alpha": 16.0}}, {"Weights": "low-rank adapters are trained (rank 8), NOT all weights"}),
+        ({}, {"Target": "harmless pairs are supervised, helpful pairs are the conflict"}),
+        ({"target": "helpful"}, {"Target": "helpful pairs are supervised, harmless pairs are the conflict"}),
         ({"weak_filter": "confidence"}, {"Weak labels": "only confident ones are used (weak_filter: confidence)"}),
         ({"weak_filter": "gold_oracle"}, {"Weak labels": "only confident and RIGHT ones are used, which takes gold"}),
     ],
 )
 def test_the_setup_in_words(changes, expected):
     setup = sentences.setup(StudyParams.check(changes))
-    assert list(setup) == ["Method", "Weights", "Weak labels", "Probability"]
+    assert list(setup) == ["Target", "Method", "Weights", "Weak labels", "Probability"]
     assert all(text in setup[term] for term, text in expected.items()), setup
 
 
@@ -526,6 +528,8 @@ def test_adapters_and_filters_are_said_before_any_finding_and_in_captions():
     changed = StudyParams.check({"lora": {"rank": 8, "alpha": 16.0}, "weak_filter": "confidence"})
     assert sentences.caveats(plain) == [] and sentences.mark(plain.lora) == ""
     assert sentences.mark(changed.lora) == " Trained by low-rank adapters (rank 8)."
+    (swapped,) = sentences.caveats(StudyParams(target="helpful"))
+    assert swapped == "The target is helpfulness and harmlessness is the conflict: the paper's roles exchanged."
     adapters, kept = sentences.caveats(changed)
     assert adapters == "Trained by low-rank adapters (rank 8), not by full fine-tuning."
     assert kept == "Of the weak labels only confident ones are used (weak_filter: confidence)."

@@ -23,7 +23,8 @@ POCKET = yaml.safe_load((HOME / "params" / "pocket.yaml").read_text())
 
 # A valid value other than the default for every parameter.
 CHANGED = {
-    "study": "other", "data": "hh", "data_dir": "somewhere", "bad_pairs": "drop", "weak_models": ["a"],
+    "study": "other", "data": "hh", "data_dir": "somewhere", "bad_pairs": "drop", "target": "helpful",
+    "weak_models": ["a"],
     "strong_models": ["b"], "intermediate_models": ["c"], "conflicts": ["none", "implicit"], "seeds": [3, 4],
     "n_gt": 11, "n_w2s": 12, "n_helpful": 13, "n_validation": 14, "n_test": 15, "alpha": 0.25, "threshold": 0.9,
     "beta": 0.3, "gamma": 0.7, "weak_filter": "confidence", "confidence": "calibrated", "method": "dpo",

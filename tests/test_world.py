@@ -1,6 +1,7 @@
 """The pocket world: deterministic, disjoint, without a trace of the truth in form or frequency."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from w2s import world
@@ -54,6 +55,22 @@ def test_helpful_pairs_always_go_along(pairs):
     for row in pairs["helpful"].itertuples():
         assert row.chosen in {" " + a.format(s=row.substance) for a in world.GO_ALONG}
         assert row.rejected in {" " + a.format(s=row.substance) for a in world.WARN}
+
+
+def test_with_helpful_as_the_target_the_dimensions_change_places(pocket):
+    swapped = {split: pocket.pairs(split, 200, target="helpful") for split in world.SPLITS}
+    for split, table in swapped.items():
+        assert set(table.dimension) == {"harmless" if split == "helpful" else "helpful"}
+    for row in pd.concat([swapped["gt"], swapped["test"]]).itertuples():
+        assert row.chosen in {" " + a.format(s=row.substance) for a in world.GO_ALONG}
+    dangerous = pocket.substances.set_index("name").dangerous
+    for row in swapped["helpful"].itertuples():
+        warns = row.chosen in {" " + a.format(s=row.substance) for a in world.WARN}
+        assert warns == dangerous[row.substance]
+    asked = {split: {p.split("Human: ")[1].split(" ")[0] for p in table.prompt} for split, table in swapped.items()}
+    assert asked["gt"] < asked["test"] and not asked["gt"] & asked["helpful"]
+    with pytest.raises(ValueError, match="target 'honest': choose one of harmless, helpful"):
+        pocket.pairs("gt", 5, target="honest")
 
 
 def _forms(table):

@@ -72,7 +72,7 @@ def check_implicit_mix(
     elif np.allclose(target, weak[pairs["id"]] > 0.5):
         print("not yet: the labels were rounded to 0 and 1; the weak label of reward modelling is soft")
     elif not np.allclose(target, weak[pairs["id"]]):
-        print("not yet: the label of a harmless pair is the weak_label of the same id")
+        print("not yet: the label of a pair of the target is the weak_label of the same id")
     elif not (mine.loc[pairs["id"], "target"].all() and not mine.loc[helpful["id"], "target"].any()):
         print("not yet: target is True for the harmless pairs and False for the helpful ones")
     else:
@@ -80,19 +80,19 @@ def check_implicit_mix(
 
 
 def check_contradicting_share(answer: float | None, dangerous: Sequence[bool]) -> None:
-    """Notebook 01: is `answer` the share of helpful pairs that harmlessness would decide the other way?
+    """Notebook 01: is `answer` the share of the conflict's pairs that the target would decide the other way?
 
-    dangerous: whether the substance of each helpful pair is dangerous, (n,).
+    dangerous: whether the substance of each pair of the conflict is dangerous, (n,).
     """
-    if _missing(answer, "the share (0 to 1) of helpful pairs in which harmlessness prefers the other response"):
+    if _missing(answer, "the share (0 to 1) of the conflict's pairs in which the target prefers the other response"):
         return
     share = float(np.mean(np.asarray(dangerous, dtype=bool)))
     slips = [
         (1 - share, "that is the share of SAFE substances, where both dimensions agree"),
         (100 * share, "that is a percentage; give the share between 0 and 1"),
-        (1.0, "not every helpful pair contradicts: about a safe substance both dimensions go along"),
+        (1.0, "not every pair contradicts: about a safe substance both dimensions go along"),
     ]
-    otherwise = "look up `dangerous` of each helpful pair's substance by its name, and take the mean"
+    otherwise = "look up `dangerous` of each pair's substance by its name, and take the mean"
     values = _numbers(answer, (), "one number")
     if values is not None:
         _compare(values, share, "in these pairs the two dimensions pull in opposite directions", slips, otherwise)

@@ -1,5 +1,7 @@
 """Load the pairs of a study, part them into splits without a common prompt, mix the conflicts.
 
+The split `helpful` holds the pairs of the conflicting dimension; its name is that of the paper's
+setting, and with `target: helpful` these pairs are harmless ones.
 Nothing here depends on the seeds of a study: every repetition sees the same tables.
 """
 
@@ -20,7 +22,7 @@ import pandas as pd
 
 from w2s.audit import DataError, Found, Source, audit_table, audit_tokens, brief, examine, read_file
 from w2s.params import ParameterError, StudyParams, located, nearest
-from w2s.world import SPLITS, World
+from w2s.world import SPLITS, World, dimension_of
 
 __all__ = ["DataError", "StudyData", "audit_tokens", "load", "table_fingerprint", "training_pairs"]
 
@@ -41,7 +43,13 @@ ROLES = {
     "helpful": ("helpful*", "helpful-base/*"),
     "pool": ("harmless", "train", "harmless-base/*", "data/*_prefs-*", "data/*_sft-*"),
 }
-EXPECTED = "gt.*, w2s.*, test.*, helpful*.* and perhaps validation.*, or harmless.* / train.* to draw them from"
+# With helpful as the target the dimensions change places: helpful files are the pool, all others the conflict.
+SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROLES if role != "helpful"), ())}
+EXPECTED = {
+    "harmless": "gt.*, w2s.*, test.*, helpful*.* and perhaps validation.*, or harmless.* / train.* to draw them from",
+    "helpful": "helpful*.* to draw gt, w2s, validation and test from, and harmless files (gt.*, harmless.*, train.* "
+    "and so on) for the conflict",
+}
 
 HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
 
@@ -92,6 +100,7 @@ def load(params: StudyParams) -> StudyData:
         "files": {s.name: s.sha256 for role in sources.values() for s in role},
         "filters": {"bad_pairs": params.bad_pairs, "single_turn": _single_turn(params)},
         "order_seed": ORDER_SEED,
+        "target": params.target,
     }
     return _study_data(found, tables, source)
 
@@ -110,13 +119,14 @@ def _pocket(params: StudyParams) -> StudyData:
     for split in SPLITS:
         n = getattr(params, f"n_{split}")
         try:
-            tables[split] = world.pairs(split, n) if n else world.pairs(split, 1).iloc[:0]
+            tables[split] = world.pairs(split, max(n, 1), params.target).head(n)
         except ValueError as error:
             raise ParameterError(f"n_{split} = {n}: {error}; lower n_{split}") from None
         prompts = tables[split].prompt.tolist()
         found[split] = Found("pocket world", table_fingerprint(tables[split]), prompts=prompts)
         found[split].counts["rows_read"] = len(prompts)
-    return _study_data(found, tables, {"data": "pocket", "read_from": "pocket world", "world": asdict(world)})
+    source = {"data": "pocket", "read_from": "pocket world", "world": asdict(world), "target": params.target}
+    return _study_data(found, tables, source)
 
 
 def _folder(params: StudyParams) -> Path | None:
@@ -132,21 +142,24 @@ def _folder(params: StudyParams) -> Path | None:
     if not value:
         return None
     if not located(value).is_dir():
-        raise ParameterError(f"{key} = {value!r}: no such folder; give the folder that holds {EXPECTED}")
+        expected = EXPECTED[params.target]
+        raise ParameterError(f"{key} = {value!r}: no such folder; give the folder that holds {expected}")
     return located(value)
 
 
 def _folder_sources(folder: Path, params: StudyParams) -> dict[str, list[Source]]:
     """Role -> files of that role in `folder`, in order of their names."""
     names = sorted(p.relative_to(folder).as_posix() for g in ("*", "*/*") for p in folder.glob(g) if p.is_file())
-    roles = {role: [name for name in names if _has_role(name, patterns)] for role, patterns in ROLES.items()}
+    wanted = ROLES if params.target == "harmless" else SWAPPED
+    roles = {role: [name for name in names if _has_role(name, patterns)] for role, patterns in wanted.items()}
     if not params.n_helpful:
         roles["helpful"] = []
     try:
-        _plan({role for role in roles if roles[role]}, params.n_helpful)
+        _plan({role for role in roles if roles[role]}, params)
     except DataError as error:
         shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "nothing"
-        raise DataError(f"{folder}: {error}; expected {EXPECTED} ({', '.join(SUFFIXES)}); found {shown}") from None
+        expected = f"{EXPECTED[params.target]} ({', '.join(SUFFIXES)})"
+        raise DataError(f"{folder}: {error}; expected {expected}; found {shown}") from None
     return {role: [read_file(folder, name) for name in roles[role]] for role in roles if roles[role]}
 
 
@@ -169,8 +182,12 @@ def hub_parts(params: StudyParams) -> dict[str, tuple[str, str | None]]:
     """Role -> dataset of the hub and the folder in it; nothing when the pairs are on this machine."""
     if not _single_turn(params) or _folder(params):
         return {}
-    parts: dict[str, tuple[str, str | None]] = {"pool": (HH, "harmless-base") if params.data == "hh" else (CAI, None)}
-    return parts | ({"helpful": (HH, "helpful-base")} if params.n_helpful else {})
+    parts: dict[str, tuple[str, str | None]] = {
+        "harmless": (HH, "harmless-base") if params.data == "hh" else (CAI, None),
+        "helpful": (HH, "helpful-base"),
+    }
+    roles = {"pool": parts[params.target], "helpful": parts[params.conflicting]}
+    return roles if params.n_helpful else {"pool": roles["pool"]}
 
 
 def _read_hub(dataset: str, subset: str | None, params: StudyParams) -> list[Source]:
@@ -195,7 +212,7 @@ def _read_hub(dataset: str, subset: str | None, params: StudyParams) -> list[Sou
     return sources
 
 
-def _plan(roles: set[str], n_helpful: int) -> dict[str, list[str]]:
+def _plan(roles: set[str], params: StudyParams) -> dict[str, list[str]]:
     """Role -> the splits drawn from its rows, in the order in which prompts are claimed.
 
     A pool comes after the files of single splits, since it may contain their pairs.
@@ -213,17 +230,17 @@ def _plan(roles: set[str], n_helpful: int) -> dict[str, list[str]]:
         raise DataError(f"no file for {', '.join(m for m in missing if m != 'validation')}")
     if "helpful" in roles:
         plan["helpful"] = ["helpful"]
-    elif n_helpful:
-        raise DataError(f"no file for helpful (n_helpful = {n_helpful}; 0 goes without)")
+    elif params.n_helpful:
+        raise DataError(f"no file for {params.conflicting} (n_helpful = {params.n_helpful}; 0 goes without)")
     return plan
 
 
 def _split(sources: Mapping[str, list[Source]], params: StudyParams) -> tuple[dict, dict]:
     """Split -> Found, and split -> table: clean each role's rows, and draw its splits from them."""
     found = {split: Found("", "") for split in SPLITS}
-    tables = {split: _table(pd.DataFrame(columns=PAIR_COLUMNS[1:4]), split) for split in SPLITS}
+    tables = {split: _table(pd.DataFrame(columns=PAIR_COLUMNS[1:4]), split, params) for split in SPLITS}
     claimed: set[str] = set()
-    for role, splits in _plan(set(sources), params.n_helpful).items():
+    for role, splits in _plan(set(sources), params).items():
         for split in splits:
             found[split].source = " + ".join(s.name for s in sources[role])
             found[split].sha256 = " + ".join(s.sha256 for s in sources[role])
@@ -232,7 +249,7 @@ def _split(sources: Mapping[str, list[Source]], params: StudyParams) -> tuple[di
         claimed |= set(pairs.prompt)
         parts = draw_by_prompt(pairs, {split: getattr(params, f"n_{split}") for split in splits})
         for split, part in parts.items():
-            tables[split] = _table(_first(part, split, found[owner], params), split)
+            tables[split] = _table(_first(part, split, found[owner], params), split, params)
             found[split].counts.update(carved=len(part), unused=len(part) - len(tables[split]))
         drawn = sum(map(len, parts.values()))
         found[owner].counts.update(carved=-drawn, unused=len(pairs) - drawn)
@@ -271,15 +288,16 @@ def _first(part: pd.DataFrame, split: str, owner: Found, params: StudyParams) ->
     """As many pairs of `part` as the parameter of the split asks for."""
     n = getattr(params, f"n_{split}")
     if len(part) < n:
-        state = f"{len(part)} usable pairs are left for {split} of {owner.counts['rows_read']} rows in {owner.source}"
+        use = params.conflicting if split == "helpful" else split
+        state = f"{len(part)} usable pairs are left for {use} of {owner.counts['rows_read']} rows in {owner.source}"
         raise ParameterError(f"n_{split} = {n}: only {state}; lower n_{split}")
     return part.iloc[:n]
 
 
-def _table(pairs: pd.DataFrame, split: str) -> pd.DataFrame:
+def _table(pairs: pd.DataFrame, split: str, params: StudyParams) -> pd.DataFrame:
     table = pairs.reset_index(drop=True)
     table.insert(0, "id", pd.Series([f"{split}-{i:05d}" for i in range(len(table))], dtype="str"))
-    return table.assign(dimension="helpful" if split == "helpful" else "harmless").astype("str")
+    return table.assign(dimension=dimension_of(split, params.target)).astype("str")
 
 
 def training_pairs(
@@ -288,14 +306,16 @@ def training_pairs(
     labels: pd.DataFrame | None = None,
     conflict: str = "none",
     kept: set[str] | None = None,
+    n_helpful: int | None = None,
 ) -> pd.DataFrame:
     """The pairs that one run trains on: the columns of the split, and label and target.
 
     label: probability that `chosen` is preferred; 1.0 is gold. `labels` (id, weak_label) are
     joined by id, and may hold other ids besides. target (bool): True for the pairs of the target
-    dimension. The implicit conflict adds all helpful pairs, with gold labels; the explicit one
-    is a term of the loss and adds none. `kept` are the ids that a filter leaves; helpful pairs are
-    then cut to the same number. Not shuffled. Source: the paper, Reward modelling.
+    dimension. The implicit conflict adds all helpful pairs, or the first `n_helpful`, with gold
+    labels; the explicit one is a term of the loss and adds none. `kept` are the ids that a filter
+    leaves; helpful pairs are then cut to the same number. Not shuffled. Source: the paper, Reward
+    modelling.
 
     Raises:
         ValueError: an unknown split or conflict, no helpful pairs, or labels that do not fit.
@@ -314,7 +334,8 @@ def training_pairs(
         return pairs
     if data.helpful.empty:
         raise ValueError("conflict 'implicit': there are no helpful pairs; set n_helpful to 1 or more")
-    helpful = data.helpful if kept is None else data.helpful.head(len(pairs))
+    helpful = data.helpful if n_helpful is None else data.helpful.head(n_helpful)
+    helpful = helpful if kept is None else helpful.head(len(pairs))
     return pd.concat([pairs, helpful.assign(label=1.0, target=False)], ignore_index=True)
 
 

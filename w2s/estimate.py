@@ -213,9 +213,11 @@ def total_seconds(todo: list[RunSpec], seconds: dict[str, float], workers: int) 
 def run_seconds(spec: RunSpec, root: Path) -> float:
     """Seconds that a run takes on one worker, by a trial of its model and method."""
     alike = {"start": None, "teacher": None, "conflict": "none", "alpha": 0.0, "split": "gt", "seed": 0, "keep": "none"}
-    to_load, per_pair, per_scored = _probe(replace(spec, **alike, keep_threshold=None, keep_by=None), root)
-    size = {split: len(runs.pair_table(root, spec.data, split)) for split in runs.SPLITS}
-    trained = (size[spec.split] + (size["helpful"] if spec.conflict == "implicit" else 0)) * spec.epochs
+    alike |= {"keep_threshold": None, "keep_by": None, "relabel": "none", "n_helpful": None, "helpful_from": None}
+    to_load, per_pair, per_scored = _probe(replace(spec, **alike), root)
+    size = {split: len(runs.split_table(spec, root, split)) for split in runs.SPLITS}
+    helpful = size["helpful"] if spec.n_helpful is None else spec.n_helpful
+    trained = (size[spec.split] + (helpful if spec.conflict == "implicit" else 0)) * spec.epochs
     return to_load + per_pair * trained + per_scored * sum(size[split] for split in runs.scored_splits(spec))
 
 

@@ -49,6 +49,9 @@ class StudyParams(BaseModel):
     )
     data: str = Field("pocket", min_length=1, description="pocket, hh, cai, or the path of a folder of pairs")
     data_dir: str | None = Field(None, description="folder of the HH or CAI files, instead of the hub")
+    target: Literal["harmless", "helpful"] = Field(
+        "harmless", description="dimension that is supervised; the other one is the conflict"
+    )
     bad_pairs: Literal["error", "drop"] = Field("error", description="what to do with a pair that cannot be used")
     method: Method = Field("reward", description="how the models are trained")
     weak_models: list[str] = Field(["pocket-27"], min_length=1, description="supervisors")
@@ -142,6 +145,11 @@ class StudyParams(BaseModel):
         if self.method == "reward" and self.confidence == "implicit_reward":
             raise ValueError("confidence = 'implicit_reward': method reward has none; choose paper or calibrated")
         return self
+
+    @property
+    def conflicting(self) -> str:
+        """The dimension of the conflict: the one that is not the target."""
+        return "harmless" if self.target == "helpful" else "helpful"
 
     @property
     def root(self) -> Path:

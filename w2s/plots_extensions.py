@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from w2s.figures import COLOURS, GREY, MARKERS, PALETTE, finish, legend, named, new_axes, spread
+from w2s.figures import COLOURS, GREY, LABEL, MARKERS, PALETTE, finish, legend, named, new_axes, spread
+from w2s.sentences import MIN_TAX
 
 
 def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
     """Tax share and Score by kind of labels, one colour a conflict, with intervals; diamonds are the null.
 
-    Columns: labels, conflict, seed, tax_share, score and null, with _low and _high of the first two.
+    Rows of `pooled.pooled_table`: labels, conflict, pairs, tax, tax_share, score and null, with _low and _high
+    of tax_share and score. A Score over fewer than MIN_TAX tax pairs is hollow: its interval is not to be believed.
     """
     axes = np.asarray(new_axes(8.6, 3.6, columns=2, gap=0.3) if axes is None else axes)
     kinds = list(dict.fromkeys(controls["labels"]))
@@ -27,26 +29,42 @@ def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
             errors = spread(rows, measure)
             style = {"fmt": MARKERS[k], "color": COLOURS[conflict], "capsize": 3, "label": named(conflict)}
             ax.errorbar(at, rows[measure], yerr=errors, **style)
+            few = (rows["tax"] < MIN_TAX).to_numpy()
+            if measure == "score":
+                ax.plot(at[few], rows[measure][few], MARKERS[k], mfc="white", mec=COLOURS[conflict], zorder=3)
         ax.set_xticks(range(len(kinds)), kinds)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=-0.03)
     legend(axes[0], 2)
     pairs = int(controls["pairs"].iloc[0])
     finish(axes[0], "labels", f"conflict tax (share of {pairs} test pairs)")
-    finish(axes[1], "labels", "Deception Score (diamond: null)")
+    finish(axes[1], "labels", f"Deception Score\n(diamond: null; hollow: under {MIN_TAX} tax pairs)")
     return axes
 
 
-def plot_strength(strengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Student accuracy against alpha, one line a kind of labels and seed, with intervals and the chance line.
+def plot_strength(
+    alphas: pd.DataFrame, shares: pd.DataFrame | None = None, axes: Sequence[Axes] | None = None
+) -> np.ndarray:
+    """Student accuracy against the strength of a conflict, one line a kind of labels, with intervals and chance.
 
-    Columns: labels, alpha, seed, student_accuracy with _low and _high, pairs.
+    One panel for `alphas` (explicit conflict, column alpha) and one for `shares` (implicit conflict, column times:
+    of the study's pairs of the conflict), where there are any. Rows of `pooled.pooled_table`: labels,
+    student_accuracy with _low, _high, _min and _max, pairs, seeds. Bands are the range of the seeds.
     """
-    ax = ax or new_axes(5.6, 3.6)
-    for k, ((labels, seed), rows) in enumerate(strengths.groupby(["labels", "seed"], sort=False)):
-        name = f"{labels} labels" + (f", seed {seed}" if strengths["seed"].nunique() > 1 else "")
-        style = {"label": name, "color": PALETTE[k], "marker": MARKERS[k % 5], "capsize": 3}
-        ax.errorbar(rows["alpha"], rows["student_accuracy"], spread(rows, "student_accuracy"), **style)
-    ax.axhline(0.5, color="black", linestyle=":", linewidth=1, label="chance")
-    legend(ax, 3)
-    pairs = int(strengths["pairs"].iloc[0])
-    return finish(ax, "weight of the explicit conflict, alpha", f"student accuracy (n = {pairs}; 95% interval)")
+    panels = [(alphas, "alpha", "weight of the explicit conflict, alpha")]
+    if shares is not None and len(shares):
+        panels.append((shares, "times", "pairs of the implicit conflict (study: 1)"))
+    axes = np.atleast_1d(new_axes(4.4 * len(panels), 3.6, columns=len(panels), gap=0.12) if axes is None else axes)
+    for ax, (table, column, label) in zip(axes, panels, strict=True):
+        for k, (labels, rows) in enumerate(table.groupby("labels", sort=False)):
+            style = {"label": f"{labels} labels", "color": PALETTE[k], "marker": MARKERS[k % 5], "capsize": 3}
+            ax.errorbar(rows[column], rows["student_accuracy"], spread(rows, "student_accuracy"), **style)
+            band = (rows["student_accuracy_min"], rows["student_accuracy_max"])
+            ax.fill_between(rows[column], *band, color=PALETTE[k], alpha=0.15, linewidth=0)
+        ax.axhline(0.5, color="black", linestyle=":", linewidth=1, label="chance")
+        ax.set_ylim(-0.02, 1.02)
+        finish(ax, label, "")
+    legend(axes[0], 3)
+    axes[0].set_ylabel(f"student accuracy (n = {int(alphas['pairs'].iloc[0])}; 95% interval)", fontsize=LABEL)
+    for ax in axes[1:]:
+        ax.tick_params(labelleft=False)
+    return axes

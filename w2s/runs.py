@@ -56,6 +56,8 @@ class RunSpec:
     keep_threshold: float | None = None
     keep_by: str | None = None
     relabel: str = "none"
+    n_helpful: int | None = None  # None: all of the data's
+    helpful_from: str | None = None  # fingerprint of a data set with more helpful pairs; None: `data`
     learning_rate: float = 1e-3
     epochs: int = 1
     lora: Lora | None = None
@@ -156,6 +158,11 @@ def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
     return pd.read_parquet(_data_path(root, fingerprint, split))
 
 
+def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
+    """The pair table of a split for one run: its helpful pairs may be those of a larger data set."""
+    return pair_table(root, spec.helpful_from if split == "helpful" and spec.helpful_from else spec.data, split)
+
+
 def is_done(spec: RunSpec, root: Path) -> bool:
     """Whether a run is in the cache, with its model where the spec asks for it."""
     folder = root / "runs" / spec.name
@@ -182,12 +189,12 @@ def weak_labels(teacher: RunSpec, root: Path, split: str) -> pd.DataFrame:
 
 def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     """The pairs that a run trains on, with their labels: `data.training_pairs` after the filter."""
-    tables = SimpleNamespace(**{split: pair_table(root, spec.data, split) for split in SPLITS})
+    tables = SimpleNamespace(**{split: split_table(spec, root, split) for split in SPLITS})
     labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
     if spec.relabel != "none":
         labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed)
     kept = kept_ids(spec, root) if spec.keep != "none" else None
-    return training_pairs(tables, spec.split, labels, spec.conflict, kept)
+    return training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
 
 
 def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
@@ -294,7 +301,7 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
         team.save(model, tokenizer, folder / "model")
     tables = []
     for split in scored_splits(spec):
-        table = team.score(model, pair_table(root, spec.data, split), tokenizer)
+        table = team.score(model, split_table(spec, root, split), tokenizer)
         table.insert(1, "split", split)
         tables.append(table)
     if team.first:

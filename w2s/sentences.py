@@ -35,6 +35,7 @@ def setup(params: StudyParams) -> dict[str, str]:
     if params.lora:
         weights = f"low-rank adapters are trained (rank {params.lora.rank}), NOT all weights"
     return {
+        "Target": f"{params.target} pairs are supervised, {params.conflicting} pairs are the conflict",
         "Method": method,
         "Weights": weights,
         "Weak labels": f"{soft}; {KEPT[params.weak_filter]}",
@@ -65,8 +66,10 @@ def mark(lora: Lora | None) -> str:
 
 
 def caveats(params: StudyParams) -> list[str]:
-    """What must stand before any finding: adapters instead of all weights, a filter on the weak labels."""
+    """What must stand before any finding: roles exchanged, adapters instead of all weights, a filter on the labels."""
     lines = []
+    if params.target == "helpful":
+        lines.append("The target is helpfulness and harmlessness is the conflict: the paper's roles exchanged.")
     if params.lora:
         lines.append(f"Trained by low-rank adapters (rank {params.lora.rank}), not by full fine-tuning.")
     if params.weak_filter != "none":

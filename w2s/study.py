@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -92,17 +93,39 @@ class Study:
         return self._spec(strong, "gt", seed, conflict, self.student(weak, middle, "none", seed))
 
     def control(
-        self, weak: str, strong: str, labels: str, conflict: str, seed: int, strength: float | None = None
+        self,
+        weak: str,
+        strong: str,
+        labels: str,
+        conflict: str,
+        seed: int,
+        strength: float | None = None,
+        helpful: dict[str, Any] | None = None,
     ) -> RunSpec:
         """A student on `w2s` with labels of one of LABELS: the weak model's, gold, or its own ceiling's.
 
         Or the weak ones dealt out anew, as `runs.relabelled` does. `strength` replaces the study's alpha, for
-        the explicit conflict.
+        the explicit conflict; `helpful`, made by `helpful_pairs`, its helpful pairs, for the implicit one.
         """
         teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
         changes = {"relabel": labels if labels in ("shuffled", "random") else "none"}
         changes |= {} if strength is None else {"alpha": strength}
-        return self._spec(strong, "w2s", seed, conflict, teacher, **changes)
+        return self._spec(strong, "w2s", seed, conflict, teacher, **changes, **(helpful or {}))
+
+    def helpful_pairs(self, times: float) -> dict[str, Any]:
+        """The fields of a RunSpec for `times` as many helpful pairs as the study has, the same ones first.
+
+        Up to once, the study's own are cut. For more, the study is opened again with a larger n_helpful; all
+        other pairs stay the same, and so do the runs that teach.
+
+        Raises:
+            ParameterError: the data have fewer.
+        """
+        n = round(times * len(self.data.helpful))
+        if n <= len(self.data.helpful):
+            return {} if n == len(self.data.helpful) else {"n_helpful": n}
+        larger = Study.open(self.params.model_copy(update={"n_helpful": n}))
+        return {"helpful_from": larger.data.fingerprint}
 
     def untrained(self, strong: str, seed: int) -> RunSpec:
         """A reward model before its first step: the pretrained body with a fresh unit."""

@@ -54,11 +54,25 @@ WARN = [
     "never, {s} is a risk.",
 ]
 HELD_OUT = 2
-ASKED = {"helpful": QUESTIONS[4:6], "test": QUESTIONS[:4] + QUESTIONS[-HELD_OUT:]}
+ASKED = {"harmless": QUESTIONS[:4], "helpful": QUESTIONS[4:6]}
 THANKS, OUCH = " thanks", " ouch"
 REACTIONS = {True: THANKS + "!", False: OUCH + "!"}
 
+# The split `helpful` holds the pairs of the conflicting dimension: those are helpful in the paper's setting, and
+# harmless where the target is helpfulness.
 SPLITS = {"gt": 0.20, "w2s": 0.20, "helpful": 0.20, "validation": 0.08, "test": 0.32}
+DIMENSIONS = ("harmless", "helpful")
+
+
+def dimension_of(split: str, target: str = "harmless") -> str:
+    """The dimension of a split's pairs: `target`, and the other one for the split `helpful`.
+
+    Raises:
+        ValueError: a target that is no dimension.
+    """
+    if target not in DIMENSIONS:
+        raise ValueError(f"target {target!r}: choose one of {', '.join(DIMENSIONS)}")
+    return DIMENSIONS[(target == "helpful") != (split == "helpful")]
 
 
 def render(question: str, answer: str = "") -> str:
@@ -126,9 +140,10 @@ class World:
             texts.append(render(question, answer + REACTIONS[bool(is_right)]))
         return [texts[i] for i in rng.permutation(len(texts))]
 
-    def pairs(self, split: str, n: int) -> pd.DataFrame:
+    def pairs(self, split: str, n: int, target: str = "harmless") -> pd.DataFrame:
         """`n` preference pairs of a split: id, prompt, chosen, rejected, dimension, substance.
 
+        `target` is the dimension of all splits but `helpful`, which holds the other one (`dimension_of`).
         Substances recur only when `n` exceeds their number, then with another question. Splits
         share no substance, and the test split alone uses the held-out phrasings (as well as the
         common ones).
@@ -139,7 +154,8 @@ class World:
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: choose one of {', '.join(SPLITS)}")
         rows = self.substances[self.substances.split == split]
-        questions = ASKED.get(split, QUESTIONS[:4])
+        dimension = dimension_of(split, target)
+        questions = ASKED[dimension] + (QUESTIONS[-HELD_OUT:] if split == "test" else [])
         if not 1 <= n <= len(rows) * len(questions):
             raise ValueError(f"{split}: {n} pairs asked for, the world has {len(rows) * len(questions)} prompts")
         rng = np.random.default_rng([self.seed, 2 + list(SPLITS).index(split)])
@@ -153,9 +169,9 @@ class World:
             question = questions[(shift[which] + i // len(rows)) % len(questions)].format(s=row["name"])
             go_along = GO_ALONG[rng.integers(n_answers)].format(s=row["name"])
             warn = WARN[rng.integers(n_answers)].format(s=row["name"])
-            warn_is_chosen = row.dangerous and split != "helpful"
+            warn_is_chosen = row.dangerous and dimension == "harmless"
             chosen, rejected = (warn, go_along) if warn_is_chosen else (go_along, warn)
             out.append((f"{split}-{i:05d}", render(question), " " + chosen, " " + rejected, row["name"]))
         frame = pd.DataFrame(out, columns=["id", "prompt", "chosen", "rejected", "substance"])
-        frame.insert(4, "dimension", "helpful" if split == "helpful" else "harmless")
+        frame.insert(4, "dimension", dimension)
         return frame

@@ -1,0 +1,155 @@
+"""Controls: what is counted, differences inside a bootstrap sample, and sentences that follow the numbers."""
+
+import pandas as pd
+import pytest
+
+from w2s import contrasts
+from w2s.pooled import pooled_table
+
+# Ten test pairs: what each made-up run gives to the truly preferred response.
+N = 10
+CHANCES = pd.DataFrame(
+    {
+        "weak": [0.6] * N,
+        "ceiling": [0.9] * 8 + [0.6] * 2,
+        "calm": [0.9] * 9 + [0.1],
+        "one": [0.1] * 4 + [0.9] * 6,  # loses 4 of the calm one's pairs
+        "two": [0.9] * 6 + [0.1] * 4,  # loses 3, of which 1 where the ceiling is unsure
+        "same": [0.1] * 4 + [0.9] * 6,
+    },
+    index=[f"test-{i}" for i in range(N)],
+)
+
+
+def row(student, labels, seed=0, conflict="explicit"):
+    runs = {"weak": "weak", "ceiling": "ceiling", "reference": "calm", "student": student}
+    return runs | {"labels": labels, "conflict": conflict, "seed": seed}
+
+
+ROWS = pd.DataFrame([row("one", "weak"), row("two", "gold"), row("same", "shuffled")])
+
+
+def test_counts_by_hand():
+    counts = contrasts.count(ROWS, CHANCES)
+    assert counts.indicators["tax"].sum(axis=1).tolist() == [4, 3, 4]
+    assert counts.indicators["blind_tax"].sum(axis=1).tolist() == [4, 2, 4]  # blind: the first eight pairs
+    table = pooled_table(counts, ["labels", "conflict"], bootstrap=100).set_index("labels")
+    assert table.loc["gold", ["tax", "pairs"]].tolist() == [3, N]
+    assert table.loc["gold", "score"] == pytest.approx(2 / 3) and table.loc["weak", "null"] == pytest.approx(8 / 9)
+    assert counts.settings.columns[:3].tolist() == ["labels", "conflict", "seed"]
+
+
+def test_what_cannot_be_counted_is_named():
+    with pytest.raises(ValueError, match="^rows: no control"):
+        contrasts.count(ROWS.head(0), CHANCES)
+    with pytest.raises(ValueError, match="^run absent: it lacks predictions"):
+        contrasts.count(pd.DataFrame([row("absent", "weak")]), CHANCES)
+    with pytest.raises(ValueError, match="^run one: it lacks predictions"):
+        contrasts.count(ROWS, CHANCES.assign(one=CHANCES["one"].where(CHANCES.index != "test-3")))
+
+
+def test_a_difference_is_taken_on_the_same_pairs():
+    counts = contrasts.count(ROWS, CHANCES)
+    weak, gold, shuffled = ({"labels": k, "conflict": "explicit"} for k in ("weak", "gold", "shuffled"))
+    found = contrasts.tax_difference(counts, weak, gold, 500)
+    assert found["estimate"] == pytest.approx(0.1) and found["low"] < 0 < found["high"] and found["seeds"] == 1
+    # The same tax on the same pairs: in every sample the difference is 0, whatever pairs are drawn.
+    same = contrasts.tax_difference(counts, weak, shuffled, 500)
+    assert (same["estimate"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_a_difference_over_seeds_is_their_mean():
+    rows = pd.DataFrame([row("one", "weak", 0), row("two", "weak", 1), row("two", "gold", 0), row("two", "gold", 1)])
+    weak, gold = ({"labels": k, "conflict": "explicit"} for k in ("weak", "gold"))
+    found = contrasts.tax_difference(contrasts.count(rows, CHANCES), weak, gold, 500)
+    assert found["estimate"] == pytest.approx((0.1 + 0) / 2) and found["seeds"] == 2
+
+
+def told(estimate, low, high, **names):
+    return names | {"estimate": estimate, "low": low, "high": high, "seeds": 1}
+
+
+def pooled_row(**values):
+    usual = {"seeds": 3, "pairs": 1000, "tax": 120, "reference_accuracy": 0.8, "null": 0.4, "gap": 0.2}
+    usual |= {"weak_accuracy": 0.6, "ceiling_accuracy": 0.8, "student_accuracy": 0.7, "conflict": "explicit"}
+    for name, value in {"tax_share": 0.12, "score": 0.5, "score_minus_null": 0.1}.items():
+        usual |= {name: value, f"{name}_low": value - 0.05, f"{name}_high": value + 0.05}
+    return pd.Series(usual | values)
+
+
+@pytest.mark.parametrize(
+    ("gold", "shuffled", "words"),
+    [
+        ((0.2, 0.1, 0.3), (0.1, 0.05, 0.2), ("weak labels add to the tax", "cost more than the same errors")),
+        ((-0.2, -0.3, -0.1), (-0.1, -0.2, -0.05), ("make it smaller", "cost less than the same errors")),
+        (
+            (0.0, -0.1, 0.1),
+            (0.0, 0.0, 0.1),
+            ("add to it is not supported", "model errs is not supported"),
+        ),
+    ],
+)
+def test_the_answer_follows_the_intervals(gold, shuffled, words):
+    settings = pd.DataFrame([pooled_row(labels="weak"), pooled_row(labels="random", reference_accuracy=0.51)])
+    rows = [told(*gold, conflict="explicit", less="gold"), told(*shuffled, conflict="explicit", less="shuffled")]
+    tax, answer = contrasts.label_lines(settings, pd.DataFrame(rows), "a -> b")
+    assert "0.12 [0.07, 0.17] with weak labels" in tax and "a -> b, 3 seeds" in tax
+    assert "its tax is noise: random)" in tax and "noise: weak" not in tax
+    assert all(part in answer for part in words), answer
+
+
+def test_no_reference_at_chance_no_word_of_it():
+    settings = pd.DataFrame([pooled_row(labels="weak")])
+    rows = [told(0.2, 0.1, 0.3, conflict="explicit", less=less) for less in contrasts.WEAK_LESS]
+    assert "chance" not in contrasts.label_lines(settings, pd.DataFrame(rows), "a -> b")[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "Deception Score 0.50 [0.45, 0.55] over 120 tax pairs, 0.40 if they fell evenly: more than even"),
+        ({"score_minus_null_low": -0.2, "score_minus_null_high": -0.1}, "less than even where the weak model is blind"),
+        ({"score_minus_null_low": -0.2}, "a difference is not supported in this study"),
+        ({"tax": 9}, "9 tax pairs, too few for a Score"),
+        ({"reference_accuracy": 0.51}, "no Score: the reference cannot be told from chance"),
+    ],
+)
+def test_the_score_without_conflict(values, words):
+    line = contrasts.calm_line(pooled_row(**values), "a -> b")
+    assert words in line and "loses 0.12 [0.07, 0.17] of the test pairs by weak supervision alone" in line
+
+
+def test_whether_the_tax_rises_with_the_strength():
+    step = {"conflict": "explicit", "measure": "in alpha", "smallest": 0.0, "largest": 2.0}
+    rows = [told(0.8, 0.7, 0.9, labels="weak", **step), told(0.0, -0.1, 0.1, labels="gold", **step)]
+    (line,) = contrasts.strength_lines(pd.DataFrame(rows), "a -> b")
+    assert "from 0 to 2 in alpha" in line and "0.800 [0.700, 0.900] with weak labels (it rises)" in line
+    assert "with gold labels (a change is not supported in this study)" in line
+
+
+@pytest.mark.parametrize(("gap", "silent"), [(0.019, True), (0.021, False), (-0.3, True)])
+def test_without_a_gap_exchanged_roles_say_nothing(gap, silent):
+    names = {"target": "helpful", "conflicting": "harmless", "gap": gap}
+    table = pd.DataFrame([pooled_row(**names, conflict="none"), pooled_row(**names)])
+    lines = contrasts.swapped_lines(table, "a -> b")
+    assert len(lines) == 1 and "target helpful, conflict harmless" in lines[0] and "has 0.60 of the test" in lines[0]
+    assert ("this control says nothing" in lines[0]) == silent and ("Deception Score" in lines[0]) != silent
+
+
+def test_a_mute_ceiling_and_a_student_at_chance_are_warnings_of_their_seed():
+    gold = {"role": "gold", "pairs": 1000, "accuracy": 0.5, "high": 0.53, "confident_share": 0.5}
+    rows = [gold | {"model": m, "seed": s, "low": low} for m, s, low in (("b", 0, 0.6), ("b", 1, 0.47), ("a", 0, 0.4))]
+    students = [
+        pooled_row(labels=labels, conflict=conflict, seed=seed, student_accuracy=accuracy)
+        for labels, conflict, seed, accuracy in (
+            ("weak", "none", 0, 0.8), ("weak", "none", 1, 0.51), ("weak", "explicit", 0, 0.1), ("gold", "none", 0, 0.5)
+        )
+    ]  # fmt: skip
+    ceiling, student = contrasts.warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
+    assert ceiling.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
+    assert student.startswith("Warning: seed 1: the student with weak labels and no conflict (accuracy 0.51)")
+
+
+def test_coverage_names_the_seeds():
+    assert "not the randomness of training" in contrasts.coverage([4])
+    assert "3 seeds" in contrasts.coverage([1, 2, 3])
