@@ -213,10 +213,13 @@ def total_seconds(todo: list[RunSpec], seconds: dict[str, float], workers: int) 
 def run_seconds(spec: RunSpec, root: Path) -> float:
     """Seconds that a run takes on one worker, by a trial of its model and method."""
     alike = {"start": None, "teacher": None, "conflict": "none", "alpha": 0.0, "split": "gt", "seed": 0, "keep": "none"}
-    to_load, per_pair, per_scored = _probe(replace(spec, **alike, keep_threshold=None, keep_by=None), root)
+    alike |= {"keep_threshold": None, "keep_by": None, "ensemble": (), "chance_by": None, "weighting": "none"}
+    alike |= {"label_loss": "cross_entropy", "confidence_weight": None, "gold_checks": 0}
+    to_load, per_pair, per_scored = _probe(replace(spec, **alike), root)
     size = {split: len(runs.pair_table(root, spec.data, split)) for split in runs.SPLITS}
     trained = (size[spec.split] + (size["helpful"] if spec.conflict == "implicit" else 0)) * spec.epochs
-    return to_load + per_pair * trained + per_scored * sum(size[split] for split in runs.scored_splits(spec))
+    scored = sum(size[split] for split in runs.scored_splits(spec)) + spec.gold_checks * size["validation"]
+    return to_load + per_pair * trained + per_scored * scored
 
 
 @lru_cache

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from w2s.figures import COLOURS, GREY, MARKERS, PALETTE, finish, legend, named, new_axes, spread
+from w2s.figures import COLOURS, GREY, LABEL, MARKERS, PALETTE, SMALL, finish, legend, named, new_axes, spread
 
 
 def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
@@ -50,3 +50,38 @@ def plot_strength(strengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
     legend(ax, 3)
     pairs = int(strengths["pairs"].iloc[0])
     return finish(ax, "weight of the explicit conflict, alpha", f"student accuracy (n = {pairs}; 95% interval)")
+
+
+def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
+    """Accuracy on the conflicting goal against that on the target goal, one panel a conflict, one point a remedy.
+
+    Columns: remedy, conflict, uses_gold, student_accuracy and conflicting with _low and _high, pairs,
+    conflicting_pairs. Dotted lines mark the remedy "nothing"; hollow points use gold labels.
+    """
+    shown = remedies[remedies["conflict"] != "none"]
+    conflicts, names = shown["conflict"].unique(), list(dict.fromkeys(remedies["remedy"]))
+    if axes is None:
+        axes = new_axes(4.4 * len(conflicts), 4.0, columns=len(conflicts), gap=0.25)
+    for ax, conflict in zip(np.ravel(axes), conflicts, strict=True):
+        rows = shown[shown["conflict"] == conflict].set_index("remedy")
+        for k, name in enumerate(names):
+            row = rows.loc[[name]]
+            colour, gold = PALETTE[k % len(PALETTE)], bool(row["uses_gold"].iloc[0])
+            style = {
+                "fmt": MARKERS[(k + k // len(PALETTE)) % len(MARKERS)],
+                "color": colour,
+                "capsize": 2,
+                "linewidth": 1,
+                "markersize": 7,
+            }
+            style |= {"markerfacecolor": "white" if gold else colour, "label": name + (" (gold)" if gold else "")}
+            x, y = row["student_accuracy"], row["conflicting"]
+            ax.errorbar(x, y, spread(row, "conflicting"), spread(row, "student_accuracy"), zorder=2 + k / 100, **style)
+        for line, value in ((ax.axvline, "student_accuracy"), (ax.axhline, "conflicting")):
+            line(rows.loc[names[0], value], color=GREY, linestyle=":", linewidth=1, zorder=1)
+        ax.set_title(named(conflict), fontsize=LABEL)
+        pairs, others = int(rows["pairs"].iloc[0]), int(rows["conflicting_pairs"].iloc[0])
+        finish(ax, f"accuracy, target goal (n = {pairs})", f"accuracy, conflicting goal (n = {others})")
+    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    np.ravel(axes)[-1].legend(fontsize=SMALL, frameon=False, **place)
+    return np.atleast_1d(axes)
