@@ -360,6 +360,13 @@ def test_findings_are_made_by_rule():
     assert sum("no conflict" in s for s in lines) == 1 and not any("nan" in s for s in lines)
 
 
+def test_a_remedy_that_is_bad_without_conflict_is_named_first():
+    (line,) = remedy_tables.warnings(remedy_tables.remedy_table(*counted(STUDENTS), 200))
+    assert line.startswith("Warning:") and line.endswith("say nothing: bad anyway (0.00).")
+    fine = {name: STUDENTS[name] for name in ("nothing", "better")}
+    assert remedy_tables.warnings(remedy_tables.remedy_table(*counted(fine), 200)) == []
+
+
 def test_the_tradeoff_names_every_remedy_and_both_sample_sizes(close_figures):
     table = remedy_tables.remedy_table(*counted(STUDENTS), 100).assign(uses_gold="")
     table.loc[table["remedy"] == "better", "uses_gold"] = "validation pairs"

@@ -92,6 +92,16 @@ def holm(p) -> np.ndarray:
     return adjusted
 
 
+def warnings(table: pd.DataFrame) -> list[str]:
+    """A warning for the remedies whose accuracy WITHOUT conflict cannot be told from chance; from `remedy_table`."""
+    calm = table[(table["conflict"] == "none") & (table["student_accuracy_low"] <= 0.5)]
+    if calm.empty:
+        return []
+    named = ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in calm.itertuples())
+    start = "Warning: Mitigations: without conflict these cannot be told from chance, or are below it, so that their "
+    return [start + f"conflict tax and Score say nothing: {named}."]
+
+
 def findings(compared: pd.DataFrame, gold: dict[str, str]) -> list[str]:
     """Sentences by rule: which remedies beat doing nothing, which do not, one for each conflict and measure."""
     words = {"accuracy": "accuracy on the target goal", "tax_share": "conflict tax as a share of all test pairs"}
