@@ -81,6 +81,9 @@ def test_the_weight_of_the_own_verdict_rises_over_a_fifth_of_the_steps():
 def test_reliability_weights_are_by_distance_from_one_half_and_have_mean_one():
     np.testing.assert_allclose(mitigations.reliability([0.5, 0.75, 0.0, 0.25]), [0, 1, 2, 1])
     np.testing.assert_allclose(mitigations.reliability([0.0, 1.0, 1.0]), 1)
+    # Pulls w |2 y - 1|: 0, 1/2, 2, 1/2 of mean 3/4, where labels without weights have a mean of 1/2.
+    np.testing.assert_allclose(mitigations.even_weights([0.5, 0.75, 0.0, 0.25]), 1.5)
+    np.testing.assert_allclose(mitigations.even_weights([0.0, 1.0, 1.0]), 1)
     with pytest.raises(ValueError, match="every weak label is 1/2"):
         mitigations.reliability([0.5, 0.5])
 
@@ -121,7 +124,7 @@ def trained(tiny_models, tmp_path_factory):
 def test_every_remedy_is_a_run_of_its_own_and_doing_nothing_is_the_study(trained, tiny_models):
     study, found, left_out = trained
     assert list(left_out) == ["two intermediates"] and "fewer than 2" in left_out["two intermediates"]
-    assert len({r.build("explicit", 0).name for r in found.values()}) == len(found) == 10
+    assert len({r.build("explicit", 0).name for r in found.values()}) == len(found) == 11
     nothing = found["nothing"].build("explicit", 0)
     assert nothing.name == study.student(tiny_models[0], tiny_models[2], "explicit", 0).name
     assert found["one intermediate"].build("none", 0).name == study.bootstrapped(*tiny_models, "none", 0).name
@@ -145,6 +148,8 @@ def test_weights_count_for_weak_labels_and_not_for_gold_ones(trained):
     own = pairs["target"]
     assert pairs.loc[own, "weight"].mean() == pytest.approx(1) and (pairs.loc[~own, "weight"] == 1).all()
     np.testing.assert_allclose(pairs.loc[own, "weight"], mitigations.reliability(pairs.loc[own, "label"]))
+    even = runs.labelled_pairs(found["even weights (control)"].build("implicit", 0), study.root)
+    np.testing.assert_allclose(even.loc[own, "weight"], mitigations.even_weights(pairs.loc[own, "label"]))
     assert "weight" not in runs.labelled_pairs(found["nothing"].build("implicit", 0), study.root)
 
 
@@ -344,20 +349,27 @@ def test_differences_are_paired_and_adjusted():
 
 
 def test_findings_are_made_by_rule():
-    compared = remedy_tables.differences(*counted(STUDENTS), 200)
-    gold = dict.fromkeys(STUDENTS, "") | {"better": "validation pairs"}
-    lines = remedy_tables.findings(compared, gold)
+    both = counted(STUDENTS)
+    table = remedy_tables.remedy_table(*both, 200).assign(uses_gold="")
+    table.loc[table["remedy"] == "better", "uses_gold"] = "validation pairs"
+    lines = remedy_tables.findings(remedy_tables.differences(*both, 200), table)
     accuracy = next(s for s in lines if "explicit conflict, accuracy" in s)
-    kinds = accuracy.partition(": ")[2].split("; ")
-    assert kinds[0].startswith("beats doing nothing with 95% confidence: better (uses gold) +0.50 [")
-    assert kinds[1].startswith("worse with 95% confidence: worse -0.50") and "bad anyway -0.50" in kinds[1]
-    assert kinds[2].startswith("not shown: same +0.00 [+0.00, +0.00]")
-    assert "there remain: better (uses gold), worse, bad anyway" in kinds[3]
+    kinds = accuracy.partition("confidence: ")[2].split("; ")
+    assert kinds[0].startswith("beats doing nothing: better (uses gold) +0.50 [")
+    assert kinds[1].startswith("worse: worse -0.50 [") and "bad anyway" not in kinds[1]
+    assert kinds[2] == "not shown: same +0.00 [+0.00, +0.00]"
+    assert kinds[3].startswith("no statement: bad anyway -0.50")
+    assert kinds[4] == "after Holm's adjustment there remain: better (uses gold), worse."
     tax = next(s for s in lines if "explicit conflict, conflict tax" in s)  # being bad without conflict pays no tax
-    assert "better (uses gold) -0.50" in tax.split("; ")[0] and "bad anyway -0.50" in tax.split("; ")[0]
+    assert "better (uses gold) -0.50" in tax.split("; ")[0] and "no statement: bad anyway -0.50" in tax
     score = next(s for s in lines if "Deception Score" in s)
     assert "better (uses gold) (not defined)" in score
-    assert sum("no conflict" in s for s in lines) == 1 and not any("nan" in s for s in lines)
+    calm = [s for s in lines if "no conflict" in s]
+    assert "worse: bad anyway -1.00" in calm[0] and len(calm) == 2 and not any("nan" in s for s in lines)
+    assert calm[1].endswith("above 0.5 with: nothing (1.00), same (1.00), better (1.00), worse (1.00).")
+    assert any(
+        s.endswith("explicit conflict: accuracy on the target goal lies above 0.5 with: better (1.00).") for s in lines
+    )
 
 
 def test_a_remedy_that_is_bad_without_conflict_is_named_first():

@@ -48,6 +48,15 @@ def reliability(label) -> np.ndarray:
     return size / size.mean()
 
 
+def even_weights(label) -> np.ndarray:
+    """The control of `reliability`: weights (n,), all equal, that pull as hard in total at margin 0.
+
+    There a label pulls by w |2 y - 1| / 2, so that weights of mean 1 in favour of sure labels pull harder than none.
+    """
+    size = np.abs(2 * np.asarray(label, dtype=float) - 1)
+    return np.full(len(size), (reliability(label) * size).mean() / size.mean())
+
+
 def check_steps(total: int, checks: int) -> list[int]:
     """At which of `total` steps (from 1) to look, evenly spaced and the last among them; fewer steps give fewer."""
     return sorted({-(-total * k // checks) for k in range(1, checks + 1)})

@@ -61,22 +61,18 @@ def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     shown = remedies[remedies["conflict"] != "none"]
     conflicts, names = shown["conflict"].unique(), list(dict.fromkeys(remedies["remedy"]))
     if axes is None:
-        axes = new_axes(4.4 * len(conflicts), 4.0, columns=len(conflicts), gap=0.25)
+        axes = new_axes(4.4 * len(conflicts), 4.0, columns=len(conflicts), gap=0.3)
     for ax, conflict in zip(np.ravel(axes), conflicts, strict=True):
         rows = shown[shown["conflict"] == conflict].set_index("remedy")
         for k, name in enumerate(names):
-            row = rows.loc[[name]]
+            row, above = rows.loc[[name]], 2 + k / 100
             colour, gold = PALETTE[k % len(PALETTE)], bool(row["uses_gold"].iloc[0])
-            style = {
-                "fmt": MARKERS[(k + k // len(PALETTE)) % len(MARKERS)],
-                "color": colour,
-                "capsize": 2,
-                "linewidth": 1,
-                "markersize": 7,
-            }
-            style |= {"markerfacecolor": "white" if gold else colour, "label": name + (" (gold)" if gold else "")}
             x, y = row["student_accuracy"], row["conflicting"]
-            ax.errorbar(x, y, spread(row, "conflicting"), spread(row, "student_accuracy"), zorder=2 + k / 100, **style)
+            errors = spread(row, "conflicting"), spread(row, "student_accuracy")
+            ax.errorbar(x, y, *errors, fmt="none", color=colour, capsize=2, linewidth=1, alpha=0.7, zorder=above)
+            style = {"marker": MARKERS[(k + k // len(PALETTE)) % len(MARKERS)], "label": name + " (gold)" * gold}
+            style |= {"facecolors": "white" if gold else colour, "edgecolors": colour if gold else "white"}
+            ax.scatter(x, y, s=48, linewidths=1.2 if gold else 0.6, zorder=above + 0.5, **style)
         for line, value in ((ax.axvline, "student_accuracy"), (ax.axhline, "conflicting")):
             line(rows.loc[names[0], value], color=GREY, linestyle=":", linewidth=1, zorder=1)
         ax.set_title(named(conflict), fontsize=LABEL)

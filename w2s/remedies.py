@@ -80,6 +80,10 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
     else:
         left_out["ensemble of sizes"] = f"the study has one weak model smaller than {strong}"
     found.append(Remedy("reliability weights", student(weighting="reliability", **chance)))
+    if soft:
+        found.append(Remedy("even weights (control)", student(weighting="even")))
+    else:
+        left_out["even weights (control)"] = "hard labels all pull alike, so that weights of mean 1 pull no harder"
     found.append(Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"))
     return found, left_out
 

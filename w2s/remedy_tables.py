@@ -92,9 +92,14 @@ def holm(p) -> np.ndarray:
     return adjusted
 
 
+def _at_chance(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows without conflict whose accuracy does not lie above 1/2 with its interval."""
+    return table[(table["conflict"] == "none") & (table["student_accuracy_low"] <= 0.5)]
+
+
 def warnings(table: pd.DataFrame) -> list[str]:
     """A warning for the remedies whose accuracy WITHOUT conflict cannot be told from chance; from `remedy_table`."""
-    calm = table[(table["conflict"] == "none") & (table["student_accuracy_low"] <= 0.5)]
+    calm = _at_chance(table)
     if calm.empty:
         return []
     named = ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in calm.itertuples())
@@ -102,27 +107,51 @@ def warnings(table: pd.DataFrame) -> list[str]:
     return [start + f"conflict tax and Score say nothing: {named}."]
 
 
-def findings(compared: pd.DataFrame, gold: dict[str, str]) -> list[str]:
-    """Sentences by rule: which remedies beat doing nothing, which do not, one for each conflict and measure."""
+def findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """Sentences by rule: which remedies beat doing nothing, which do not, one for each conflict and measure.
+
+    `compared` is from `differences`, `table` from `remedy_table` with the column uses_gold. Under a conflict nothing
+    is said of a remedy that cannot be told from chance without one.
+    """
     words = {"accuracy": "accuracy on the target goal", "tax_share": "conflict tax as a share of all test pairs"}
     words |= {"score_minus_null": "Deception Score above its null"}
-    named = {name: name + (" (uses gold)" if uses else "") for name, uses in gold.items()}
+    mute = set(_at_chance(table)["remedy"])
+    gold = table.set_index(["remedy", "conflict"])["uses_gold"]
     lines = []
     for conflict, measure in itertools.product(compared["conflict"].unique(), words):
-        rows = compared[(compared["conflict"] == conflict) & (compared["measure"] == measure)]
         if conflict == "none" and measure != "accuracy":
             continue
-        lists: dict[str, list[str]] = {"beats doing nothing": [], "worse": [], "not shown": []}
+        rows = compared[(compared["conflict"] == conflict) & (compared["measure"] == measure)]
+        lists: dict[str, list[str]] = {"beats doing nothing": [], "worse": [], "not shown": [], "no statement": []}
         survive = []
         for row in rows.itertuples():
-            told = f"{named[row.remedy]} {row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-            better, worse = (row.low > 0, row.high < 0) if MEASURES[measure] > 0 else (row.high < 0, row.low > 0)
-            kind = "beats doing nothing" if better else "worse" if worse else "not shown"
-            lists[kind].append(f"{named[row.remedy]} (not defined)" if np.isnan(row.low) else told)
-            survive += [named[row.remedy]] if kind != "not shown" and row.holm < 0.05 else []
-        start = "Mitigations, " + ("no conflict" if conflict == "none" else f"{conflict} conflict")
-        parts = [f"{kind} with 95% confidence: {', '.join(names) or 'none'}" for kind, names in lists.items()]
-        line = f"{start}, {words[measure]}: " + "; ".join(parts).replace("not shown with 95% confidence", "not shown")
-        after = f"; after Holm's adjustment there remain: {', '.join(survive) or 'none'}"
-        lines.append(line + ("" if conflict == "none" else after) + ".")
+            name = row.remedy + (" (uses gold)" if gold[row.remedy, conflict] else "")
+            kind = _kind(row, MEASURES[measure]) if conflict == "none" or row.remedy not in mute else "no statement"
+            numbers = "(not defined)" if np.isnan(row.low) else f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            lists[kind].append(f"{name} {numbers}")
+            survive += [name] if kind in ("beats doing nothing", "worse") and row.holm < 0.05 else []
+        parts = [
+            f"{kind}: {', '.join(names) or 'none'}" for kind, names in lists.items() if names or kind != "no statement"
+        ]
+        if conflict != "none":
+            parts.append(f"after Holm's adjustment there remain: {', '.join(survive) or 'none'}")
+        lines.append(f"Mitigations, {_under(conflict)}, {words[measure]}, 95% confidence: {'; '.join(parts)}.")
+        if measure == "accuracy":
+            lines.append(_above_chance(table, conflict))
     return lines
+
+
+def _under(conflict: str) -> str:
+    return "no conflict" if conflict == "none" else f"{conflict} conflict"
+
+
+def _kind(row, better: int) -> str:
+    low, high = sorted((better * row.low, better * row.high))
+    return "beats doing nothing" if low > 0 else "worse" if high < 0 else "not shown"
+
+
+def _above_chance(table: pd.DataFrame, conflict: str) -> str:
+    """Which students are right on more than half of the test pairs: to beat a bad one is not to be good."""
+    rows = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
+    named = ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in rows.itertuples())
+    return f"Mitigations, {_under(conflict)}: accuracy on the target goal lies above 0.5 with: {named or 'none'}."

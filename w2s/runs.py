@@ -205,10 +205,11 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
         labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed)
     kept = kept_ids(spec, root) if spec.keep != "none" else None
     pairs = training_pairs(tables, spec.split, labels, spec.conflict, kept)
-    if spec.weighting == "reliability":  # of the weak labels; helpful pairs are gold and count as before
+    if spec.weighting != "none":  # of the weak labels; helpful pairs are gold and count as before
         own = pairs["target"].to_numpy()
         weight = np.ones(len(pairs))
-        weight[own] = mitigations.reliability(mean_chance(spec, root).loc[pairs["id"][own]])
+        weigh = {"reliability": mitigations.reliability, "even": mitigations.even_weights}[spec.weighting]
+        weight[own] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
         pairs = pairs.assign(weight=weight)
     return pairs
 
