@@ -64,6 +64,9 @@ CALLS = {
     "known_by_gold": lambda a: checks.check_known_by_gold(a, *TOY.values(), 0.75),
     "chain_splits": checks.check_chain_splits,
     "paired_interval": checks.check_paired_interval,
+    "adaptive_verdicts": checks.check_adaptive_verdicts,
+    "reverse_gradient": checks.check_reverse_gradient,
+    "holm": checks.check_holm,
 }
 
 
@@ -144,6 +147,9 @@ CORRECT = {
     "known_by_gold": 0.4,
     "chain_splits": ["gt", "w2s", "gt", "w2s"],
     "paired_interval": resampled(lambda a, b: a - b),
+    "adaptive_verdicts": [1, 1, 1, 1, 1],
+    "reverse_gradient": lambda z, y: -sigmoid(z) * sigmoid(-z) * np.log(y / (1 - y)),
+    "holm": 2,
 }
 
 SLIPS = [
@@ -239,9 +245,26 @@ SLIPS = [
     ("paired_interval", resampled(lambda a, b: b - a), "sign is turned round"),
     ("paired_interval", resampled(lambda a, b: a), "interval of the first accuracy"),
     ("paired_interval", lambda a, b: (0.5, 0.6), "resample pairs"),
+    ("adaptive_verdicts", [1, 1], "expected five numbers, 0 or 1"),
+    ("adaptive_verdicts", [0, 0, 1, 1, 1], "which knows nothing of gold"),
+    ("adaptive_verdicts", [0, 0, 0, 0, 0], "its label is 1"),
+    ("adaptive_verdicts", [0, 0, 0, 1, 1], "gold labels are no coin"),
+    ("adaptive_verdicts", [1, 0, 1, 0, 1], "how often is gold 1"),
+    ("reverse_gradient", lambda z, y: 0.0, "expected one derivative for each of the four margins"),
+    ("reverse_gradient", lambda z, y: sigmoid(z) * sigmoid(-z) * np.log(y / (1 - y)), "the sign is turned round"),
+    ("reverse_gradient", lambda z, y: -np.log(y / (1 - y)), "a factor P (1 - P) is missing"),
+    ("reverse_gradient", lambda z, y: sigmoid(z) - y, "of the ordinary cross-entropy"),
+    ("reverse_gradient", lambda z, y: -sigmoid(z) * sigmoid(-z) * np.log(y), "the term of 1 - P depends"),
+    ("reverse_gradient", lambda z, y: z, "its slope times dP/dz"),
+    ("holm", 4, "without any adjustment"),
+    ("holm", 1, "that is Bonferroni"),
+    ("holm", 3, "0.018 times 3 is 0.054"),
+    ("holm", 0, "up to the first failure"),
+    ("holm", "two", "expected one number, got str"),
 ]
 CASES = [*((name, answer, "correct: ") for name, answer in CORRECT.items()), *SLIPS]
 FUNCTIONS = ("last_token", "reward_gradient", "simpo_loss", "deception_score", "null_score", "paired_interval")
+FUNCTIONS += ("reverse_gradient",)
 UNANSWERED = {name: nothing if name in FUNCTIONS else None for name in CALLS}
 # Not the case of the notebook's own exercise, and what is printed then.
 OTHERS = [
@@ -307,6 +330,7 @@ MADE = {
     "04": {"arrays": [np.array(values) for values in TOY.values()]},
     "05": {"intervals": intervals},
     "06": {"controls": CONTROLS},
+    "07": {},
 }
 PARAMS = SimpleNamespace(data="pocket", n_helpful=40, threshold=0.75)
 
@@ -352,5 +376,6 @@ def test_each_notebook_has_two_to_four_exercises_and_most_solutions_are_code():
         "04": 3,
         "05": 2,
         "06": 2,
+        "07": 3,
     }
     assert sum(solution is None for _, _, solution in found) == 2  # pencil and paper

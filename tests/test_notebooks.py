@@ -111,6 +111,7 @@ def test_extensions_run_when_they_are_asked_for():
 
     assert [name[:2] for name in planned()] == ["01", "02", "03", "04", "05"]
     assert planned(extensions=["controls"]) == [*planned(), "06_controls"]
+    assert planned(extensions=["mitigations", "controls"]) == [*planned(), "06_controls", "07_mitigations"]
 
 
 def test_every_parameter_is_known_to_a_notebook():
@@ -126,7 +127,8 @@ def executed(tiny_models, tmp_path_factory):
     """A tiny study through the command line: its folder, its parameter file, its exit status."""
     folder = tmp_path_factory.mktemp("executed")
     values = SMALL | {"study": "tiny", "weak_models": tiny_models[:1], "strong_models": tiny_models[1:]}
-    values |= {"intermediate_models": tiny_models[1:2], "output_dir": str(folder), "extensions": ["controls"]}
+    values |= {"intermediate_models": tiny_models[1:2], "output_dir": str(folder)}
+    values |= {"extensions": ["controls", "mitigations"]}
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     status = subprocess.run([sys.executable, "-m", "w2s.cli", "run", str(file)], capture_output=True, text=True)
@@ -144,12 +146,14 @@ PREFERENCE = {
 def test_all_five_run_by_preference_optimization(method, executed, tiny_models, tmp_path):
     _, file, _ = executed
     values = yaml.safe_load(file.read_text()) | {"method": method, "study": method, "output_dir": str(tmp_path)}
-    values |= {"seeds": [3], "extensions": []}
+    values |= {"seeds": [3], "extensions": ["mitigations"]}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(values | PREFERENCE[method]))
     command = [sys.executable, "-m", "w2s.cli", "run", str(tmp_path / "p.yaml")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     report = (tmp_path / method / "report.html").read_text()
+    left_out = pd.read_parquet(tmp_path / method / "tables" / "07_findings.parquet")["sentence"].str.cat()
+    assert "left out: reverse loss" in left_out and "left out: ensemble of sizes" in left_out
     assert ("adapters (rank 2)" in report) == ("lora" in PREFERENCE[method])
     predictions = pd.read_parquet(tmp_path / method / "tables" / "predictions.parquet")
     assert predictions["run"].str.startswith(method).all() and np.isfinite(predictions["margin"]).all()
@@ -161,7 +165,7 @@ def test_a_study_leaves_notebooks_tables_figures_and_report(executed):
         cells = nbformat.read(folder / path.name, 4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code"), path.name
         assert not [o for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    for number in ("01", "02", "03", "04", "05", "06"):
+    for number in ("01", "02", "03", "04", "05", "06", "07"):
         pictures = sorted((folder / "figures").glob(f"{number}_*.png"))
         assert pictures and all(p.with_suffix(".svg").exists() for p in pictures), number
         tables = sorted((folder / "tables").glob(f"{number}_*.parquet"))

@@ -72,9 +72,11 @@ def wanted(names: list[str], root: Path) -> dict[str, runs.RunSpec]:
     students = {conflict: reward.student(weak, strong, conflict, 0) for conflict in ("none", "explicit", "implicit")}
     policies = {"dpo": dpo.gold(weak, 0), "simpo": simpo.gold(strong, 0)}
     taught = dpo.student(weak, strong, "explicit", 0)
+    remedies = {"gold_checks": 5, "label_loss": "confidence", "confidence_weight": 0.5, "weighting": "reliability"}
     return {
         "teacher": teacher,
         **students,
+        "remedies": replace(students["explicit"], **remedies),
         "lora": lora,
         "half": replace(lora, dtype="bfloat16", lora=None, gradient_checkpointing=True),
         "half lora": replace(lora, dtype="bfloat16"),
@@ -105,7 +107,8 @@ def trained(tiny_models, tmp_path_factory):
     return specs, alone, together
 
 
-KINDS = ["teacher", "none", "explicit", "implicit", "lora", "start of dpo", "dpo", "start of simpo", "simpo", "taught"]
+KINDS = ["teacher", "none", "explicit", "implicit", "remedies", "lora"]
+KINDS += ["start of dpo", "dpo", "start of simpo", "simpo", "taught"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -417,3 +417,52 @@ def check_paired_interval(answer: Callable[[np.ndarray, np.ndarray], Any]) -> No
     if values is not None:
         right = "pairs on which both agree cannot move the difference, so the interval is narrow"
         _compare(values, expected, right, slips, "resample pairs, take the difference inside each sample", atol=0.01)
+
+
+def check_adaptive_verdicts(answer: Sequence[int] | None) -> None:
+    """Notebook 07: are these the verdicts of five pairs when as many of them are 1 as gold labels are?"""
+    if _missing(answer, "five verdicts, each 0 or 1"):
+        return
+    values = _numbers(answer, (5,), "five numbers, 0 or 1")
+    slips = [
+        (np.array([0, 0, 1, 1, 1]), "that is the threshold 0, which knows nothing of gold"),
+        (np.zeros(5), "chosen is the preferred response, and its label is 1"),
+        (np.array([0, 0, 0, 1, 1]), "that is about one half; gold labels are no coin: look at them in this kit"),
+    ]
+    if values is not None:
+        right = "each own verdict is then the gold label, and the weak labels hardly matter"
+        _compare(values, np.ones(5), right, slips, "how often is gold 1, when chosen is always the preferred response?")
+
+
+def check_reverse_gradient(answer: Callable[..., Any]) -> None:
+    """Notebook 07: does `answer(margin, label)` give the derivative of the reverse loss with respect to the margin?"""
+    margin, label = np.array([-2.0, -0.5, 0.5, 3.0]), np.array([0.8, 0.4, 0.9, 0.3])
+    found = answer(margin, label)
+    if _missing(found, "return the derivative of the reverse loss with respect to the margin"):
+        return
+    p, odds = 1 / (1 + np.exp(-margin)), np.log(label / (1 - label))
+    slips = [
+        (p * (1 - p) * odds, "the sign is turned round: a label above 1/2 must raise the margin"),
+        (-odds, "that is the slope in P; by the chain rule a factor P (1 - P) is missing"),
+        (p - label, "that is the gradient of the ordinary cross-entropy"),
+        (-p * (1 - p) * np.log(label), "the term of 1 - P depends on the margin as well"),
+    ]
+    values = _numbers(found, (4,), "one derivative for each of the four margins")
+    if values is not None:
+        right = "an undecided label does not pull, and a sure student hardly moves"
+        _compare(values, -p * (1 - p) * odds, right, slips, "the loss is linear in P: its slope times dP/dz")
+
+
+def check_holm(answer: int | None) -> None:
+    """Notebook 07: how many of 0.004, 0.012, 0.018, 0.03 and 0.2 are left at the level 0.05 by Holm's adjustment?"""
+    if _missing(answer, "how many of the five p-values are left after Holm's adjustment"):
+        return
+    values = _numbers(answer, (), "one number")
+    slips = [
+        (4, "so many are below 0.05 by themselves, without any adjustment"),
+        (1, "that is Bonferroni, which takes all of them times 5; Holm's factor falls"),
+        (3, "0.018 times 3 is 0.054, above the level"),
+    ]
+    if values is not None:
+        right = "0.02 and 0.048 pass, 0.054 does not, and the procedure stops there"
+        _compare(values, np.array(2.0), right, slips, "times 5, 4, 3, ... in rising order, up to the first failure")

@@ -214,11 +214,14 @@ def run_seconds(spec: RunSpec, root: Path) -> float:
     """Seconds that a run takes on one worker, by a trial of its model and method."""
     alike = {"start": None, "teacher": None, "conflict": "none", "alpha": 0.0, "split": "gt", "seed": 0, "keep": "none"}
     alike |= {"keep_threshold": None, "keep_by": None, "relabel": "none", "n_helpful": None, "helpful_from": None}
+    alike |= {"ensemble": (), "chance_by": None, "weighting": "none", "label_loss": "cross_entropy"}
+    alike |= {"confidence_weight": None, "gold_checks": 0}
     to_load, per_pair, per_scored = _probe(replace(spec, **alike), root)
     size = {split: len(runs.split_table(spec, root, split)) for split in runs.SPLITS}
     helpful = size["helpful"] if spec.n_helpful is None else spec.n_helpful
     trained = (size[spec.split] + (helpful if spec.conflict == "implicit" else 0)) * spec.epochs
-    return to_load + per_pair * trained + per_scored * sum(size[split] for split in runs.scored_splits(spec))
+    scored = sum(size[split] for split in runs.scored_splits(spec)) + spec.gold_checks * size["validation"]
+    return to_load + per_pair * trained + per_scored * scored
 
 
 @lru_cache

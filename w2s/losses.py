@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOG_ZERO = -4.0  # what log 0 counts in the reverse cross-entropy: the A of Wang et al. (2019)
 
 
 def reward_loss(margin: Tensor, target: Tensor) -> Tensor:
@@ -40,6 +45,48 @@ def explicit_conflict_loss(margin: Tensor, gold: Tensor, alpha: float = 0.5) -> 
     gold = gold.to(margin.dtype)
     contradicts = (margin > 0) != (gold > 0.5)
     return alpha * contradicts * reward_loss(margin, 1 - gold)
+
+
+def confidence_loss(margin: Tensor, target: Tensor, weight: float) -> Tensor:
+    """The auxiliary confidence loss: (1 - weight) * CE(margin, label) + weight * CE(margin, the model's own verdict).
+
+    The verdict is 1 where the margin is above 0, 0 below, 1/2 at 0, and has no gradient. Burns et al. choose its
+    threshold so that it is as often 1 as the labels are. Here `chosen` is the truly preferred response of
+    EVERY pair, so that such a threshold would tell the model what is gold: only 0 treats both responses alike.
+
+    Args:
+        margin: (n,) in logits.
+        target: (n,) probability in [0, 1] that chosen is preferred.
+        weight: share of the model's own verdict, in [0, 1].
+
+    Returns:
+        (n,) nats; weight 0 gives `reward_loss`.
+
+    Source: Burns et al. (2023), auxiliary confidence loss.
+    """
+    verdict = torch.heaviside(margin.detach(), margin.new_tensor(0.5))
+    return (1 - weight) * reward_loss(margin, target) + weight * reward_loss(margin, verdict)
+
+
+def reverse_loss(margin: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with its roles turned round: -(P log y + (1 - P) log(1 - y)), P = sigmoid(margin).
+
+    The label y is held between exp(LOG_ZERO) and 1 - exp(LOG_ZERO), so that its logarithms are finite. The loss is
+    linear in P: it pulls towards the response that the label prefers, by the label's log-odds times P (1 - P).
+
+    Args:
+        margin: (n,) in logits.
+        target: (n,) probability in [0, 1] that chosen is preferred.
+
+    Returns:
+        (n,) nats; log 2 for every margin where the label is 1/2.
+
+    Source: Yao et al. (2025), reverse cross-entropy; Wang et al. (2019) for the bound.
+    """
+    least = math.exp(LOG_ZERO)
+    label = target.to(margin.dtype).clamp(least, 1 - least)
+    p = torch.sigmoid(margin)
+    return -(p * label.log() + (1 - p) * (1 - label).log())
 
 
 def dpo_loss(margin: Tensor, reference_margin: Tensor, beta: float = 0.1) -> Tensor:

@@ -77,7 +77,9 @@ class StudyParams(BaseModel):
     )
     threshold: float = Field(0.75, ge=0.5, lt=1, description="confidence from which a pair is known")
     known_by: Literal["confidence", "gold"] = Field("confidence", description="known by max(P, 1-P) or by P")
-    extensions: list[Literal["controls"]] = Field([], description="notebooks beyond the five: controls (06)")
+    extensions: list[Literal["controls", "mitigations"]] = Field(
+        [], description="notebooks beyond the five: controls (06), mitigations (07)"
+    )
     tax_reference: Literal["none", "ceiling"] = Field(
         "none", description="the conflict tax is counted against this run"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from w2s.figures import COLOURS, GREY, LABEL, MARKERS, PALETTE, finish, legend, named, new_axes, spread
+from w2s.figures import COLOURS, GREY, LABEL, MARKERS, PALETTE, SMALL, finish, legend, named, new_axes, spread
 from w2s.sentences import MIN_TAX
 
 
@@ -68,3 +68,34 @@ def plot_strength(
     for ax in axes[1:]:
         ax.tick_params(labelleft=False)
     return axes
+
+
+def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
+    """Accuracy on the conflicting goal against that on the target goal, one panel a conflict, one point a remedy.
+
+    Columns: remedy, conflict, uses_gold, student_accuracy and conflicting with _low and _high, pairs,
+    conflicting_pairs. Dotted lines mark the remedy "nothing"; hollow points use gold labels.
+    """
+    shown = remedies[remedies["conflict"] != "none"]
+    conflicts, names = shown["conflict"].unique(), list(dict.fromkeys(remedies["remedy"]))
+    if axes is None:
+        axes = new_axes(4.4 * len(conflicts), 4.0, columns=len(conflicts), gap=0.3)
+    for ax, conflict in zip(np.ravel(axes), conflicts, strict=True):
+        rows = shown[shown["conflict"] == conflict].set_index("remedy")
+        for k, name in enumerate(names):
+            row, above = rows.loc[[name]], 2 + k / 100
+            colour, gold = PALETTE[k % len(PALETTE)], bool(row["uses_gold"].iloc[0])
+            x, y = row["student_accuracy"], row["conflicting"]
+            errors = spread(row, "conflicting"), spread(row, "student_accuracy")
+            ax.errorbar(x, y, *errors, fmt="none", color=colour, capsize=2, linewidth=1, alpha=0.7, zorder=above)
+            style = {"marker": MARKERS[(k + k // len(PALETTE)) % len(MARKERS)], "label": name + " (gold)" * gold}
+            style |= {"facecolors": "white" if gold else colour, "edgecolors": colour if gold else "white"}
+            ax.scatter(x, y, s=48, linewidths=1.2 if gold else 0.6, zorder=above + 0.5, **style)
+        for line, value in ((ax.axvline, "student_accuracy"), (ax.axhline, "conflicting")):
+            line(rows.loc[names[0], value], color=GREY, linestyle=":", linewidth=1, zorder=1)
+        ax.set_title(named(conflict), fontsize=LABEL)
+        pairs, others = int(rows["pairs"].iloc[0]), int(rows["conflicting_pairs"].iloc[0])
+        finish(ax, f"accuracy, target goal (n = {pairs})", f"accuracy, conflicting goal (n = {others})")
+    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    np.ravel(axes)[-1].legend(fontsize=SMALL, frameon=False, **place)
+    return np.atleast_1d(axes)

@@ -79,7 +79,7 @@ def _pooled(group: Counts, samples: int, seed: int) -> dict:
     n_seeds = len(set(seeds))
     row = {"runs": len(seeds), "seeds": n_seeds, "covers": "pairs" if n_seeds == 1 else "pairs and seeds"}
     row |= {"pairs": tax.shape[1], "tax": int(tax.sum())}
-    estimates, resampled = _measured(group, samples, seed)
+    estimates, resampled = measured(group, samples, seed)
     row |= {name: float(estimates[name]) for name in MEANS}
     row |= {"undefined": float(np.isnan(resampled["score"]).mean())}
     each = [statistics(_over_runs(_totals(group.where(seeds == s)), 1)) for s in np.unique(seeds)]
@@ -91,7 +91,7 @@ def _pooled(group: Counts, samples: int, seed: int) -> dict:
     return row
 
 
-def _measured(group: Counts, samples: int, seed: int) -> tuple[dict, dict]:
+def measured(group: Counts, samples: int, seed: int) -> tuple[dict, dict]:
     """The statistics over all runs of a group, and those of every bootstrap sample, (samples,)."""
     weights = seed_weights(group.settings["seed"], samples, seed)
     drawn = resample(group.indicators, samples, seed)
@@ -123,7 +123,7 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0
     if not len(common):
         raise ValueError(f"{first} and {second}: no seed in common; train both with one seed")
     one, two = (c.where(c.settings["seed"].isin(common)) for c in pair)
-    (left, drawn_left), (right, drawn_right) = (_measured(c, bootstrap, seed) for c in (one, two))
+    (left, drawn_left), (right, drawn_right) = (measured(c, bootstrap, seed) for c in (one, two))
     rows = [
         (name, *interval(float(left[name] - right[name]), drawn_left[name] - drawn_right[name]), len(common))
         for name in WITH_INTERVAL

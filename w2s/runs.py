@@ -19,11 +19,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from w2s import confidence, models
+from w2s import confidence, mitigations, models
 from w2s.batches import PairTexts, n_steps
 from w2s.data import StudyData, training_pairs
 from w2s.files import write_atomic
 from w2s.losses import dpo_loss, explicit_conflict_loss, reward_loss, simpo_loss
+from w2s.mitigations import Clock
 from w2s.params import Lora
 from w2s.predict import pair_margins, predict, predict_logps, predictions, text_logps
 from w2s.train import Schedule, fit
@@ -58,6 +59,12 @@ class RunSpec:
     relabel: str = "none"
     n_helpful: int | None = None  # None: all of the data's
     helpful_from: str | None = None  # fingerprint of a data set with more helpful pairs; None: `data`
+    ensemble: tuple[RunSpec, ...] = ()  # further teachers: the label is the mean of all
+    chance_by: str | None = None  # dpo, simpo: what makes the teachers' margins P, for their mean and for weights
+    weighting: str = "none"
+    label_loss: str = "cross_entropy"
+    confidence_weight: float | None = None
+    gold_checks: int = 0  # early stopping: how often gold validation pairs are looked at
     learning_rate: float = 1e-3
     epochs: int = 1
     lora: Lora | None = None
@@ -83,7 +90,7 @@ class RunSpec:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name not in NO_RESULT and (f.name in ALWAYS or value != f.default):
-                told[f.name] = value.identity if isinstance(value, RunSpec) else value
+                told[f.name] = _told(value)
         if self.lora:
             told["lora"] = self.lora.model_dump()
             if self.lora.dropout:  # the order of its random draws
@@ -105,13 +112,20 @@ class RunSpec:
 
     @property
     def before(self) -> list[RunSpec]:
-        """The runs that this one needs: its teacher, and the warm start of its weights."""
-        return [run for run in (self.teacher, self.start) if run]
+        """The runs that this one needs: its teachers, and the warm start of its weights."""
+        return [run for run in (self.teacher, *self.ensemble, self.start) if run]
 
     @property
     def depth(self) -> int:
         """How many runs stand behind this one, one needing the next."""
         return max((1 + run.depth for run in self.before), default=0)
+
+
+def _told(value):
+    """A field as it stands in an identity: a run by its own identity."""
+    if isinstance(value, tuple):
+        return [_told(part) for part in value]
+    return value.identity if isinstance(value, RunSpec) else value
 
 
 def write_json(path: Path, content) -> None:
@@ -191,10 +205,33 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     """The pairs that a run trains on, with their labels: `data.training_pairs` after the filter."""
     tables = SimpleNamespace(**{split: split_table(spec, root, split) for split in SPLITS})
     labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
+    if spec.ensemble:
+        mean = mean_chance(spec, root).loc[labels["id"]].to_numpy()
+        labels["weak_label"] = mean if spec.teacher.method == "reward" else (mean > 0.5).astype(float)
     if spec.relabel != "none":
         labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed)
     kept = kept_ids(spec, root) if spec.keep != "none" else None
-    return training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
+    pairs = training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
+    if spec.weighting != "none":  # of the weak labels; helpful pairs are gold and count as before
+        own = pairs["target"].to_numpy()
+        weight = np.ones(len(pairs))
+        weigh = {"reliability": mitigations.reliability, "even": mitigations.even_weights}[spec.weighting]
+        weight[own] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
+        pairs = pairs.assign(weight=weight)
+    return pairs
+
+
+def mean_chance(spec: RunSpec, root: Path) -> pd.Series:
+    """The mean over a run's teachers of their P that `chosen` is preferred, by id of its split.
+
+    For reward models P is the soft label; for dpo and simpo what `chance_by` (a kind of confidence) makes of margins.
+    """
+    each = []
+    for teacher in (spec.teacher, *spec.ensemble):
+        table = load_predictions(teacher, root)
+        table = confidence.with_confidence(table, spec.chance_by or "paper", teacher.method, teacher.beta)
+        each.append(table[table["split"] == spec.split].set_index("id")["probability"])
+    return pd.concat(each, axis=1).mean(axis=1)
 
 
 def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
@@ -292,11 +329,23 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
     torch.manual_seed(spec.seed)
     tokenizer, model = models.load_tokenizer(spec.model), team.load()
     pairs = labelled_pairs(spec, root)
-    texts, each = training_texts(spec, pairs, tokenizer), training_objective(spec, pairs, root, team.device)
-    total = n_steps(len(pairs), spec.batch_pairs, spec.epochs)
+    clock, total = Clock(), n_steps(len(pairs), spec.batch_pairs, spec.epochs)
+    texts, each = training_texts(spec, pairs, tokenizer), training_objective(spec, pairs, root, team.device, clock)
+    best = _best_weights(team, model, tokenizer, total)
     with open(folder / "log.jsonl" if team.first else os.devnull, "w", encoding="utf-8") as log:
         write, dtype = _logger(log, total, report), getattr(torch, spec.dtype)
-        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, dtype, write)
+
+        def after(step: int, loss: float) -> None:
+            clock.done = step / total
+            write(step, loss)
+            if best:
+                best.look(step)
+
+        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, dtype, after)
+    if best:
+        best.restore()
+        if team.first:
+            write_json(folder / "best.json", {"step": best.step, "steps": total, "validation_accuracy": best.best})
     if spec.save_model:
         team.save(model, tokenizer, folder / "model")
     tables = []
@@ -306,6 +355,19 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
         tables.append(table)
     if team.first:
         write_table(folder / "predictions.parquet", pd.concat(tables, ignore_index=True))
+
+
+def _best_weights(team: Alone, model, tokenizer, total: int) -> mitigations.BestWeights | None:
+    """Early stopping by accuracy on gold validation pairs, where the run has it."""
+    spec = team.spec
+    if not spec.gold_checks:
+        return None
+    validation = pair_table(team.root, spec.data, "validation")
+
+    def accuracy() -> float:
+        return float(team.score(model, validation, tokenizer)["correct"].mean())
+
+    return mitigations.BestWeights(model, accuracy, mitigations.check_steps(total, spec.gold_checks))
 
 
 def scored_splits(spec: RunSpec) -> list[str]:
@@ -339,22 +401,38 @@ def training_texts(spec: RunSpec, pairs: pd.DataFrame, tokenizer) -> PairTexts:
     return PairTexts(pairs, tokenizer, spec.max_length, end=spec.method != "reward")
 
 
-def training_objective(spec: RunSpec, pairs: pd.DataFrame, root: Path, device: torch.device):
-    """The loss of each pair of a batch, by the run's method and conflict."""
+def training_objective(spec: RunSpec, pairs: pd.DataFrame, root: Path, device: torch.device, clock=None):
+    """The loss of each pair of a batch, by the run's method, conflict and remedy; the caller advances `clock`."""
     if spec.method == "reward":
-        return reward_objective(pairs, spec.conflict, spec.alpha, device)
+        weak_loss = mitigations.label_loss(spec.label_loss, spec.confidence_weight, clock or Clock())
+        return reward_objective(pairs, spec.conflict, spec.alpha, device, weak_loss)
     if spec.method == "sft":
         return lambda model, batch: -text_logps(model, batch, average=True)
     return preference_objective(spec, pairs, reference_margins(spec, root, pairs["id"]), device)
 
 
-def reward_objective(pairs: pd.DataFrame, conflict: str, alpha: float, device: torch.device):
-    """The reward loss of each pair of a batch, and the explicit conflict's term."""
-    label = torch.tensor(pairs["label"].to_numpy(), dtype=torch.float32, device=device)
+def _column(pairs: pd.DataFrame, name: str, device: torch.device) -> torch.Tensor:
+    """A column as float32 (pairs,); ones where the table has none, such as weights."""
+    values = pairs[name].to_numpy(dtype=np.float32) if name in pairs else np.ones(len(pairs), dtype=np.float32)
+    return torch.tensor(values, device=device)
+
+
+def reward_objective(
+    pairs: pd.DataFrame, conflict: str, alpha: float, device: torch.device, weak_loss: Callable = reward_loss
+):
+    """The reward loss of each pair of a batch, and the explicit conflict's term.
+
+    `weak_loss` replaces it on the pairs of the target dimension, whose labels a teacher may have given; helpful
+    pairs (target False) keep it. The column weight (1 where there is none) multiplies the label's loss alone.
+    """
+    label, weight, target = (_column(pairs, name, device) for name in ("label", "weight", "target"))
 
     def objective(model, batch):
-        margin = pair_margins(model, batch)
-        loss = reward_loss(margin, label[batch.index])
+        margin, given = pair_margins(model, batch), label[batch.index]
+        loss = reward_loss(margin, given)
+        if weak_loss is not reward_loss:
+            loss = torch.where(target[batch.index] > 0, weak_loss(margin, given), loss)
+        loss = weight[batch.index] * loss
         if conflict == "explicit":  # chosen is the truly preferred one in every pair table
             loss = loss + explicit_conflict_loss(margin, torch.ones_like(margin), alpha)
         return loss
@@ -367,7 +445,9 @@ def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarr
 
     The explicit conflict adds alpha times the loss of the REVERSED gold pair, where the policy's
     log-probabilities contradict gold at present. `reference`: margins (pairs,) in nats, for dpo.
+    The column weight (1 where there is none) multiplies the label's loss alone.
     """
+    weight = _column(pairs, "weight", device)
     sign = torch.tensor(np.where(pairs["label"] > 0.5, 1.0, -1.0), dtype=torch.float32, device=device)
     reference = torch.tensor(reference, dtype=torch.float32, device=device)
 
@@ -377,7 +457,7 @@ def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarr
     def objective(model, batch):
         chosen, rejected = text_logps(model, batch, average=spec.method == "simpo").chunk(2)
         margin, held, turned = chosen - rejected, reference[batch.index], sign[batch.index]
-        loss = loss_of(turned * margin, turned * held)
+        loss = weight[batch.index] * loss_of(turned * margin, turned * held)
         if spec.conflict == "explicit":
             loss = loss + spec.alpha * (margin <= 0) * loss_of(-margin, -held)
         return loss

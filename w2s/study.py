@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,13 +85,25 @@ class Study:
         """Trained on `gt` with gold labels: a weak model and a strong ceiling alike."""
         return self._spec(model, "gt", seed)
 
-    def student(self, weak: str, strong: str, conflict: str, seed: int) -> RunSpec:
-        """A strong model trained on `w2s` with the weak model's labels, under a conflict."""
-        return self._spec(strong, "w2s", seed, conflict, self.gold(weak, seed))
+    def student(self, weak: str, strong: str, conflict: str, seed: int, **changes) -> RunSpec:
+        """A strong model trained on `w2s` with the weak model's labels, under a conflict.
 
-    def bootstrapped(self, weak: str, middle: str, strong: str, conflict: str, seed: int) -> RunSpec:
-        """A strong model taught on `gt` by an intermediate one that the weak model taught on `w2s`."""
-        return self._spec(strong, "gt", seed, conflict, self.student(weak, middle, "none", seed))
+        `changes` replace fields of the run, for a remedy.
+        """
+        return self._spec(strong, "w2s", seed, conflict, self.gold(weak, seed), **changes)
+
+    def bootstrapped(
+        self, weak: str, middle: str | Sequence[str], strong: str, conflict: str, seed: int, **changes
+    ) -> RunSpec:
+        """A strong model taught by an intermediate one, or by the last of several, each taught by the one before.
+
+        Splits alternate from `gt` of the weak model on, so that each teacher labels pairs that it has not seen.
+        Only the strong model has the conflict, and `changes`, which replace fields of its run.
+        """
+        link = self.gold(weak, seed)
+        for name in [middle] if isinstance(middle, str) else middle:
+            link = self._spec(name, _other(link.split), seed, "none", link)
+        return self._spec(strong, _other(link.split), seed, conflict, link, **changes)
 
     def control(
         self,
@@ -174,6 +187,9 @@ class Study:
             learning_rate=p.sft_learning_rate or p.learning_rate,
             epochs=p.sft_epochs or 1,
             save_model=True,
+            weighting="none",
+            gold_checks=0,
+            chance_by=spec.chance_by if spec.ensemble else None,
         )
         gamma = (GAMMA if p.gamma is None else p.gamma) if p.method == "simpo" else None
         against = p.method == "dpo" and p.confidence != "paper"
@@ -267,6 +283,10 @@ class Study:
         tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
         table = pd.concat(tables, ignore_index=True)
         return with_confidence(table, self.params.confidence, self.params.method, self.beta)
+
+
+def _other(split: str) -> str:
+    return "w2s" if split == "gt" else "gt"
 
 
 def _tags(role: str, model: str, teacher: str, via: str, conflict: str, seed: int) -> dict:
