@@ -127,9 +127,11 @@ def test_whether_the_tax_rises_with_the_strength():
     assert "with gold labels (a change is not supported in this study)" in line
 
 
-@pytest.mark.parametrize(("gap", "silent"), [(0.019, True), (0.021, False), (-0.3, True)])
-def test_without_a_gap_exchanged_roles_say_nothing(gap, silent):
-    names = {"target": "helpful", "conflicting": "harmless", "gap": gap}
+@pytest.mark.parametrize(
+    ("gap", "ceiling", "silent"), [(0.019, 0.8, True), (0.021, 0.8, False), (-0.3, 0.8, True), (0.1, 0.52, True)]
+)
+def test_without_a_gap_or_a_ceiling_exchanged_roles_say_nothing(gap, ceiling, silent):
+    names = {"target": "helpful", "conflicting": "harmless", "gap": gap, "ceiling_accuracy": ceiling}
     table = pd.DataFrame([pooled_row(**names, conflict="none"), pooled_row(**names)])
     lines = contrasts.swapped_lines(table, "a -> b")
     assert len(lines) == 1 and "target helpful, conflict harmless" in lines[0] and "has 0.60 of the test" in lines[0]

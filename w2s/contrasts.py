@@ -132,7 +132,7 @@ def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
 
 
 def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
-    """What the exchanged roles show: nothing where there is no gap, else one sentence a conflict.
+    """What the exchanged roles show: nothing where there is no gap or no ceiling, else one sentence a conflict.
 
     table: `pooled_table` by target, conflicting and conflict, of the exchanged study.
     """
@@ -142,6 +142,8 @@ def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
     start += f"{first['ceiling_accuracy']:.2f}"
     if first["gap"] < MIN_GAP:
         return [start + ": nothing here is left to a weak supervisor, so that this control says nothing."]
+    if _at_chance(first, "ceiling"):
+        return [start + ", which cannot be told from chance: this control says nothing."]
     return [
         f"{start}; {row['conflict']} conflict: student {row['student_accuracy']:.2f}, tax "
         f"{_ranged(row, 'tax_share')} of the test pairs, {_score(row)}."
