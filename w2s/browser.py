@@ -84,10 +84,15 @@ def page(table: pd.DataFrame, title: str, note: str = "") -> str:
         {
             "names": (row["id"], row["area"], row["outcome"]),
             "chances": [f"{row[name]:.3f}" for name in CHANCES],
-            "texts": [str(row[name]).strip() for name in texts],
+            "texts": [_shown(row[name]) for name in texts],
         }
         for row in table.to_dict("records")
     ]
     header = ["pair", "area", "outcome", *(f"P {name}" for name in CHANCES.values()), *texts]
     template = environment.get_template("browser.html")
     return template.render(title=title, note=note, header=header, records=records, areas=AREAS, outcomes=OUTCOMES)
+
+
+def _shown(text: str) -> str:
+    """A text without blank lines, and without the "Assistant:" in which every prompt ends."""
+    return text.strip().removesuffix("Assistant:").strip().replace("\n\n", "\n")

@@ -33,7 +33,7 @@ def plot_knowledge(
     axes[0].set_xticks(range(4), [name.replace("/", "\n") for name in grid.columns])
     axes[0].set_yticks(range(4), [name.replace("/", "\n") for name in grid.index])
     finish(axes[0], "area by knowledge", "area by confidence")
-    axes[0].set_title("share of the test pairs, mean over runs", fontsize=LABEL)
+    axes[0].set_title(f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)", fontsize=LABEL)
     _strips(axes[1], conflicts, settings, "known_by", "lift", WAYS)
     axes[1].axvline(1, color="black", linestyle=":", linewidth=1)
     finish(axes[1], "lift: Score / even tax (dots: settings; 95% interval)", "known by")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from w2s.figures import named
+from w2s.followups import MODELS
 from w2s.sentences import MIN_TAX
 
 WAYS = ("knowledge", "sure_knowledge", "confidence")
@@ -33,11 +34,11 @@ def blind_spots(table: pd.DataFrame, threshold: float, way: str) -> list[str]:
     for _, row in table[table["conflict"] != "none"].iterrows():
         less = "share_student_minus_share_calm"
         side = _side(row[f"{less}_low"], row[f"{less}_high"], 0)
+        student, calm, ceiling = (_share(row, f"share_{model}") for model in MODELS)
         lines.append(
             f"{named(row['conflict'])}: wrong with confidence {threshold:g} or more (confidence: {way}) where the weak "
-            f"model is below it, on {_ranged(row, 'share_student', 4)} of the pairs; the student without conflict on "
-            f"{_ranged(row, 'share_calm', 4)}, the ceiling on {_ranged(row, 'share_ceiling', 4)}: "
-            f"{('no difference is shown', 'more', 'fewer')[side]}{' than without conflict' if side else ''}."
+            f"model's is lower, on {student} of the pairs; the student without conflict on {calm}, the ceiling on "
+            f"{ceiling}: {('no difference is shown', 'more', 'fewer')[side]}{' than without conflict' if side else ''}."
         )
     return lines
 
@@ -49,13 +50,11 @@ def shared_errors(table: pd.DataFrame) -> list[str]:
         return []
     calm, less = rows.loc["none"], "correlation_student_minus_correlation_ceiling"
     side = _side(calm[f"{less}_low"], calm[f"{less}_high"], 0)
-    verdict = ("it is not shown to copy them", "it copies some of them", "it shares fewer of them than the ceiling")[
-        side
-    ]
+    verdict = ("no difference is shown", "it shares more of them than the ceiling does", "it shares fewer")[side]
     each = ", ".join(f"{named(conflict)} {_ranged(row, 'correlation_student')}" for conflict, row in rows.iterrows())
     return [
-        f"correlation of the student's errors with its teacher's: {each}; of the errors of the ceiling, which never saw "
-        f"the teacher: {_ranged(calm, 'correlation_ceiling')}; difference without conflict {_ranged(calm, less)}: "
+        f"correlation of the student's errors with its teacher's: {each}; of the errors of the ceiling, which never "
+        f"saw the teacher: {_ranged(calm, 'correlation_ceiling')}; difference without conflict {_ranged(calm, less)}: "
         f"{verdict}."
     ]
 
@@ -79,5 +78,10 @@ def _side(low: float, high: float, value: float) -> int:
     return 1 if low > value else -1 if high < value else 0
 
 
-def _ranged(row: pd.Series, name: str, digits: int = 2) -> str:
-    return f"{row[name]:.{digits}f} [{row[name + '_low']:.{digits}f}, {row[name + '_high']:.{digits}f}]"
+def _ranged(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
+
+
+def _share(row: pd.Series, name: str) -> str:
+    """A share in percent; "none" where no pair was counted, since a bootstrap of nothing has no width."""
+    return f"{row[name]:.2%} [{row[name + '_low']:.2%}, {row[name + '_high']:.2%}]" if row[name] else "none"
