@@ -165,7 +165,7 @@ def test_a_share_of_nothing_is_called_none():
     row = {"conflict": "explicit"} | ranged("share_student", 0.0, 0, 0) | ranged("share_calm", 0.01, 0.005, 0.02)
     row |= ranged("share_ceiling", 0.1, 0.09, 0.11) | ranged("share_student_minus_share_calm", -0.01, -0.02, -0.005)
     (line,) = sentences_followups.blind_spots(pd.DataFrame([row]), 0.75, "paper")
-    assert "on none of the pairs; the student without conflict on 1.00% [0.50%, 2.00%]" in line
+    assert "on none of the pairs; the student without conflict on 1.000% [0.500%, 2.000%]" in line
     assert line.endswith("fewer than without conflict.")
 
 

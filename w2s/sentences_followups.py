@@ -84,4 +84,4 @@ def _ranged(row: pd.Series, name: str) -> str:
 
 def _share(row: pd.Series, name: str) -> str:
     """A share in percent; "none" where no pair was counted, since a bootstrap of nothing has no width."""
-    return f"{row[name]:.2%} [{row[name + '_low']:.2%}, {row[name + '_high']:.2%}]" if row[name] else "none"
+    return f"{row[name]:.3%} [{row[name + '_low']:.3%}, {row[name + '_high']:.3%}]" if row[name] else "none"
