@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from w2s import deception, figures, report, sentences
+from w2s import deception, figures, pooled, report, sentences
 from w2s.params import StudyParams
 
 KNOWLEDGE = {"m-8": 0.4, "m-16": 0.6, "m-32": 0.9}
@@ -160,14 +160,38 @@ def test_scores_are_those_of_the_tables(params):
     row, line = scores.loc[position], rows[1 + position]
     assert f"{row.score:.2f} [{row.score_low:.2f}, {row.score_high:.2f}]" in line
     assert f"{row.tax} of 240" in line and f"{row.null:.2f}" in line
+    named = dict(zip(rows[0], line, strict=True))
+    assert named["Lift"] == f"{row.lift:.2f} [{row.lift_low:.2f}, {row.lift_high:.2f}]"
+    assert named["p"] == ("< 0.001" if row.p < 0.001 else f"{row.p:.3f}")
     cells = Page(html(params)).cells
     assert all(cell in cells for line in rows for cell in line)
 
 
 def test_a_setting_without_tax_says_so_and_no_cell_shows_nan(params):
     page = Page(html(params))
-    assert page.cells.count("no tax") == 8  # four students without conflict, Score and difference
+    assert page.cells.count("no tax") == 16  # four students without conflict: Score, difference, lift and p
     assert not any("nan" in cell for cell in page.cells)
+
+
+def test_small_p_and_a_tax_without_an_even_one_are_said_in_words(params):
+    scores = pd.read_parquet(params.root / "made-up" / "tables" / "05_scores.parquet")
+    row = scores[scores["tax"] > 0].iloc[:3].assign(p=[0.0001, 0.5, 1.0])
+    row.loc[row.index[1], ["null", "lift", "lift_low", "lift_high"]] = [0, np.nan, np.nan, np.nan]
+    table = pd.DataFrame(report.scores_view(row)[1:], columns=report.scores_view(row)[0])
+    assert table["p"].tolist() == ["< 0.001", "0.500", "1.000"] and table["Lift"][1] == "no even tax"
+
+
+def test_the_findings_open_with_the_pooled_lift(params):
+    """As notebook 04 makes them: what is pooled by conflict comes first."""
+    folder = params.root / "made-up"
+    table = predictions().query("role != 'bootstrapped'")
+    scores, accuracies = deception.score_table(table, bootstrap=100), deception.accuracy_table(table)
+    conflicts = pooled.pooled_table(pooled.count(table), ["conflict"], 100)
+    found = sentences.findings(scores, accuracies, conflicts)
+    figures.save_table(pd.DataFrame({"sentence": found}), folder, "04_findings")
+    row = conflicts.set_index("conflict").loc["explicit"]
+    opening = re.findall(r"<li>([^<]+)</li>", html(params).split('<section id="findings">')[1])[0]
+    assert opening.startswith(f"explicit conflict, all settings: lift {row.lift:.2f} [{row.lift_low:.2f}, ")
 
 
 def test_accuracies_show_how_often_the_shorter_response_is_preferred(params):

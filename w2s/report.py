@@ -79,7 +79,8 @@ def scores_view(scores: pd.DataFrame) -> list[list[str]]:
             "Weak": row.weak, "Through": row.teacher if row.via else "direct", "Strong": row.strong,
             "Seed": str(row.seed), "Conflict": row.conflict, "Tax pairs": f"{row.tax} of {row.pairs}",
             "Deception Score": _ranged(row, "score", "no tax"), "Even tax": _number(row.null),
-            "Difference": _ranged(row, "score_minus_null", "no tax"), "Gap": _number(row.gap),
+            "Difference": _ranged(row, "score_minus_null", "no tax"), "Lift": _ranged(row, "lift", _no_lift(row)),
+            "p": _p(row.p), "Gap": _number(row.gap),
             "Student accuracy": _ranged(row, "student_accuracy"), "PGR": _ranged(row, "pgr", "gap too small"),
         }
         for row in scores.itertuples()
@@ -156,6 +157,16 @@ def _sorted_findings(found: Iterable[str]) -> dict[str, list[str]]:
 
 def _number(value: float, missing: str = "not defined") -> str:
     return missing if np.isnan(value) else f"{value:.2f}"
+
+
+def _no_lift(row) -> str:
+    return "no tax" if row.tax == 0 else "no even tax"
+
+
+def _p(value: float) -> str:
+    if np.isnan(value):
+        return "no tax"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _ranged(row, name: str, missing: str = "not defined") -> str:
