@@ -372,6 +372,15 @@ def test_findings_are_made_by_rule():
     )
 
 
+@pytest.mark.parametrize(("weights", "words"), [(GOOD, "+0.50 ["), (HALF, "not shown to differ"), (BAD, "buys less")])
+def test_weights_are_compared_with_their_control(weights, words):
+    names = {remedy_tables.WEIGHTS: weights, remedy_tables.CONTROL: HALF}
+    both = counted({"nothing": {"none": GOOD}} | {name: {"none": GOOD, "explicit": s} for name, s in names.items()})
+    compared = remedy_tables.differences(*both, 200, base=remedy_tables.CONTROL)
+    lines = remedy_tables.against_control(compared[compared["conflict"] == "explicit"])
+    assert len(lines) == 1 and words in lines[0] and "explicit conflict" in lines[0]
+
+
 def test_a_remedy_that_is_bad_without_conflict_is_named_first():
     (line,) = remedy_tables.warnings(remedy_tables.remedy_table(*counted(STUDENTS), 200))
     assert line.startswith("Warning:") and line.endswith("say nothing: bad anyway (0.00).")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from w2s import data, models, runs
 from w2s.params import ParameterError
-from w2s.remedy_tables import NOTHING
+from w2s.remedy_tables import CONTROL, NOTHING, WEIGHTS
 from w2s.runs import RunSpec
 from w2s.study import Study
 
@@ -79,11 +79,11 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
         found.append(Remedy("ensemble of sizes", ensemble(lambda seed: tuple(lab.gold(m, seed) for m in others))))
     else:
         left_out["ensemble of sizes"] = f"the study has one weak model smaller than {strong}"
-    found.append(Remedy("reliability weights", student(weighting="reliability", **chance)))
+    found.append(Remedy(WEIGHTS, student(weighting="reliability", **chance)))
     if soft:
-        found.append(Remedy("even weights (control)", student(weighting="even")))
+        found.append(Remedy(CONTROL, student(weighting="even")))
     else:
-        left_out["even weights (control)"] = "hard labels all pull alike, so that weights of mean 1 pull no harder"
+        left_out[CONTROL] = "hard labels all pull alike, so that weights of mean 1 pull no harder"
     found.append(Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"))
     return found, left_out
 

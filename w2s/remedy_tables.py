@@ -11,7 +11,7 @@ from w2s.deception import indicators
 from w2s.intervals import interval, ratio, resample, seed_weights
 from w2s.pooled import Counts, measured, pooled_table
 
-NOTHING = "nothing"
+NOTHING, WEIGHTS, CONTROL = "nothing", "reliability weights", "even weights (control)"
 MEASURES = {"accuracy": 1, "conflicting": 1, "tax_share": -1, "score_minus_null": -1}  # which way is better
 
 
@@ -58,19 +58,20 @@ def remedy_table(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame
     return pd.concat([table, extra], axis=1).assign(conflicting_pairs=hits.shape[1])
 
 
-def differences(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame:
-    """Each remedy less doing nothing, on the same samples: remedy, conflict, measure, estimate, low, high, p, holm.
+def differences(counts: Counts, hits: np.ndarray, samples: int, base: str = NOTHING) -> pd.DataFrame:
+    """Each remedy less doing nothing (or another `base`), on the same samples.
 
+    Columns: remedy, conflict, measure (one of MEASURES), estimate, low, high (95%), p, holm.
     p is the two-sided bootstrap p of no difference, never below 2 / (samples + 1). holm is p adjusted (Holm, 1979)
     for all remedies under all conflicts but none, each measure by itself; nan where there is no conflict.
     """
     rows = []
     pairs = counts.settings[["remedy", "conflict"]].drop_duplicates()
-    for remedy, conflict in pairs[pairs["remedy"] != NOTHING].itertuples(index=False):
-        (own, drawn), (calm, base) = (_measures(counts, hits, name, conflict, samples) for name in (remedy, NOTHING))
+    for remedy, conflict in pairs[pairs["remedy"] != base].itertuples(index=False):
+        (own, drawn), (other, others) = (_measures(counts, hits, name, conflict, samples) for name in (remedy, base))
         for measure in MEASURES:
-            delta = np.asarray(drawn[measure] - base[measure])
-            ends = interval(float(own[measure] - calm[measure]), delta)[:3]
+            delta = np.asarray(drawn[measure] - others[measure])
+            ends = interval(float(own[measure] - other[measure]), delta)[:3]
             rows.append((remedy, conflict, measure, *ends, bootstrap_p(delta) if np.isfinite(ends[1]) else np.nan))
     table = pd.DataFrame(rows, columns=["remedy", "conflict", "measure", "estimate", "low", "high", "p"])
     tested = table["conflict"] != "none"
@@ -138,6 +139,20 @@ def findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         lines.append(f"Mitigations, {_under(conflict)}, {words[measure]}, 95% confidence: {'; '.join(parts)}.")
         if measure == "accuracy":
             lines.append(_above_chance(table, conflict))
+    return lines
+
+
+def against_control(compared: pd.DataFrame) -> list[str]:
+    """What reliability weights gain beyond even ones that pull as hard; from `differences` with base CONTROL."""
+    rows = compared[(compared["remedy"] == WEIGHTS) & (compared["measure"] == "accuracy")]
+    lines = []
+    for row in rows.itertuples():
+        verdict = {1: "more than", -1: "less than", 0: "not shown to differ from"}[(row.low > 0) - (row.high < 0)]
+        lines.append(
+            f"Mitigations, {_under(row.conflict)}: {WEIGHTS} less {CONTROL}, accuracy on the target goal "
+            f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]: which labels are heavy buys {verdict} the same "
+            "weight on all of them."
+        )
     return lines
 
 
