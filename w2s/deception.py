@@ -20,6 +20,7 @@ ROLES = ("gold", "student", "bootstrapped")
 CONFLICTS = ("none", "explicit", "implicit")
 SETTING = ["weak", "strong", "role", "teacher", "via", "conflict", "seed"]
 RUN = ["role", "model", "teacher", "via", "conflict", "seed"]
+OF_SCORE = ("score", "score_minus_null", "lift")
 WITH_INTERVAL = ("student_accuracy", "pgr", "tax_share", "score", "null", "score_minus_null", "lift")
 SCORE_COLUMNS = [
     *SETTING, "pairs", "gap", "weak_accuracy", "ceiling_accuracy", "reference_accuracy", "tax",
@@ -239,9 +240,24 @@ def measures(p: dict[str, np.ndarray], threshold: float, known_by: str, samples:
     counted = indicators(p, threshold, known_by)
     sums = {name: int(values.sum()) for name, values in counted.items()}
     row = {"pairs": sums["pairs"], "tax": sums["tax"]}
-    for name, values in bootstrap(counted, statistics, samples, seed).iterrows():
-        row |= {name: values["estimate"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+    table = bootstrap(counted, statistics, samples, seed)
+    certain = all_or_none(*table.loc[["score", "null"], "estimate"], sums["tax"])
+    for name, (estimate, *ends, _) in zip(table.index, table.to_numpy(), strict=True):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), (estimate, *certain.get(name, ends)), strict=True))
     return row | {"p": _fisher(sums["blind_tax"], sums["reference"], sums["blind_at_risk"], sums["tax"])}
+
+
+def all_or_none(score: float, null: float, tax: int) -> dict[str, tuple[float, float]]:
+    """The intervals of OF_SCORE where all of the tax lies in the area, or none of it; else empty.
+
+    No bootstrap sample can differ then, which would pass for certainty. Given their number, tax pairs lie in
+    the area or not like tosses of a coin: Wilson's interval of the Score over `tax` pairs, the null as found.
+    """
+    if score not in (0, 1):
+        return {}
+    low, high = wilson(round(score * tax), tax)
+    lifts = ratio([low, high], null)
+    return {"score": (low, high), "score_minus_null": (low - null, high - null), "lift": tuple(lifts.tolist())}
 
 
 def indicators(p: dict[str, np.ndarray], threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
