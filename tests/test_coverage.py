@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
@@ -120,3 +121,70 @@ def held(low, high, truth) -> float:
     """The share of defined intervals that hold the truth."""
     inside = (low.to_numpy() <= truth) & (truth <= high.to_numpy())
     return float(inside[low.notna()].mean())
+
+
+@pytest.mark.parametrize(("seeds", "n"), [(1, 1280), (1, 300), (5, 1280), (5, 300)])
+def test_intervals_cover_the_truth(seeds, n):
+    table = coverage(World(), seeds, n)
+    assert (table["none"] == 0).all()
+    checked = table[["score", "lift", "score_minus_null"]]
+    assert ((checked >= LOW) & (checked <= HIGH)).all(axis=None), table
+    assert ((table[list(MEASURES)] >= 0.9) & (table[list(MEASURES)] <= 0.99)).all(axis=None), table
+
+
+def test_intervals_cover_the_truth_where_seeds_differ_as_much_as_in_the_pocket_studies():
+    table = coverage(World(sd_level=1.5, sd_blind=1.0, sd_models=0.4), 5, 1280)
+    assert (table[["score", "lift"]] >= LOW).all(axis=None) and (table[["score", "lift"]] <= HIGH).all(axis=None), table
+
+
+@pytest.mark.parametrize(("level", "tax"), [(-4.5, (3, 12)), (-3.5, (8, 25))])
+def test_intervals_of_a_tiny_tax_are_wide_enough(level, tax):
+    table = coverage(World(level=(level, level), blind=(0.0, 1.5), sd_level=0.3, sd_blind=0.3), 1, 300, 1000)
+    assert table["tax"].between(*tax).all() and (table["none"] < 0.06).all()  # some have no tax at all
+    assert (table[["score", "lift"]] >= LOW).all(axis=None), table
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_intervals_of_a_difference_cover_the_truth(seeds):
+    world, rng, n, studies = World(), np.random.default_rng(seeds), 600, 200
+    counts, effects = world.study(studies, seeds, n, rng)
+    truth = world.truth(effects if seeds == 1 else world.seeds((1, 12_000), rng))
+    settings = [{"conflict": student} for student in STUDENTS]
+    of = [counts.where(counts.settings["weak"] == k) for k in range(studies)]
+    table = pd.concat([pooled.difference(study, *settings, 500) for study in of])
+    few = 3 * np.sqrt(0.05 * 0.95 / studies)  # three standard errors of a share of so few studies
+    for measure, rows in table.groupby("difference"):
+        if measure in MEASURES:
+            share = held(rows["low"], rows["high"], truth["explicit"][measure] - truth["implicit"][measure])
+            assert 0.95 - few <= share <= min(0.95 + few, 0.995), (measure, share)
+
+
+def test_the_truth_is_what_a_huge_study_finds():
+    world, rng = World(), np.random.default_rng(3)
+    counts, effects = world.study(4, 1, 200_000, rng)
+    sums = {name: values.sum(axis=1).astype(float) for name, values in counts.indicators.items()}
+    found, truth = d.statistics(sums), world.truth(effects)
+    for measure in MEASURES:
+        expected = np.concatenate([truth[student][measure] for student in STUDENTS])
+        np.testing.assert_allclose(found[measure], expected, rtol=0.02, atol=0.01)
+
+
+def p_values(inside: float, level: float, studies: int, n: int = 1280) -> np.ndarray:
+    """`even_tax_p` of studies whose pairs at risk are lost with a rate of logit `level`, plus `inside` in the area."""
+    rng, world = np.random.default_rng(5), World()
+    found = world.pairs(world.seeds((studies, 1), rng), (studies, 1, n), rng)
+    sure = {name: np.where(found[name][:, 0], 0.9, 0.6) for name in ("ceiling", "weak")}
+    calm = np.where(found["reference"][:, 0], 0.9, 0.1)
+    lost = rng.random((studies, n)) < expit(level + inside * found["area"][:, 0])
+    rows = zip(calm, np.where(lost, 0.1, calm), sure["ceiling"], sure["weak"], strict=True)
+    return np.array([d.even_tax_p(*row) for row in rows])
+
+
+@pytest.mark.parametrize("level", [-3.0, -1.0, 1.0])
+def test_an_even_tax_is_rejected_in_one_study_of_twenty(level):
+    assert 0.03 <= (p_values(0.0, level, 2000) < 0.05).mean() <= 0.07
+
+
+def test_a_tax_that_leans_towards_the_area_is_found():
+    assert (p_values(0.7, -1.0, 300) < 0.05).mean() > 0.9
+    assert (p_values(1.5, -3.0, 300) < 0.05).mean() > 0.9

@@ -92,7 +92,11 @@ def even_tax_p(reference, conflicted, ceiling, weak, threshold=0.75, known_by="c
 
     Every choice of as many tax pairs among those at risk is then equally likely, so that the number in
     S-known/W-unknown is hypergeometric. p adds up all numbers that are no likelier than the one found
-    (Fisher's exact test); nan when there is no tax. Pairs count as exchangeable, training as given.
+    (Fisher's exact test); nan when there is no tax. Pairs count as exchangeable, training as given. As counts are
+    discrete, it rejects at 5% in fewer than 5% of even taxes: in 4.3% on average over the 100 runs of the pocket study
+    with five seeds (26 to 1131 tax pairs), in fewer than 3% only where the area has under 5 pairs at risk, or nearly
+    all pairs are lost. The mid-p version (Lancaster, 1961) would reject in 4.9%, but in 7.6% with the counts of one
+    run: not used.
     """
     _checked(reference=reference, conflicted=conflicted, ceiling=ceiling, weak=weak)
     at_risk, blind = right(reference), _blind(ceiling, weak, threshold, known_by)
@@ -252,6 +256,12 @@ def all_or_none(score: float, null: float, tax: int) -> dict[str, tuple[float, f
 
     No bootstrap sample can differ then, which would pass for certainty. Given their number, tax pairs lie in
     the area or not like tosses of a coin: Wilson's interval of the Score over `tax` pairs, the null as found.
+
+    With it, one seed and percentile intervals elsewhere, coverage in 1000 simulated studies each (tests/test_coverage):
+
+        tax pairs    2 to 10       10 to 30      30 to 60      60 to 190
+        Score        .96 to .98    .92 to .96    .94 to .95    .95
+        lift         .96 to .98    .93 to .96    .94 to .96    .95 to .96
     """
     if score not in (0, 1):
         return {}

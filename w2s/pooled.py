@@ -155,16 +155,13 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0
 
 
 def _one_setting(counts: Counts, setting: dict) -> Counts:
-    """The runs of one setting, sorted by seed."""
-    settings = counts.settings
+    """The runs of one setting."""
     wanted = {"role": "student"} | setting
-    chosen = counts.where((settings[list(wanted)] == pd.Series(wanted)).all(axis=1))
-    found = len(chosen.settings[POOLED].drop_duplicates())
+    chosen = np.all([counts.settings[column] == value for column, value in wanted.items()], axis=0)
+    found = len(counts.settings.loc[chosen, POOLED].drop_duplicates())
     if found != 1:
         raise ValueError(f"{setting}: {found} settings have it; name weak, strong, conflict, and teacher where needed")
-    order = chosen.settings["seed"].argsort(kind="stable")
-    kept = {name: values[order] for name, values in chosen.indicators.items()}
-    return Counts(chosen.settings.iloc[order].reset_index(drop=True), kept)
+    return counts.where(chosen)
 
 
 def slope_table(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
