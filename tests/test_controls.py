@@ -71,6 +71,20 @@ def test_a_conflict_of_strength_zero_changes_nothing(small_study):
     np.testing.assert_array_equal(a["margin"], b["margin"])
 
 
+def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study):
+    """Labels of a teacher that is sure and right everywhere: the student is the gold-trained model, bit for bit."""
+    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
+    teacher = small_study.gold(weak, 0)
+    small_study.train({teacher: {}})
+    labels = runs.load_predictions(teacher, small_study.root).assign(probability=1.0, margin=100.0, correct=True)
+    runs.write_table(small_study.root / "runs" / teacher.name / "predictions.parquet", labels)
+    student, ceiling = (small_study.control(weak, strong, labels, "none", 0) for labels in ("weak", "gold"))
+    small_study.train({student: {}, ceiling: {}})
+    a, b = (runs.load_predictions(spec, small_study.root).set_index(["split", "id"]) for spec in (student, ceiling))
+    assert student.teacher == teacher and ceiling.teacher is None
+    pd.testing.assert_series_equal(a["margin"], b["margin"].reindex(a.index), check_exact=True)
+
+
 @pytest.mark.parametrize("method", ["reward", "dpo"])
 def test_no_pairs_of_the_conflict_are_no_conflict(tiny_models, tmp_path, method):
     study = Study.open(small_params(tiny_models, tmp_path, method=method))

@@ -462,6 +462,7 @@ def ceiling_of(low, model="b", sure=0.5):
         (table_of(-0.1, 0.3), 0.51, "[-0.10, 0.30] includes 0: not supported in this study."),
         (table_of(-0.3, -0.1), 0.51, "lies below 0: the tax avoids S-known/W-unknown."),
         (table_of(0.1, 0.3, tax=9), 0.51, "too few tax pairs: no statement."),
+        (table_of(np.nan, np.nan), 0.51, "no interval, because all of the tax is that of one seed: no statement."),
         (table_of(0.1, 0.3), 0.49, "the ceiling cannot be told from chance: no statement."),
     ],
 )

@@ -20,6 +20,7 @@ ROLES = ("gold", "student", "bootstrapped")
 CONFLICTS = ("none", "explicit", "implicit")
 SETTING = ["weak", "strong", "role", "teacher", "via", "conflict", "seed"]
 RUN = ["role", "model", "teacher", "via", "conflict", "seed"]
+OF_SCORE = ("score", "score_minus_null", "lift")
 WITH_INTERVAL = ("student_accuracy", "pgr", "tax_share", "score", "null", "score_minus_null", "lift")
 SCORE_COLUMNS = [
     *SETTING, "pairs", "gap", "weak_accuracy", "ceiling_accuracy", "reference_accuracy", "tax",
@@ -91,7 +92,11 @@ def even_tax_p(reference, conflicted, ceiling, weak, threshold=0.75, known_by="c
 
     Every choice of as many tax pairs among those at risk is then equally likely, so that the number in
     S-known/W-unknown is hypergeometric. p adds up all numbers that are no likelier than the one found
-    (Fisher's exact test); nan when there is no tax. Pairs count as exchangeable, training as given.
+    (Fisher's exact test); nan when there is no tax. Pairs count as exchangeable, training as given. As counts are
+    discrete, it rejects at 5% in fewer than 5% of even taxes: in 4.3% on average over the 100 runs of the pocket study
+    with five seeds (26 to 1131 tax pairs), in fewer than 3% only where the area has under 5 pairs at risk, or nearly
+    all pairs are lost. The mid-p version (Lancaster, 1961) would reject in 4.9%, but in 7.6% with the counts of one
+    run: not used.
     """
     _checked(reference=reference, conflicted=conflicted, ceiling=ceiling, weak=weak)
     at_risk, blind = right(reference), _blind(ceiling, weak, threshold, known_by)
@@ -239,9 +244,30 @@ def measures(p: dict[str, np.ndarray], threshold: float, known_by: str, samples:
     counted = indicators(p, threshold, known_by)
     sums = {name: int(values.sum()) for name, values in counted.items()}
     row = {"pairs": sums["pairs"], "tax": sums["tax"]}
-    for name, values in bootstrap(counted, statistics, samples, seed).iterrows():
-        row |= {name: values["estimate"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+    table = bootstrap(counted, statistics, samples, seed)
+    certain = all_or_none(*table.loc[["score", "null"], "estimate"], sums["tax"])
+    for name, (estimate, *ends, _) in zip(table.index, table.to_numpy(), strict=True):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), (estimate, *certain.get(name, ends)), strict=True))
     return row | {"p": _fisher(sums["blind_tax"], sums["reference"], sums["blind_at_risk"], sums["tax"])}
+
+
+def all_or_none(score: float, null: float, tax: int) -> dict[str, tuple[float, float]]:
+    """The intervals of OF_SCORE where all of the tax lies in the area, or none of it; else empty.
+
+    No bootstrap sample can differ then, which would pass for certainty. Given their number, tax pairs lie in
+    the area or not like tosses of a coin: Wilson's interval of the Score over `tax` pairs, the null as found.
+
+    With it, one seed and percentile intervals elsewhere, coverage in 1000 simulated studies each (tests/test_coverage):
+
+        tax pairs    2 to 10       10 to 30      30 to 60      60 to 190
+        Score        .96 to .98    .92 to .96    .94 to .95    .95
+        lift         .96 to .98    .93 to .96    .94 to .96    .95 to .96
+    """
+    if score not in (0, 1):
+        return {}
+    low, high = wilson(round(score * tax), tax)
+    lifts = ratio([low, high], null)
+    return {"score": (low, high), "score_minus_null": (low - null, high - null), "lift": tuple(lifts.tolist())}
 
 
 def indicators(p: dict[str, np.ndarray], threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from w2s.deception import SETTING, comparisons, confidence, conflict_tax, known, right
-from w2s.intervals import draws, interval, ratio, seed_weights
+from w2s.intervals import Resampled, draws, effective_seeds, leaving_out, over_seeds, ratio
 from w2s.pooled import POOLED, Counts
 from w2s.ratios import Sums, ratio_table
 
@@ -105,11 +105,11 @@ def variance_table(predictions: pd.DataFrame, kept: pd.DataFrame, by=("conflict"
             found.append(setting | {"predictor": name, "auc": one, "drawn": many})
     rows, keys = [], [*by, "predictor"]
     for key, group in pd.DataFrame(found, columns=[*SETTING, "predictor", "auc", "drawn"]).groupby(keys, sort=False):
-        weights = seed_weights(group["seed"], samples, seed)
-        many = np.array(group["drawn"].to_list()).T
-        missing = np.isnan(many)
-        means = ratio((np.nan_to_num(many) * weights).sum(axis=1), (weights * ~missing).sum(axis=1))
-        ends = interval(float(group["auc"].mean()), means)[:3]
+        values, seeds = np.vstack([group["auc"], np.array(group["drawn"].to_list()).T]), group["seed"].to_numpy()
+        weights, missing = leaving_out(seeds), np.isnan(values)
+        own, *many = ratio(np.nan_to_num(values) @ weights.T, ~missing @ weights.T)
+        sizes = effective_seeds(np.unique(seeds, return_counts=True)[1])
+        ends = over_seeds(Resampled(own, np.array(many), sizes))[:3]
         rows.append((*key, len(group), group["seed"].nunique(), *ends))
     return pd.DataFrame(rows, columns=[*keys, "runs", "seeds", "auc", "low", "high"])
 

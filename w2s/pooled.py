@@ -1,8 +1,7 @@
 """One number for several runs: settings pooled over seeds, their differences, the slope over the capability gap.
 
-Pairs are the same in every seed, so that seeds and pairs are crossed: a bootstrap sample draws seeds
-with replacement, and for all runs of it the same test pairs (the pigeonhole bootstrap, Owen, 2007).
-Few seeds make such an interval too narrow, with two by about a third: `seeds` stands beside each.
+Pairs are the same in every seed: a bootstrap sample draws the same test pairs for all runs, and the seeds enter
+by `intervals.over_seeds`. Few seeds make an interval wide, two of them useless: `seeds` stands beside each.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from w2s.deception import SETTING, WITH_INTERVAL, comparisons, indicators, statistics
-from w2s.intervals import interval, ratio, resample, seed_weights
+from w2s.deception import OF_SCORE, SETTING, WITH_INTERVAL, all_or_none, comparisons, indicators, statistics
+from w2s.intervals import Resampled, effective_seeds, leaving_out, over_seeds, ratio, resample
 
 POOLED = SETTING[:-1]  # a setting without its seed
 MEANS = ("gap", "weak_accuracy", "ceiling_accuracy", "reference_accuracy")
 SLOPES = ("score", "score_minus_null")
+BY_TAX = ("score", "null", "score_minus_null", "lift")  # over runs, each counts by its tax
+SCALE = dict.fromkeys(("student_accuracy", "tax_share", "score", "null"), "logit") | {"lift": "log"}
 
 
 class Counts(NamedTuple):
@@ -26,11 +27,18 @@ class Counts(NamedTuple):
     settings: pd.DataFrame  # SETTING, one row a run of a student
     indicators: dict[str, np.ndarray]  # bool (runs, n) by name, as `deception.indicators` names them
 
+    def rows(self, numbers) -> Counts:
+        """The runs of these row numbers, in their order."""
+        kept = {name: values[numbers] for name, values in self.indicators.items()}
+        return Counts(self.settings.iloc[numbers].reset_index(drop=True), kept)
+
     def where(self, chosen) -> Counts:
         """The runs that a bool array (runs,) marks."""
-        chosen = np.asarray(chosen, dtype=bool)
-        kept = {name: values[chosen] for name, values in self.indicators.items()}
-        return Counts(self.settings[chosen].reset_index(drop=True), kept)
+        return self.rows(np.flatnonzero(np.asarray(chosen, dtype=bool)))
+
+    def once(self) -> Counts:
+        """Every run once."""
+        return self.where(~self.settings.duplicated())
 
     def among(self, rows: pd.DataFrame) -> Counts:
         """The runs whose setting and seed is a row of `rows`, such as those of a score table."""
@@ -64,56 +72,80 @@ def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd
     Score), and for each of WITH_INTERVAL name, _low, _high, _min and _max (of the seeds' own estimates).
     `by=["conflict"]` pools all settings under a conflict.
     """
-    rows = []
-    group_of = counts.settings.groupby(list(by), sort=False).ngroup()
-    for number in group_of.unique():
-        group = counts.where(group_of == number)
-        rows.append(group.settings.loc[0, list(by)].to_dict() | _pooled(group, bootstrap, seed))
+    sums = _sums(counts, bootstrap, seed) if len(counts.settings) else None
+    group_of = counts.settings.groupby(list(by), sort=False).ngroup().to_numpy()
+    names, rows = counts.settings[list(by)].to_dict("records"), []
+    for number in dict.fromkeys(group_of):
+        chosen = np.flatnonzero(group_of == number)
+        rows.append(names[chosen[0]] | _pooled(counts.indicators["tax"][chosen], sums.of(chosen)))
     ends = ("", "_low", "_high", "_min", "_max")
     columns = [*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined"]
     return pd.DataFrame(rows, columns=[*columns, *(name + end for name in WITH_INTERVAL for end in ends)])
 
 
-def _pooled(group: Counts, samples: int, seed: int) -> dict:
-    seeds, tax = group.settings["seed"].to_numpy(), group.indicators["tax"]
-    n_seeds = len(set(seeds))
-    row = {"runs": len(seeds), "seeds": n_seeds, "covers": "pairs" if n_seeds == 1 else "pairs and seeds"}
+class _Sums(NamedTuple):
+    """The indicators of runs summed over pairs."""
+
+    seeds: np.ndarray  # (runs,)
+    found: dict[str, np.ndarray]  # (runs,) by name
+    drawn: dict[str, np.ndarray]  # (samples, runs), over the pairs of each bootstrap sample
+
+    def of(self, runs) -> _Sums:
+        found, drawn = ({name: v[..., runs] for name, v in sums.items()} for sums in (self.found, self.drawn))
+        return _Sums(self.seeds[runs], found, drawn)
+
+
+def _sums(counts: Counts, samples: int, seed: int) -> _Sums:
+    found = {name: values.sum(axis=1).astype(float) for name, values in counts.indicators.items()}
+    return _Sums(counts.settings["seed"].to_numpy(), found, resample(counts.indicators, samples, seed))
+
+
+def _pooled(tax: np.ndarray, sums: _Sums) -> dict:
+    seeds, measured = np.unique(sums.seeds), _measured(sums)
+    row = {"runs": len(tax), "seeds": len(seeds), "covers": "pairs" if len(seeds) == 1 else "pairs and seeds"}
     row |= {"pairs": tax.shape[1], "tax": int(tax.sum())}
-    estimates, resampled = measured(group, samples, seed)
-    row |= {name: float(estimates[name]) for name in MEANS}
-    row |= {"undefined": float(np.isnan(resampled["score"]).mean())}
-    each = [statistics(_over_runs(_totals(group.where(seeds == s)), 1)) for s in np.unique(seeds)]
+    row |= {name: float(measured[name].found[0]) for name in MEANS}
+    row |= {"undefined": float(np.isnan(measured["score"].drawn[:, 0]).mean())}
+    each = statistics(_over_runs(sums.found, sums.seeds == seeds[:, None]))
+    certain = all_or_none(*(float(measured[name].found[0]) for name in ("score", "null")), tax.any(axis=0).sum())
     for name in WITH_INTERVAL:
-        ends = interval(float(estimates[name]), resampled[name])
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=False))
-        own = pd.Series([float(numbers[name]) for numbers in each])
-        row |= {f"{name}_min": own.min(), f"{name}_max": own.max()}
+        estimate, *ends, _ = over_seeds(measured[name], SCALE.get(name, "plain"))
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), (estimate, *certain.get(name, ends)), strict=True))
+        row |= {f"{name}_min": np.fmin.reduce(each[name]), f"{name}_max": np.fmax.reduce(each[name])}
     return row
 
 
-def measured(group: Counts, samples: int, seed: int) -> tuple[dict, dict]:
-    """The statistics over all runs of a group, and those of every bootstrap sample, (samples,)."""
-    weights = seed_weights(group.settings["seed"], samples, seed)
-    drawn = resample(group.indicators, samples, seed)
-    return statistics(_over_runs(_totals(group), 1)), statistics(_over_runs(drawn, weights))
+def measured(counts: Counts, samples: int = 2000, seed: int = 0) -> dict[str, Resampled]:
+    """The `statistics` pooled over runs, by name, from which `over_seeds` makes intervals."""
+    return _measured(_sums(counts, samples, seed))
 
 
-def _totals(group: Counts) -> dict[str, np.ndarray]:
-    """Sums over pairs, (runs,) by name."""
-    return {name: values.sum(axis=1).astype(float) for name, values in group.indicators.items()}
+def _measured(sums: _Sums) -> dict[str, Resampled]:
+    """The statistics over all runs and without each seed, as found and in every sample of pairs."""
+    weights = leaving_out(sums.seeds)
+    found, drawn = (statistics(_over_runs(part, weights)) for part in (sums.found, sums.drawn))
+    by_seed = sums.seeds == np.unique(sums.seeds)[:, None]
+    effective = {name: effective_seeds(by_seed @ sums.found[name]) for name in ("tax", "pairs")}
+    return {
+        name: Resampled(found[name], drawn[name], effective["tax" if name in BY_TAX else "pairs"]) for name in found
+    }
 
 
-def _over_runs(sums: dict[str, np.ndarray], weights) -> dict[str, np.ndarray]:
-    """Sums (..., runs) added up over runs, with even_tax: what an even tax of each run would put into the area."""
+def _over_runs(sums: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums (..., runs) added up by each row of weights (rows, runs), (..., rows), with even_tax.
+
+    even_tax is what an even tax of each run would put into the area.
+    """
     even = np.nan_to_num(sums["tax"] * ratio(sums["blind_at_risk"], sums["reference"]))
-    return {name: (values * weights).sum(axis=-1) for name, values in (sums | {"even_tax": even}).items()}
+    return {name: values @ weights.T for name, values in (sums | {"even_tax": even}).items()}
 
 
 def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0) -> pd.DataFrame:
     """First setting minus second, over the seeds of both: difference, estimate, low, high, undefined, seeds.
 
     A setting names the columns that tell it, such as {"weak": ..., "strong": ..., "conflict": "explicit"};
-    role is "student" unless it says otherwise. Both are measured on the same samples.
+    role is "student" unless it says otherwise. Both are measured on the same samples. Where one has all or
+    none of its tax in the area, no sample differs: OF_SCORE have no interval then.
 
     Raises:
         ValueError: a setting that no run has, or several settings have, or without a common seed.
@@ -122,26 +154,41 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0
     common = np.intersect1d(*(c.settings["seed"] for c in pair))
     if not len(common):
         raise ValueError(f"{first} and {second}: no seed in common; train both with one seed")
-    one, two = (c.where(c.settings["seed"].isin(common)) for c in pair)
-    (left, drawn_left), (right, drawn_right) = (measured(c, bootstrap, seed) for c in (one, two))
-    rows = [
-        (name, *interval(float(left[name] - right[name]), drawn_left[name] - drawn_right[name]), len(common))
-        for name in WITH_INTERVAL
-    ]
+    return contrast(*(c.where(c.settings["seed"].isin(common)) for c in pair), bootstrap, seed)
+
+
+def contrast(first: Counts, second: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
+    """As `difference`, of two groups of runs with the same seeds, each pooled."""
+    left, right = (measured(c, bootstrap, seed) for c in (first, second))
+    stuck = any(m["score"].found[0] in (0, 1) for m in (left, right))
+    n_seeds, rows = first.settings["seed"].nunique(), []
+    for name in WITH_INTERVAL:
+        estimate, low, high, undefined = over_seeds(left[name].minus(right[name]))
+        if stuck and name in OF_SCORE:
+            low = high = np.nan
+        rows.append((name, estimate, low, high, undefined, n_seeds))
     return pd.DataFrame(rows, columns=["difference", "estimate", "low", "high", "undefined", "seeds"])
 
 
+def both_ways(counts: Counts) -> tuple[Counts, Counts]:
+    """Direct and bootstrapped runs of the same weak and strong model, conflict and seed, row by row.
+
+    A direct run stands there once for each chain; runs without a counterpart are left out.
+    """
+    key, numbered = ["weak", "strong", "conflict", "seed"], counts.settings.rename_axis("row").reset_index()
+    direct, chains = (numbered.loc[numbered["role"] == role, ["row", *key]] for role in ("student", "bootstrapped"))
+    found = chains.merge(direct, on=key, suffixes=("_chain", "_direct"))
+    return counts.rows(found["row_direct"]), counts.rows(found["row_chain"])
+
+
 def _one_setting(counts: Counts, setting: dict) -> Counts:
-    """The runs of one setting, sorted by seed."""
-    settings = counts.settings
+    """The runs of one setting."""
     wanted = {"role": "student"} | setting
-    chosen = counts.where((settings[list(wanted)] == pd.Series(wanted)).all(axis=1))
-    found = len(chosen.settings[POOLED].drop_duplicates())
+    chosen = np.all([counts.settings[column] == value for column, value in wanted.items()], axis=0)
+    found = len(counts.settings.loc[chosen, POOLED].drop_duplicates())
     if found != 1:
         raise ValueError(f"{setting}: {found} settings have it; name weak, strong, conflict, and teacher where needed")
-    order = chosen.settings["seed"].argsort(kind="stable")
-    kept = {name: values[order] for name, values in chosen.indicators.items()}
-    return Counts(chosen.settings.iloc[order].reset_index(drop=True), kept)
+    return counts.where(chosen)
 
 
 def slope_table(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
@@ -164,14 +211,16 @@ def slope_table(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
 
 
 def _slopes(group: Counts, samples: int, seed: int) -> list[tuple]:
-    seeds = group.settings["seed"].to_numpy()
-    one = statistics({name: values[None] for name, values in _totals(group).items()})
-    many = statistics(resample(group.indicators, samples, seed))
-    drawn, rows = seed_weights(seeds, samples, seed), []
+    seeds, *sums = _sums(group, samples, seed)
+    found, drawn = map(statistics, sums)
+    weights, effective, rows = leaving_out(seeds), effective_seeds(np.unique(seeds, return_counts=True)[1]), []
     for measure in SLOPES:
-        (estimate,) = slope(one["gap"], one[measure], np.ones_like(one["gap"]))
-        ends = interval(float(estimate), slope(many["gap"], many[measure], drawn))
-        rows.append((measure, *ends, len(seeds), len(set(seeds)), one["gap"].mean(), one[measure].mean()))
+        one, many = (
+            np.stack([slope(np.atleast_2d(s["gap"]), np.atleast_2d(s[measure]), w) for w in weights], axis=-1)
+            for s in (found, drawn)
+        )
+        ends = over_seeds(Resampled(one[0], many, effective))
+        rows.append((measure, *ends, len(seeds), len(set(seeds)), found["gap"].mean(), found[measure].mean()))
     return rows
 
 
@@ -181,5 +230,6 @@ def slope(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = weights.sum(axis=1, keepdims=True)
     x, y = (np.where(weights > 0, v, 0) for v in (x, y))
     dx, dy = (v - ratio((weights * v).sum(axis=1, keepdims=True), total) for v in (x, y))
-    few = np.array([len(np.unique(row[w > 0].round(12))) < 3 for row, w in zip(x, weights, strict=True)])
-    return np.where(few, np.nan, ratio((weights * dx * dy).sum(axis=1), (weights * dx**2).sum(axis=1)))
+    steps = np.diff(np.sort(np.where(weights > 0, x.round(12), np.nan), axis=1), axis=1) > 0  # nan come last: no step
+    fitted = ratio((weights * dx * dy).sum(axis=1), (weights * dx**2).sum(axis=1))
+    return np.where(steps.sum(axis=1) < 2, np.nan, fitted)

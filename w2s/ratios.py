@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from w2s.intervals import interval, ratio, resample, seed_weights
-from w2s.pooled import POOLED, Counts
+from w2s.intervals import Resampled, effective_seeds, leaving_out, over_seeds, ratio, resample
+from w2s.pooled import BY_TAX, POOLED, SCALE, Counts
 
 Sums = dict[str, np.ndarray]
 Parts = Callable[[Sums], dict[str, tuple[np.ndarray, np.ndarray]]]
@@ -21,17 +21,21 @@ def ratios(
 
     `indicators` are bool (runs, n); `parts` maps their sums over pairs (..., runs) to the numerator and the
     denominator of each run; `less` are pairs of names, for each of which first_minus_second is added. `seeds`
-    (runs,) are the training seeds. The samples are those of `intervals`: the same pairs for every run.
+    (runs,) are the training seeds, which enter as in `intervals.over_seeds`;
+    names that `pooled` knows too are treated as there.
     """
 
-    def over_runs(sums: Sums, weights) -> Sums:
-        each = {name: [(part * weights).sum(axis=-1) for part in both] for name, both in parts(sums).items()}
-        found = {name: ratio(*both) for name, both in each.items()}
-        return found | {f"{one}_minus_{other}": found[one] - found[other] for one, other in less}
-
-    estimates = over_runs({name: values.sum(axis=1).astype(float) for name, values in indicators.items()}, 1.0)
-    many = over_runs(resample(indicators, samples, seed), seed_weights(seeds, samples, seed))
-    return {name: interval(float(estimates[name]), many[name]) for name in estimates}
+    weights = leaving_out(seeds)
+    by_seed = np.asarray(seeds) == np.unique(seeds)[:, None]
+    each = parts({name: values.sum(axis=1).astype(float) for name, values in indicators.items()})
+    drawn = parts(resample(indicators, samples, seed))
+    found = {}
+    for name, both in each.items():
+        own, many = (ratio(*(part @ weights.T for part in pair)) for pair in (both, drawn[name]))
+        size = indicators["tax"].sum(axis=1) if name in BY_TAX else both[1]
+        found[name] = Resampled(own, many, effective_seeds(by_seed @ size))
+    found |= {f"{one}_minus_{other}": found[one].minus(found[other]) for one, other in less}
+    return {name: over_seeds(statistic, SCALE.get(name, "plain")) for name, statistic in found.items()}
 
 
 def ratio_table(

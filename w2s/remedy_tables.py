@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from w2s.deception import indicators
-from w2s.intervals import interval, ratio, resample, seed_weights
+from w2s.intervals import Resampled, effective_seeds, leaving_out, over_seeds, ratio, resample, with_seeds
 from w2s.pooled import Counts, measured, pooled_table
 
 NOTHING, WEIGHTS, CONTROL = "nothing", "reliability weights", "even weights (control)"
@@ -26,25 +26,22 @@ def count(rows: list[dict], threshold: float, known_by: str) -> tuple[Counts, np
     return Counts(settings, stacked), np.stack([row["helpful"] for row in rows])
 
 
-def _share(hits: np.ndarray, seeds: np.ndarray, samples: int) -> tuple[float, np.ndarray]:
-    """The share of True in bool (runs, m), and that of every sample of pairs and seeds, (samples,); nan without m."""
-    if not hits.shape[1]:
-        return np.nan, np.full(samples, np.nan)
-    weights = seed_weights(seeds, samples)
-    drawn = resample({"hits": hits}, samples)["hits"]
-    return float(hits.mean()), ratio((drawn * weights).sum(1), hits.shape[1] * weights.sum(1))
+def _share(hits: np.ndarray, seeds: np.ndarray, samples: int) -> Resampled:
+    """The share of True in bool (runs, m); nan without m."""
+    weights = leaving_out(seeds)
+    size = hits.shape[1] * weights.sum(1)
+    drawn = resample({"hits": hits}, samples)["hits"] if hits.shape[1] else np.zeros((samples, len(hits)))
+    effective = effective_seeds(np.unique(seeds, return_counts=True)[1])
+    return Resampled(ratio(hits.sum(1) @ weights.T, size), ratio(drawn @ weights.T, size), effective)
 
 
-def _measures(counts: Counts, hits: np.ndarray, remedy: str, conflict: str, samples: int) -> tuple[dict, dict]:
-    """The MEASURES of one remedy under one conflict, and those of every bootstrap sample."""
+def _measures(counts: Counts, hits: np.ndarray, remedy: str, conflict: str, samples: int) -> dict[str, Resampled]:
+    """The MEASURES of one remedy under one conflict, as found and in every bootstrap sample."""
     chosen = ((counts.settings["remedy"] == remedy) & (counts.settings["conflict"] == conflict)).to_numpy()
     group = counts.where(chosen)
-    share, shares = _share(hits[chosen], group.settings["seed"].to_numpy(), samples)
-    parts = []
-    for values, helpful in zip(measured(group, samples, 0), (share, shares), strict=True):
-        own = {name: values[name] for name in ("tax_share", "score_minus_null")}
-        parts.append({"accuracy": values["student_accuracy"], "conflicting": helpful} | own)
-    return parts[0], parts[1]
+    found = measured(group, samples)
+    own = {"accuracy": found["student_accuracy"]} | {name: found[name] for name in ("tax_share", "score_minus_null")}
+    return own | {"conflicting": _share(hits[chosen], group.settings["seed"].to_numpy(), samples)}
 
 
 def remedy_table(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame:
@@ -52,8 +49,7 @@ def remedy_table(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame
     table = pooled_table(counts, by=("remedy", "conflict"), bootstrap=samples)
     ends = []
     for row in table.itertuples():
-        own, drawn = (part["conflicting"] for part in _measures(counts, hits, row.remedy, row.conflict, samples))
-        ends.append(interval(own, drawn)[:3])
+        ends.append(over_seeds(_measures(counts, hits, row.remedy, row.conflict, samples)["conflicting"])[:3])
     extra = pd.DataFrame(ends, columns=["conflicting", "conflicting_low", "conflicting_high"])
     return pd.concat([table, extra], axis=1).assign(conflicting_pairs=hits.shape[1])
 
@@ -68,18 +64,19 @@ def differences(counts: Counts, hits: np.ndarray, samples: int, base: str = NOTH
     rows = []
     pairs = counts.settings[["remedy", "conflict"]].drop_duplicates()
     for remedy, conflict in pairs[pairs["remedy"] != base].itertuples(index=False):
-        (own, drawn), (other, others) = (_measures(counts, hits, name, conflict, samples) for name in (remedy, base))
+        own, other = (_measures(counts, hits, name, conflict, samples) for name in (remedy, base))
         for measure in MEASURES:
-            delta = np.asarray(drawn[measure] - others[measure])
-            ends = interval(float(own[measure] - other[measure]), delta)[:3]
-            rows.append((remedy, conflict, measure, *ends, bootstrap_p(delta) if np.isfinite(ends[1]) else np.nan))
+            delta = own[measure].minus(other[measure])
+            ends = over_seeds(delta)[:3]
+            p = bootstrap_p(with_seeds(delta)) if np.isfinite(ends[1]) else np.nan
+            rows.append((remedy, conflict, measure, *ends, p))
     table = pd.DataFrame(rows, columns=["remedy", "conflict", "measure", "estimate", "low", "high", "p"])
     tested = table["conflict"] != "none"
     return table.assign(holm=table[tested].groupby("measure")["p"].transform(holm))
 
 
 def bootstrap_p(differences: np.ndarray) -> float:
-    """Two-sided p that there is no difference, from the differences of bootstrap samples (samples,); nan left out."""
+    """Two-sided p that there is no difference, from samples of the difference (samples,); nan left out."""
     d = differences[~np.isnan(differences)]
     return float(min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1)))
 

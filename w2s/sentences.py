@@ -11,7 +11,7 @@ from w2s.intervals import wilson
 from w2s.params import BETA, GAMMA, Lora, StudyParams
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
-MIN_TAX = 10  # with fewer tax pairs the bootstrap interval of a Score is too narrow to be believed
+MIN_TAX = 10  # with fewer tax pairs the interval of a Score spans half of [0, 1] and more
 METHODS = {"reward": "reward modelling", "dpo": "direct preference optimization (DPO)", "simpo": "SimPO"}
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
 KEPT = {
@@ -180,7 +180,9 @@ def _pooled(conflict: str, table: pd.DataFrame | None) -> list[str]:
     lines = []
     for row in rows:
         verdict = "not supported in this study"
-        if row.lift_low > 1:
+        if np.isnan(row.lift_low):
+            verdict = "no interval, because all of the tax is that of one seed: no statement"
+        elif row.lift_low > 1:
             verdict = "the tax leans towards the pairs where the weak model is blind"
         elif row.lift_high < 1:
             verdict = "not supported in this study, the tax even avoids these pairs"
@@ -216,7 +218,8 @@ def _coverage(conflicts: pd.DataFrame | None) -> str:
     if seeds == 1:
         return start + "."
     return (
-        start + f"; those over several seeds cover the seeds as well, too narrowly when these are few ({seeds} here)."
+        start + f"; those over several seeds cover the seeds as well, by Student's t, and are wide where these are few "
+        f"({seeds} here)."
     )
 
 
@@ -299,6 +302,8 @@ def _sentence(row, silence: str, suffix: str) -> str:
     start += f"expected if the tax fell evenly {row.null:.2f}{lift}; "
     if silence or row.tax < MIN_TAX:
         return start + (silence or "too few tax pairs") + ": no statement."
+    if np.isnan(row.score_minus_null_low):
+        return start + "no interval, because all of the tax is that of one seed: no statement."
     start += f"the interval of the difference [{row.score_minus_null_low:.2f}, {row.score_minus_null_high:.2f}] "
     if row.score_minus_null_low > 0:
         return start + "excludes 0."
