@@ -58,10 +58,13 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
         Remedy("confident, right labels", student(keep="gold_oracle", **kept), "labels of w2s: an upper bound"),
     ]
     for remedy in filters:
-        if min(len(runs.kept_ids(remedy.build("none", seed), study.root)) for seed in p.seeds):
-            found.append(remedy)
+        empty = [str(seed) for seed in p.seeds if not runs.kept_ids(remedy.build("none", seed), study.root)]
+        if empty:
+            left_out[remedy.name] = (
+                f"no such weak label reaches the confidence {p.threshold} with seed {', '.join(empty)}"
+            )
         else:
-            left_out[remedy.name] = f"no weak label reaches the confidence {p.threshold}"
+            found.append(remedy)
     for n, name in ((1, "one intermediate"), (2, "two intermediates")):
         if middles := evenly_between(weak, strong, p.intermediate_models, n):
             found.append(Remedy(name, chain(middles)))

@@ -144,11 +144,13 @@ def against_control(compared: pd.DataFrame) -> list[str]:
     rows = compared[(compared["remedy"] == WEIGHTS) & (compared["measure"] == "accuracy")]
     lines = []
     for row in rows.itertuples():
-        verdict = {1: "more than", -1: "less than", 0: "not shown to differ from"}[(row.low > 0) - (row.high < 0)]
+        verdict = {1: "buys more than", -1: "buys less than", 0: "is not shown to buy more or less than"}[
+            (row.low > 0) - (row.high < 0)
+        ]
         lines.append(
             f"Mitigations, {_under(row.conflict)}: {WEIGHTS} less {CONTROL}, accuracy on the target goal "
-            f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]: which labels are heavy buys {verdict} the same "
-            "weight on all of them."
+            f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]: which labels are heavy {verdict} "
+            "the same weight on all of them."
         )
     return lines
 
