@@ -262,6 +262,8 @@ def all_or_none(score: float, null: float, tax: int) -> dict[str, tuple[float, f
         tax pairs    2 to 10       10 to 30      30 to 60      60 to 190
         Score        .96 to .98    .92 to .96    .94 to .95    .95
         lift         .96 to .98    .93 to .96    .94 to .96    .95 to .96
+
+    and above .98 for Scores below 0.1 or above 0.9 with fewer than 30 tax pairs.
     """
     if score not in (0, 1):
         return {}

@@ -135,7 +135,8 @@ def over_seeds(statistic: Resampled, scale: str = "plain", level: float = 0.95) 
     two seeds (df = 1) it is so wide that it seldom says anything.
 
     Coverage in 500 simulated studies of 5 seeds and 1280 (300) pairs, two students each, by the sd of a seed's
-    tax rate in logits (tests/test_coverage.py, with the estimands); "drawn" is resampling seeds with replacement:
+    tax rate in logits (tests/test_coverage.py, with the estimands); "drawn" is resampling seeds with
+    replacement, in 200 studies of 1280 pairs:
 
         sd    Score                      lift                       drawn: Score    lift
         0     .97 to .98 (.97 to .98)    .98 to .99 (.98 to .99)    1.00            1.00

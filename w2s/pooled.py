@@ -145,7 +145,8 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0
 
     A setting names the columns that tell it, such as {"weak": ..., "strong": ..., "conflict": "explicit"};
     role is "student" unless it says otherwise. Both are measured on the same samples. Where one has all or
-    none of its tax in the area, no sample differs: OF_SCORE have no interval then.
+    none of its tax in the area, no sample differs: OF_SCORE have no interval then. With five seeds, coverage is
+    .95 to .98 (tests/test_coverage.py): the smaller of the effective numbers of seeds is taken.
 
     Raises:
         ValueError: a setting that no run has, or several settings have, or without a common seed.
