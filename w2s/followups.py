@@ -50,7 +50,8 @@ def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.
     its confident errors fell evenly); and the student's share minus the other two.
     """
     less = [("share_student", "share_calm"), ("share_student", "share_ceiling")]
-    return ratio_table(counts, _blind_parts, less, by, bootstrap, seed)
+    scales = {f"{name}_{model}": "logit" for name in ("share", "errors") for model in MODELS}
+    return ratio_table(counts, _blind_parts, less, by, bootstrap, seed, **scales)
 
 
 def _blind_parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -15,16 +15,15 @@ Parts = Callable[[Sums], dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def ratios(
-    indicators: Sums, parts: Parts, less: Sequence[tuple[str, str]], seeds, samples: int = 2000, seed: int = 0
+    indicators: Sums, parts: Parts, less: Sequence[tuple[str, str]], seeds, samples=2000, seed=0, **scales: str
 ) -> dict[str, tuple]:
     """Numerators added up over runs, divided by denominators added up: estimate, low, high, undefined, by name.
 
     `indicators` are bool (runs, n); `parts` maps their sums over pairs (..., runs) to the numerator and the
     denominator of each run; `less` are pairs of names, for each of which first_minus_second is added. `seeds`
-    (runs,) are the training seeds, which enter as in `intervals.over_seeds`;
-    names that `pooled` knows too are treated as there.
+    (runs,) are the training seeds, which enter as in `intervals.over_seeds`, by name on its `scales` (else as
+    `pooled` has it, or plain).
     """
-
     weights = leaving_out(seeds)
     by_seed = np.asarray(seeds) == np.unique(seeds)[:, None]
     each = parts({name: values.sum(axis=1).astype(float) for name, values in indicators.items()})
@@ -35,11 +34,17 @@ def ratios(
         size = indicators["tax"].sum(axis=1) if name in BY_TAX else both[1]
         found[name] = Resampled(own, many, effective_seeds(by_seed @ size))
     found |= {f"{one}_minus_{other}": found[one].minus(found[other]) for one, other in less}
-    return {name: over_seeds(statistic, SCALE.get(name, "plain")) for name, statistic in found.items()}
+    return {name: over_seeds(statistic, (SCALE | scales).get(name, "plain")) for name, statistic in found.items()}
 
 
 def ratio_table(
-    counts: Counts, parts: Parts, less: Sequence[tuple[str, str]] = (), by=tuple(POOLED), bootstrap=2000, seed=0
+    counts: Counts,
+    parts: Parts,
+    less: Sequence[tuple[str, str]] = (),
+    by=tuple(POOLED),
+    bootstrap=2000,
+    seed=0,
+    **scales: str,
 ) -> pd.DataFrame:
     """`ratios` of each group of runs, one row a group: those of `by`, runs, seeds, pairs (of one run), and for each
     name of `parts` and `less` name, name_low, name_high. The indicators must hold "pairs", 1 everywhere.
@@ -50,7 +55,7 @@ def ratio_table(
         group = counts.where(group_of == number)
         seeds, n = group.settings["seed"].to_numpy(), group.indicators["pairs"].shape[1]
         row = group.settings.loc[0, list(by)].to_dict() | {"runs": len(seeds), "seeds": len(set(seeds)), "pairs": n}
-        for name, ends in ratios(group.indicators, parts, less, seeds, bootstrap, seed).items():
+        for name, ends in ratios(group.indicators, parts, less, seeds, bootstrap, seed, **scales).items():
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=False))
         rows.append(row)
     names = [
