@@ -15,7 +15,7 @@ def test_a_quick_one_from_the_command_line(tmp_path, capfd, monkeypatch):
     out = capfd.readouterr().out
     assert "All contenders agree" in out
     table = pd.read_csv(tmp_path / "tables" / "benchmark.csv")
-    assert set(table["contender"]) == {"w2s", "research loop", "TRL"} and len(table) == 2 * 2 * 3
+    assert set(table["contender"]) == {"w2s", "w2s, padded", "research loop", "TRL"} and len(table) == 2 * 2 * 4
     assert (table["low"] > 0).all() and (table["low"] <= table["ms"]).all() and (table["ms"] <= table["high"]).all()
     assert set(table.groupby("task")["products"].count()) == {0, 2}
     assert (tmp_path / "figures" / "benchmark.png").stat().st_size > 1000
@@ -80,7 +80,7 @@ def test_the_table_by_hand(outcome):
     assert table.loc["TRL", ["pairs_per_s", "memory_mib", "products"]].tolist() == pytest.approx(
         [1000 / 90, 30.0, 0.25]
     )
-    assert "| 20.0 (10.0 to 30.0) |  | 90.0 (80.0 to 100.0): 4.5 |" in outcome.as_text(table.reset_index())
+    assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in outcome.as_text(table.reset_index())
 
 
 def test_losses_that_differ_are_named(outcome, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import research_loop
 import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from w2s import models, runs
 from w2s.batches import encode, n_steps
@@ -105,8 +106,23 @@ class Kit(Contender):
         return float((table["chosen_logp"] - table["rejected_logp"]).mean())
 
 
+class Padded(Kit):
+    """The kit with padded texts, as it computes architectures that do not take packed rows."""
+
+    def load(self):
+        model = super().load()
+        (model.body if self.case.method == "reward" else model).set_attn_implementation("sdpa")
+        return model
+
+
 class Research(Contender):
-    """One pair at a time."""
+    """One pair at a time, with the model as transformers loads it."""
+
+    def load(self):
+        folder = self.case.folder
+        if self.case.method != "reward":
+            return AutoModelForCausalLM.from_pretrained(folder)
+        return models.RewardModel(AutoModel.from_pretrained(folder), seed=SEED)
 
     def train(self) -> float:
         case = self.case
@@ -125,12 +141,9 @@ class Trl(Contender):
     precomputed = False
 
     def load(self):
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
         loader = AutoModelForSequenceClassification if self.case.method == "reward" else AutoModelForCausalLM
-        config = models.load_config(str(self.case.folder))
-        config.num_labels = 1
-        model = loader.from_pretrained(self.case.folder, config=config, dtype=torch.float32)
+        labels = {"num_labels": 1} if self.case.method == "reward" else {}
+        model = loader.from_pretrained(self.case.folder, dtype=torch.float32, **labels)
         if self.case.method == "reward":
             model.score.weight.data.copy_(super().load().unit.weight.data)
         return model
@@ -203,11 +216,17 @@ class TrlPrecomputed(Trl):
     precomputed = True
 
 
-CONTENDERS = {"w2s": Kit, "research loop": Research, "TRL": Trl, "TRL, reference precomputed": TrlPrecomputed}
-WITHOUT = {"sft": ("TRL", "TRL, reference precomputed")} | dict.fromkeys(
-    ("reward", "simpo"), ("TRL, reference precomputed",)
-)  # TRL's SFT averages over tokens, not over texts
+CONTENDERS = {
+    "w2s": Kit,
+    "w2s, padded": Padded,
+    "research loop": Research,
+    "TRL": Trl,
+    "TRL, reference precomputed": TrlPrecomputed,
+}
 
 
 def contenders_of(method: str) -> list[str]:
-    return [name for name in CONTENDERS if name not in WITHOUT.get(method, ())]
+    """Those that train by a method. TRL's SFT averages over tokens, not over texts, so that it has another loss."""
+    if method == "sft":
+        return [name for name in CONTENDERS if not name.startswith("TRL")]
+    return [name for name in CONTENDERS if method == "dpo" or CONTENDERS[name] is not TrlPrecomputed]

@@ -15,7 +15,7 @@ from w2s.params import HOME
 
 CASE = ["method", "model", "context", "task"]
 SAME = 1e-4  # how far losses of the last step may lie apart
-OTHERS = ["research loop", "TRL", "TRL, reference precomputed"]
+OTHERS = ["w2s, padded", "research loop", "TRL", "TRL, reference precomputed"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,6 +155,7 @@ highest resident memory above what it holds after loading the model: gradients, 
 reference model where one is kept.
 
 - **w2s**: what a run of a study does. DPO's training time includes the reference's log-probabilities.
+- **w2s, padded**: the same without packed rows (`w2s/packed.py`), as for architectures that do not take them.
 - **research loop**: one pair at a time, two forwards, log-softmax over the vocabulary at every position, the
   reference model in every step; evaluation in padded batches of 32 pairs (`tests/benchmarks/research_loop.py`).
 - **TRL**: RewardTrainer, DPOTrainer and CPOTrainer with SimPO's loss, 8 pairs per device and accumulation, without
