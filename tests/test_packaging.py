@@ -116,7 +116,7 @@ def test_environment_yml_uses_the_constraints_and_a_supported_python():
 def test_every_import_is_a_declared_dependency(folder, declared):
     names = {canonicalize_name(requirement.name) for requirement in declared}
     providers = importlib.metadata.packages_distributions()
-    own = {"w2s", "tests", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    own = {"w2s", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     for module, where in imported_modules(ROOT / folder).items():
         if module in sys.stdlib_module_names or module in own:
             continue

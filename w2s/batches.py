@@ -16,21 +16,53 @@ from w2s.params import ParameterError
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the tokens of right-padded texts (rows, length) stand in one packed row (tokens,).
+
+    No padding is in the packed row, and what both texts of a pair begin with is there once.
+    place: (rows, length) place in the packed row of each token; any at the padding.
+    source: (tokens,) place in the flattened texts of each token of the packed row.
+    """
+
+    place: Tensor
+    source: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor, sides: int) -> Layout:
+        """The layout of texts and their mask, each (rows, length); the first texts of all pairs, then the second."""
+        pairs = len(ids) // sides
+        first = slice(0, pairs)
+        same = (ids == ids[first].repeat(sides, 1)) & (mask * mask[first].repeat(sides, 1)).bool()
+        alone = same.cumprod(1) == 0
+        alone[first] = True
+        kept = alone & mask.bool()
+        number = (kept.flatten().cumsum(0) - 1).view(kept.shape)
+        place = torch.where(alone, number, number[first].repeat(sides, 1))
+        return cls(place, kept.flatten().nonzero().squeeze(1))
+
+    def to(self, device: torch.device) -> Layout:
+        return Layout(*(t.to(device, non_blocking=True) for t in (self.place, self.source)))
+
+
+@dataclass(frozen=True)
 class Batch:
     """`n` pairs as one right-padded block: the n chosen texts, then the n rejected ones.
 
     input_ids, attention_mask, response_mask: (2n, length), of which the last is 1 at the tokens
     of the response. index: (n,) row numbers of the pairs. With one text a pair (SFT), n rows.
+    layout: of these texts, by which they are computed without padding; None computes them with it.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     response_mask: Tensor
     index: np.ndarray
+    layout: Layout | None = None
 
     def to(self, device: torch.device) -> Batch:
         tensors = (self.input_ids, self.attention_mask, self.response_mask)
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.index)
+        moved = [t.to(device, non_blocking=True) for t in tensors]
+        return Batch(*moved, self.index, self.layout and self.layout.to(device))
 
 
 def encode(
@@ -104,7 +136,7 @@ class PairTexts:
         ids, mask = pad([rows[i] for rows, _ in self.sides for i in index])
         first = torch.tensor([starts[i] for _, starts in self.sides for i in index])
         response = mask * (torch.arange(mask.shape[1])[None] >= first[:, None])
-        return Batch(ids, mask, response, index)
+        return Batch(ids, mask, response, index, Layout.of(ids, mask, len(self.sides)))
 
     def batches(self, index: np.ndarray, tokens: int) -> Iterator[Batch]:
         """The pairs `index`, sorted by length, in blocks of at most `tokens` padded tokens.

@@ -1,9 +1,10 @@
-"""The command line: w2s run, status, fetch, freeze, zoo."""
+"""The command line: w2s run, status, fetch, freeze, zoo, bench."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from w2s.params import HOME, ParameterError, StudyParams, nearest
 from w2s.progress import HEADLESS, duration
 
 NOTEBOOKS = HOME / "notebooks"
+BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
 TRAINING = ("01", "02", "03")  # the notebooks that a study of shipped predictions goes without
 
 
@@ -60,6 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--output-dir", type=Path, help="where the folders go (default: over the shipped ones)")
     build.add_argument("--device", default="auto", help="auto, cpu or cuda")
     build.set_defaults(command=build_zoo)
+
+    bench = commands.add_parser("bench", help="time and memory beside TRL and a plain research loop, on one core")
+    bench.add_argument(
+        "only", nargs="*", help="methods, models, contexts such as dpo 4x128 (default: all, about an hour)"
+    )
+    bench.add_argument("--to", default="outputs/bench", help="folder for table and figure (default: outputs/bench)")
+    bench.add_argument("--repetitions", default="3", help="timed ones of each contender (default: 3)")
+    bench.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: does it run")
+    bench.add_argument("--large", action="store_true", help="also 12 layers x 768 with GPT-2's vocabulary size")
+    bench.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
+    bench.set_defaults(command=run_benchmark)
     return parser
 
 
@@ -251,6 +264,15 @@ def build_zoo(args: argparse.Namespace) -> int:
 
     zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device)
     return 0
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Run tests/benchmarks/bench.py, which a checkout of the kit has."""
+    if not BENCHMARK.is_file():
+        raise ParameterError(f"{BENCHMARK}: no benchmark there; run w2s bench from a checkout of the kit")
+    switches = [f"--{name}" for name in ("quick", "large", "write-docs") if getattr(args, name.replace("-", "_"))]
+    options = ["--to", args.to, "--repetitions", args.repetitions, *switches]
+    return subprocess.call([sys.executable, str(BENCHMARK), *args.only, *options])
 
 
 if __name__ == "__main__":

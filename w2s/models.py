@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from w2s.batches import Layout
 from w2s.hub import LADDER as LADDER  # zoo.py takes it from here
 from w2s.hub import from_pretrained, resolve
+from w2s.packed import enable, last_states
 from w2s.params import Lora, ParameterError
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
@@ -22,11 +24,13 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def load_config(name: str):
-    """A model's configuration with every dropout set to 0, as in the paper."""
+    """A model's configuration with every dropout set to 0, as in the paper, and GELU by PyTorch's one kernel."""
     config = from_pretrained(AutoConfig, name)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and (key.endswith(("dropout", "pdrop")) or key == "layerdrop"):
             setattr(config, key, 0.0)
+        if value == "gelu_new":  # the same function as a chain of eight operations
+            setattr(config, key, "gelu_pytorch_tanh")
     return config
 
 
@@ -80,6 +84,7 @@ def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
         _read_adapter(model, base, name)
     elif lora:
         _add_adapter(model, base, lora, seed)
+    enable(model)
     return model.eval()  # adapters come with their dropout on
 
 
@@ -172,12 +177,13 @@ class RewardModel(nn.Module):
         save(self.body, folder)
         save_file({UNIT_KEY: self.unit.weight.data.contiguous()}, Path(folder) / UNIT_FILE)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Rewards (n,) in logits of n right-padded texts (n, length)."""
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, layout: Layout | None = None) -> Tensor:
+        """Rewards (n,) in logits of n right-padded texts (n, length); with their layout, computed without padding."""
         last = attention_mask.sum(1) - 1
+        every = torch.arange(len(last), device=last.device)
+        hidden = last_states(self.body, input_ids, attention_mask, layout, every, last)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.unit(hidden[torch.arange(len(last), device=last.device), last].float()).squeeze(1)
+            return self.unit(hidden.float()).squeeze(1)
 
 
 @lru_cache

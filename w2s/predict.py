@@ -13,12 +13,13 @@ from w2s.batches import Batch, PairTexts
 from w2s.confidence import sigmoid
 from w2s.losses import next_token_loss
 from w2s.models import RewardModel
+from w2s.packed import last_states
 from w2s.train import autocast
 
 
 def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
     """r(chosen) - r(rejected) of a batch of pairs: (n,) logits; one forward for both."""
-    chosen, rejected = model(batch.input_ids, batch.attention_mask).chunk(2)
+    chosen, rejected = model(batch.input_ids, batch.attention_mask, batch.layout).chunk(2)
     return chosen - rejected
 
 
@@ -27,12 +28,10 @@ def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
 
     Equals `losses.response_logps` on the full logits; here the head sees the response tokens alone.
     """
-    hidden = model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state
     counted = batch.response_mask[:, 1:].bool()
-    each = -next_token_loss(model.get_output_embeddings()(hidden[:, :-1][counted]), batch.input_ids[:, 1:][counted])
-    rows = counted.nonzero()[:, 0]
+    rows, before = counted.nonzero(as_tuple=True)
+    states = last_states(model.base_model, batch.input_ids, batch.attention_mask, batch.layout, rows, before)
+    each = -next_token_loss(model.get_output_embeddings()(states), batch.input_ids[:, 1:][counted])
     total = torch.zeros(len(counted), dtype=each.dtype, device=each.device).index_add(0, rows, each)
     return total / counted.sum(1) if average else total
 

@@ -1,0 +1,127 @@
+"""Time and memory of training and scoring: this kit, TRL and a plain research loop on the same pairs.
+
+    w2s bench                       all cases, about an hour; table and figure under outputs/bench
+    w2s bench dpo 4x128             the cases of that method and model alone
+    w2s bench --quick               tiny sizes, one repetition: does it run
+
+Contenders of a case take turns, one repetition each, on one core, each in its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import contenders
+import material
+import measuring
+import outcome
+import pandas as pd
+from contenders import Case
+
+from w2s.params import ParameterError
+
+# Of the contenders' processes; the last keeps PyTorch's profiler from talking.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+SETTINGS = ONE_THREAD | {"KINETO_LOG_LEVEL": "5"}
+METHODS, CONTEXTS, TASKS = ("reward", "sft", "dpo", "simpo"), (512, 128), ("train", "score")
+TRAINED, SCORED, BATCH = 64, 128, 32  # pairs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write; returns 0, 1 where contenders disagree on a loss, 2 for wrong input."""
+    args = _parser().parse_args(argv)
+    os.environ |= SETTINGS
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            cases = chosen(list(make_cases(Path(folder), args.quick, args.large)), args.only)
+        except (ParameterError, ValueError) as error:
+            print(f"w2s bench: {error}", file=sys.stderr)
+            return 2
+        rows = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
+    table = outcome.summary(pd.DataFrame(rows))
+    outcome.write(table, pd.DataFrame(rows), args.to, docs=args.write_docs)
+    print(outcome.as_text(table), outcome.details(table), sep="\n\n")
+    return outcome.report_differences(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="w2s bench", description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", help="methods, models or contexts, such as dpo 4x128; all when none")
+    parser.add_argument("--to", type=Path, required=True, help="folder for table and figure")
+    parser.add_argument("--repetitions", type=int, default=3, help="timed ones of each contender")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition")
+    parser.add_argument("--large", action="store_true", help="also 12x768 with 50257 entries")
+    parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
+    return parser
+
+
+def make_cases(folder: Path, quick: bool, large: bool) -> Iterator[Case]:
+    """Every method on every model and context; models are written under `folder`."""
+    real = None if quick else material.real_pairs()
+    source = "generated" if real is None else "HH"
+    learned, measured_on = real or (
+        material.generated_pairs(200 if quick else 4000, 0),
+        material.generated_pairs(1000, 1),
+    )
+    shapes = [material.TINY] if quick else [*material.SHAPES, *([material.LARGE] if large else [])]
+    trained, scored, batch = (8, 8, 4) if quick else (TRAINED, SCORED, BATCH)
+    tokenizer = material.learned_tokenizer(learned, min(material.VOCABULARY, *(s.vocabulary for s in shapes)))
+    for shape in shapes:
+        material.write_model(folder / shape.name, shape, tokenizer)
+        for context in CONTEXTS[-1:] if quick else CONTEXTS:
+            pairs = material.fitting(measured_on, tokenizer, context, trained + scored)
+            for method in METHODS:
+                test = pairs.tail(scored).reset_index(drop=True)
+                yield Case(method, shape.name, context, folder / shape.name, pairs.head(trained), test, batch, source)
+
+
+def chosen(cases: list[Case], words: list[str]) -> list[Case]:
+    """The cases that have one of the words of each kind: method, model, context.
+
+    Raises:
+        ValueError: a word that is none of them.
+    """
+    kinds = [{case.method for case in cases}, {case.model for case in cases}, {str(case.context) for case in cases}]
+    unknown = [word for word in words if not any(word in kind for kind in kinds)]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r}: no such case; choose among {', '.join(sorted(set().union(*kinds)))}")
+    wanted = [kind & set(words) or kind for kind in kinds]
+    return [c for c in cases if all(x in kind for x, kind in zip((c.method, c.model, str(c.context)), wanted))]
+
+
+def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
+    """Rows: contender, task, repetition, seconds, outcome, memory; repetition 0 warms up."""
+    names = contenders.contenders_of(case.method)
+    with ExitStack() as stack:
+        workers = {}
+        for name in names:
+            pool = (
+                ThreadPoolExecutor(1) if one_process else ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            )
+            workers[name] = stack.enter_context(pool)
+            workers[name].submit(measuring.load, name, case).result()
+        for task in TASKS:
+            for repetition in range(repetitions + 1):
+                for name in names:
+                    row = workers[name].submit(measuring.measure, name, case.name, task).result()
+                    kind = {"method": case.method, "model": case.model, "context": case.context, "task": task}
+                    n = len(case.train if task == "train" else case.test)
+                    yield kind | {"contender": name, "repetition": repetition, "pairs": n, "data": case.source} | row
+        share = workers["w2s"].submit(measuring.products, "w2s", case.name).result()
+        yield kind | {"contender": "w2s", "task": "profile", "repetition": 0, "products": share}
+        print(f"done: {case.name}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The contenders: this kit, TRL's trainers, and the plain research loop; each trains and scores the same case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import research_loop
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from w2s import models, runs
+from w2s.batches import encode, n_steps
+from w2s.params import BETA, GAMMA
+from w2s.predict import predict_logps
+from w2s.train import Schedule, fit
+
+RATE, SEED, PER_DEVICE = 1e-4, 0, 8  # PER_DEVICE: TRL's own default
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a method on a model at a context, and the pairs that are trained on and scored."""
+
+    method: str
+    model: str
+    context: int
+    folder: Path
+    train: pd.DataFrame
+    test: pd.DataFrame
+    batch_pairs: int
+    source: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.model} {self.context}"
+
+    @property
+    def in_order(self) -> pd.DataFrame:
+        """The training pairs in the order in which the kit draws them."""
+        return self.train.iloc[np.random.default_rng([SEED, 0]).permutation(len(self.train))].reset_index(drop=True)
+
+
+class Contender:
+    """A loaded model, which every repetition trains from the same weights."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.tokenizer = models.load_tokenizer(str(case.folder))
+        self.model = self.load()
+        self.weights = {key: value.clone() for key, value in self.model.state_dict().items()}
+
+    def load(self):
+        reward = self.case.method == "reward"
+        return (models.RewardModel.load if reward else models.load_language_model)(str(self.case.folder), seed=SEED)
+
+    def reset(self) -> None:
+        """Weights as loaded, no gradients."""
+        self.model.load_state_dict(self.weights)
+        self.model.zero_grad()
+
+    def prepare(self, task: str) -> None:
+        """What is not timed."""
+
+    def train(self) -> float:
+        """One pass over the training pairs; returns the loss of its last step."""
+        raise NotImplementedError
+
+    def score(self) -> float:
+        """The mean margin of the test pairs."""
+        raise NotImplementedError
+
+
+class Kit(Contender):
+    """As a run of a study does it. DPO's time includes its pass of the reference model over the training pairs."""
+
+    def train(self) -> float:
+        case, losses = self.case, []
+        spec = runs.RunSpec(
+            str(case.folder), "", "", "gt", SEED, method=case.method, beta=BETA.get(case.method), gamma=GAMMA,
+            batch_pairs=case.batch_pairs, max_length=case.context,
+        )  # fmt: skip
+        pairs = case.train.assign(label=1.0)
+        if case.method == "dpo":
+            table = predict_logps(self.model, pairs, self.tokenizer, case.context, 2 * spec.tokens_per_batch)
+            held = (table["chosen_logp"] - table["rejected_logp"]).to_numpy()
+            objective = runs.preference_objective(spec, pairs, held, torch.device("cpu"))
+        else:
+            objective = runs.training_objective(spec, pairs, Path(), torch.device("cpu"))
+        steps = runs.Alone(spec, Path()).steps(runs.training_texts(spec, pairs, self.tokenizer))
+        total = n_steps(len(pairs), spec.batch_pairs, 1)
+        fit(
+            self.model, steps, objective, Schedule(RATE, decay=False), total, report=lambda _, loss: losses.append(loss)
+        )
+        return losses[-1]
+
+    def score(self) -> float:
+        case = self.case
+        spec = runs.RunSpec(str(case.folder), "", "", "gt", SEED, method=case.method, max_length=case.context)
+        if case.method != "dpo":
+            return float(runs.score(spec, self.model, case.test, self.tokenizer, Path())["margin"].mean())
+        budget = 2 * spec.tokens_per_batch  # the reference's part of a DPO run comes from its warm start
+        table = predict_logps(self.model, case.test, self.tokenizer, case.context, budget)
+        return float((table["chosen_logp"] - table["rejected_logp"]).mean())
+
+
+class Padded(Kit):
+    """The kit with padded texts, as it computes architectures that do not take packed rows."""
+
+    def load(self):
+        model = super().load()
+        (model.body if self.case.method == "reward" else model).set_attn_implementation("sdpa")
+        return model
+
+
+class Research(Contender):
+    """One pair at a time, with the model as transformers loads it."""
+
+    def load(self):
+        folder = self.case.folder
+        if self.case.method != "reward":
+            return AutoModelForCausalLM.from_pretrained(folder)
+        return models.RewardModel(AutoModel.from_pretrained(folder), seed=SEED)
+
+    def train(self) -> float:
+        case = self.case
+        return research_loop.train(
+            self.model, case.in_order, self.tokenizer, case.method, case.context, case.batch_pairs, RATE
+        )
+
+    def score(self) -> float:
+        case = self.case
+        return float(research_loop.score(self.model, case.test, self.tokenizer, case.method, case.context).mean())
+
+
+class Trl(Contender):
+    """TRL's trainer of the method, in batches of its own default size; making the trainer is not timed."""
+
+    precomputed = False
+
+    def load(self):
+        loader = AutoModelForSequenceClassification if self.case.method == "reward" else AutoModelForCausalLM
+        labels = {"num_labels": 1} if self.case.method == "reward" else {}
+        model = loader.from_pretrained(self.case.folder, dtype=torch.float32, **labels)
+        if self.case.method == "reward":
+            model.score.weight.data.copy_(super().load().unit.weight.data)
+        return model
+
+    def prepare(self, task: str) -> None:
+        self.trainer, self.losses = self._trainer(), []
+        computed = self.trainer.training_step
+
+        def noted(*args, **kwargs):
+            self.losses.append(computed(*args, **kwargs))
+            return self.losses[-1]
+
+        self.trainer.training_step = noted
+
+    def train(self) -> float:
+        self.trainer.train()
+        last = self.case.batch_pairs // self._per_device
+        return float(sum(self.losses[-last:]))
+
+    def score(self) -> float:
+        found = self.trainer.evaluate()
+        if self.case.method == "reward":
+            return found["eval_margin"]
+        return found["eval_logps/chosen"] - found["eval_logps/rejected"]
+
+    @property
+    def _per_device(self) -> int:
+        return min(PER_DEVICE, self.case.batch_pairs)
+
+    def _trainer(self):
+        from datasets import Dataset, disable_progress_bars
+        from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        disable_progress_bars()
+        case, texts = self.case, ["prompt", "chosen", "rejected"]
+        settings = {
+            "use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "gradient_checkpointing": False,
+            "per_device_train_batch_size": self._per_device, "per_device_eval_batch_size": self._per_device,
+            "gradient_accumulation_steps": case.batch_pairs // self._per_device, "max_length": case.context,
+            "num_train_epochs": 1, "learning_rate": RATE, "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
+            "save_strategy": "no", "logging_strategy": "no", "train_sampling_strategy": "sequential",
+            "output_dir": str(case.folder / "trl"),
+        }  # fmt: skip
+        if case.method == "reward":
+            made, config = RewardTrainer, RewardConfig(**settings)
+            train, test = (Dataset.from_dict(self._encoded(table)) for table in (case.in_order, case.test))
+        else:
+            train, test = (Dataset.from_pandas(table[texts]) for table in (case.in_order, case.test))
+        if case.method == "dpo":
+            config = DPOConfig(**settings, beta=BETA["dpo"], precompute_ref_log_probs=self.precomputed)
+            made, held = DPOTrainer, self.load()
+            return made(
+                self.model, held, config, train_dataset=train, eval_dataset=test, processing_class=self.tokenizer
+            )
+        if case.method == "simpo":
+            loss = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": BETA["simpo"], "simpo_gamma": GAMMA}
+            made, config = CPOTrainer, CPOConfig(**settings, **loss, remove_unused_columns=False)
+        return made(self.model, config, train_dataset=train, eval_dataset=test, processing_class=self.tokenizer)
+
+    def _encoded(self, pairs: pd.DataFrame) -> dict[str, list[list[int]]]:
+        """TRL's columns of a reward model, without the end token that it would put."""
+        sides = {"chosen_ids": pairs["chosen"], "rejected_ids": pairs["rejected"]}
+        return {key: encode(self.tokenizer, pairs["prompt"], texts, 10**6)[0] for key, texts in sides.items()}
+
+
+class TrlPrecomputed(Trl):
+    """DPO with the reference's log-probabilities computed before; that computing is not timed."""
+
+    precomputed = True
+
+
+CONTENDERS = {
+    "w2s": Kit,
+    "w2s, padded": Padded,
+    "research loop": Research,
+    "TRL": Trl,
+    "TRL, reference precomputed": TrlPrecomputed,
+}
+
+
+def contenders_of(method: str) -> list[str]:
+    """Those that train by a method. TRL's SFT averages over tokens, not over texts, so that it has another loss."""
+    if method == "sft":
+        return [name for name in CONTENDERS if not name.startswith("TRL")]
+    return [name for name in CONTENDERS if method == "dpo" or CONTENDERS[name] is not TrlPrecomputed]

@@ -1,0 +1,181 @@
+"""The benchmark's rows as a table, a figure and docs/performance.md."""
+
+from __future__ import annotations
+
+import platform
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import seaborn as sns
+
+from w2s import figures
+from w2s.params import HOME
+
+CASE = ["method", "model", "context", "task"]
+SAME = 1e-4  # how far losses of the last step may lie apart
+OTHERS = ["w2s, padded", "research loop", "TRL", "TRL, reference precomputed"]
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a case and contender: ms per pair (median, low, high), pairs/s, peak memory, share of matrix products."""
+    timed = rows[(rows["repetition"] > 0) & (rows["task"] != "profile")]
+    timed = timed.assign(ms=1000 * timed["seconds"] / timed["pairs"])
+    groups = timed.groupby([*CASE, "contender"], sort=False)
+    table = groups["ms"].agg(ms="median", low="min", high="max").reset_index()
+    table["pairs_per_s"] = 1000 / table["ms"]
+    keys, tried = [*CASE, "contender"], rows[rows["task"] != "profile"]
+    table = table.merge(tried.groupby(keys)["memory"].max().rename("memory_mib"), on=keys)
+    table = table.merge(groups["outcome"].last().rename("outcome"), on=keys)
+    shares = rows[rows["task"] == "profile"].assign(task="train")
+    table = table.merge(shares[[*keys, "products"]], on=keys, how="left")
+    return table
+
+
+def differences(table: pd.DataFrame) -> list[str]:
+    """One line for each contender whose last loss or mean margin is not the kit's."""
+    lines = []
+    for case, part in table.groupby(CASE, sort=False):
+        own = part.set_index("contender").loc["w2s", "outcome"]
+        for row in part.itertuples():
+            if abs(row.outcome - own) > SAME * max(1.0, abs(own)):
+                lines.append(f"{' '.join(map(str, case))}: w2s has {own:.6f}, {row.contender} {row.outcome:.6f}")
+    return lines
+
+
+def report_differences(table: pd.DataFrame) -> int:
+    """Print them; returns 1 where there are any."""
+    lines = differences(table)
+    print("\n".join(lines) or f"All contenders agree on the last loss and the mean margin to {SAME}.")
+    return int(bool(lines))
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """Times in Markdown: a row for each case, a column for each contender, and how many times the kit is as fast."""
+    lines = []
+    for case, part in table.groupby(CASE, sort=False):
+        rows = part.set_index("contender").to_dict("index")
+        own = rows.pop("w2s")
+        cells = [*map(str, case), _time(own)]
+        for name in OTHERS:
+            cells.append(f"{_time(rows[name])}: {rows[name]['ms'] / own['ms']:.1f}" if name in rows else "")
+        lines.append(cells)
+    return _markdown(["method", "model", "context", "task", "w2s", *OTHERS], lines)
+
+
+def details(table: pd.DataFrame) -> str:
+    """The rest in Markdown: pairs per second, peak memory, outcome, share of matrix products."""
+    lines = [
+        [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
+         f"{row['outcome']:.5f}", "" if pd.isna(row["products"]) else f"{row['products']:.0%}"]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin", "matrix products"], lines)
+
+
+def _time(row: dict) -> str:
+    return f"{row['ms']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write(table: pd.DataFrame, rows: pd.DataFrame, folder: Path, docs: bool = False) -> None:
+    """Table and figure under `folder`; with `docs` also docs/performance.md and its figure."""
+    grid = plot(rows)
+    figures.save(grid.figure, folder, "benchmark", table, caption=CAPTION)
+    figures.save_table(rows, folder, "benchmark_rows")
+    if docs:
+        grid.figure.savefig(HOME / "docs" / "performance.png", dpi=150, bbox_inches="tight", facecolor="white")
+        (HOME / "docs" / "performance.md").write_text(page(table, rows), encoding="utf-8")
+
+
+CAPTION = "Time per pair: medians with minimum and maximum. Further left is faster; the scale is logarithmic."
+
+
+def plot(rows: pd.DataFrame) -> sns.FacetGrid:
+    """ms per pair by method and contender; a column for each model and context, a row for each task."""
+    timed = rows[(rows["repetition"] > 0) & (rows["task"] != "profile")]
+    timed = timed.assign(
+        ms=1000 * timed["seconds"] / timed["pairs"],
+        case=timed["model"] + ", context " + timed["context"].astype(str),
+        task=timed["task"].map({"train": "training", "score": "scoring"}),
+    )
+    names = list(dict.fromkeys(timed["contender"]))
+    grid = sns.catplot(
+        timed, kind="point", x="ms", y="method", hue="contender", hue_order=names, row="task", col="case",
+        estimator="median", errorbar=("pi", 100), linestyle="none", dodge=0.5, palette=figures.PALETTE[: len(names)],
+        markers=list(figures.MARKERS[: len(names)]), height=2.6, aspect=1.2, log_scale=True,
+    )  # fmt: skip
+    grid.set_axis_labels("ms per pair", "").set_titles("{row_name}: {col_name}")
+    sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(names), title=None)
+    return grid
+
+
+def page(table: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """The text of docs/performance.md."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    data = " and ".join(sorted(rows["data"].dropna().unique()))
+    n = {task: int(part["pairs"].max()) for task, part in rows.dropna(subset="pairs").groupby("task")}
+    repetitions = int(rows["repetition"].max())
+    return PAGE.format(
+        date=date.today().isoformat(), machine=machine(), python=platform.python_version(), versions=versions,
+        data=data, details=details(table),
+        train=n["train"], score=n["score"], repetitions=repetitions, table=as_text(table),
+        differences="\n".join(differences(table)) or f"None: all agree to {SAME}.", caption=CAPTION,
+    )  # fmt: skip
+
+
+def machine() -> str:
+    """The processor's name where the system tells it."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+PAGE = """# Speed and memory
+
+`w2s bench --write-docs` wrote this page on {date}: {machine}, one core, float32, Python {python}, {versions}.
+
+![Time per pair](performance.png)
+
+*{caption}*
+
+## What is measured
+
+Models of GPT-2's shape with random weights (layers x width), a vocabulary of 8,192 learned from the texts
+(12x768: 50,257), without dropout. Pairs: {data}, {train} for training and {score} for scoring, the first ones whose
+texts fit in the context, so that nobody cuts a text. Training is one pass in steps of 32 pairs with Adam, the same
+pairs in the same order for all. Each contender has its own process on the same core; they take turns, once to warm
+up and then {repetitions} times. Time is CPU time of the process, which has one thread. Peak memory is the process's
+highest resident memory above what it holds after loading the model: gradients, Adam's moments, activations, and the
+reference model where one is kept.
+
+- **w2s**: what a run of a study does. DPO's training time includes the reference's log-probabilities.
+- **w2s, padded**: the same without packed rows (`w2s/packed.py`), as for architectures that do not take them.
+- **research loop**: one pair at a time, two forwards, log-softmax over the vocabulary at every position, the
+  reference model in every step; evaluation in padded batches of 32 pairs (`tests/benchmarks/research_loop.py`).
+- **TRL**: RewardTrainer, DPOTrainer and CPOTrainer with SimPO's loss, 8 pairs per device and accumulation, without
+  gradient checkpointing. Making the trainer, which tokenizes (and computes the reference where it is precomputed),
+  is not timed. Its DPO evaluation runs the reference model too. Its SFT has another loss, a mean over tokens.
+
+Matrix products: the share of a training pass's CPU time inside matrix products and attention kernels, from
+PyTorch's profiler.
+
+## Time
+
+ms of CPU time per pair: median (least to most); after a colon, how many times that of w2s.
+
+{table}
+
+Contenders whose last training loss or mean margin differs from the kit's: {differences}
+
+## Memory, and the rest
+
+{details}
+
+Nothing here has been measured on a GPU.
+"""

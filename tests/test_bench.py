@@ -1,0 +1,99 @@
+"""The benchmark runs, its contenders agree, and its table says what was measured."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from w2s import cli
+from w2s.params import HOME, ParameterError
+
+
+def test_a_quick_one_from_the_command_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("W2S_DATA_DIR", raising=False)
+    assert cli.main(["bench", "reward", "simpo", "--quick", "--to", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert "All contenders agree" in out
+    table = pd.read_csv(tmp_path / "tables" / "benchmark.csv")
+    assert set(table["contender"]) == {"w2s", "w2s, padded", "research loop", "TRL"} and len(table) == 2 * 2 * 4
+    assert (table["low"] > 0).all() and (table["low"] <= table["ms"]).all() and (table["ms"] <= table["high"]).all()
+    assert set(table.groupby("task")["products"].count()) == {0, 2}
+    assert (tmp_path / "figures" / "benchmark.png").stat().st_size > 1000
+
+
+def test_outside_a_checkout(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "BENCHMARK", tmp_path / "bench.py")
+    assert cli.main(["bench"]) == 2
+    assert "bench.py: no benchmark there; run w2s bench from a checkout of the kit\n" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(HOME / "tests" / "benchmarks")
+
+
+@pytest.fixture
+def outcome():
+    import outcome
+
+    return outcome
+
+
+def test_words_choose_the_cases(tmp_path):
+    import bench
+    import material
+
+    folder, none = tmp_path / "x", pd.DataFrame()
+    cases = [
+        bench.Case(method, model, context, folder, none, none, 32, "HH")
+        for method in ("reward", "dpo")
+        for model in ("4x128", "6x384")
+        for context in (512, 128)
+    ]
+    assert bench.chosen(cases, []) == cases
+    assert [c.name for c in bench.chosen(cases, ["dpo", "128"])] == ["dpo 4x128 128", "dpo 6x384 128"]
+    with pytest.raises(ValueError, match="'rewrad': no such case; choose among 128, 4x128, 512, 6x384, dpo, reward"):
+        bench.chosen(cases, ["dpo", "rewrad"])
+    pairs = material.generated_pairs(40, 0)
+    with pytest.raises(ParameterError, match="pairs fit in 128 tokens, 41 are needed"):
+        material.fitting(pairs, material.learned_tokenizer(pairs, 600), 128, 41)
+
+
+def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFrame:
+    """Repetitions of one case, the first of each to warm up."""
+    kind = {"method": "dpo", "model": "4x128", "context": 512, "task": "train", "pairs": 10, "data": "HH"}
+    made = [
+        kind | {"contender": name, "repetition": i, "seconds": s, "outcome": losses[name], "memory": 10.0 * i}
+        for name, times in seconds.items()
+        for i, s in enumerate(times)
+    ]
+    shares = [kind | {"contender": name, "task": "profile", "repetition": 0, "products": 0.25} for name in seconds]
+    return pd.DataFrame(made + shares)
+
+
+def test_the_table_by_hand(outcome):
+    """ms per pair from the repetitions but the first; memory from all of them."""
+    table = outcome.summary(
+        rows({"w2s": [9.0, 0.1, 0.3, 0.2], "TRL": [9.0, 0.8, 1.0, 0.9]}, {"w2s": 0.5, "TRL": 0.50005})
+    ).set_index("contender")
+    assert table.loc["w2s", ["ms", "low", "high"]].tolist() == pytest.approx([20.0, 10.0, 30.0])
+    assert table.loc["TRL", ["pairs_per_s", "memory_mib", "products"]].tolist() == pytest.approx(
+        [1000 / 90, 30.0, 0.25]
+    )
+    assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in outcome.as_text(table.reset_index())
+
+
+def test_losses_that_differ_are_named(outcome, capsys):
+    same, other = ({"w2s": 0.5, "TRL": loss} for loss in (0.50009, 0.5002))
+    for losses, status in ((same, 0), (other, 1)):
+        table = outcome.summary(rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, losses))
+        assert outcome.report_differences(table) == status
+    assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
+
+
+def test_the_page_names_machine_versions_and_date(outcome):
+    made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0]}, {"w2s": 0.5, "TRL": 0.5})
+    score = made[made["task"] == "train"].assign(task="score")
+    page = outcome.page(outcome.summary(pd.concat([made, score])), pd.concat([made, score]))
+    assert all(word in page for word in (outcome.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
+    assert "None: all agree" in page and "{" not in page
