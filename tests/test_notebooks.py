@@ -122,40 +122,47 @@ def test_every_parameter_is_known_to_a_notebook():
     assert known == set(StudyParams.model_fields)
 
 
-@pytest.fixture(scope="module")
-def executed(tiny_models, tmp_path_factory):
-    """A tiny study through the command line: its folder, its parameter file, its exit status."""
-    folder = tmp_path_factory.mktemp("executed")
-    values = SMALL | {"study": "tiny", "weak_models": tiny_models[:1], "strong_models": tiny_models[1:]}
-    values |= {"intermediate_models": tiny_models[1:2], "output_dir": str(folder)}
-    values |= {"extensions": ["controls", "mitigations"]}
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(values))
-    status = subprocess.run([sys.executable, "-m", "w2s.cli", "run", str(file)], capture_output=True, text=True)
-    assert status.returncode == 0, status.stdout[-3000:] + status.stderr[-3000:]
-    return folder / "tiny", file, status.stdout
-
-
 PREFERENCE = {
     "dpo": {"confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}, "weak_filter": "confidence", "threshold": 0.5},
     "simpo": {"gradient_checkpointing": True},
 }
 
 
+@pytest.fixture(scope="module")
+def studies(tiny_models, tmp_path_factory):
+    """Tiny studies through the command line, all at once: method -> folder, parameter file, what was printed."""
+    started = {}
+    for method in ("reward", *PREFERENCE):
+        folder = tmp_path_factory.mktemp(method)
+        values = SMALL | {"study": "tiny", "weak_models": tiny_models[:1], "strong_models": tiny_models[1:]}
+        values |= {"intermediate_models": tiny_models[1:2], "output_dir": str(folder), "method": method}
+        values |= {"extensions": ["controls", "mitigations"]} if method == "reward" else {"extensions": ["mitigations"]}
+        values |= {} if method == "reward" else {"seeds": [3]} | PREFERENCE[method]
+        file, log = folder / "tiny.yaml", folder / "log"
+        file.write_text(yaml.safe_dump(values))
+        command = [sys.executable, "-m", "w2s.cli", "run", str(file)]
+        with log.open("w") as out:
+            run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        started[method] = run, folder / "tiny", file, log
+    for run, *_, log in started.values():
+        assert run.wait() == 0, log.read_text()[-5000:]
+    return {method: (folder, file, log.read_text()) for method, (_, folder, file, log) in started.items()}
+
+
+@pytest.fixture(scope="module")
+def executed(studies):
+    """The one of reward models, with both extensions."""
+    return studies["reward"]
+
+
 @pytest.mark.parametrize("method", PREFERENCE)
-def test_all_five_run_by_preference_optimization(method, executed, tiny_models, tmp_path):
-    _, file, _ = executed
-    values = yaml.safe_load(file.read_text()) | {"method": method, "study": method, "output_dir": str(tmp_path)}
-    values |= {"seeds": [3], "extensions": ["mitigations"]}
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values | PREFERENCE[method]))
-    command = [sys.executable, "-m", "w2s.cli", "run", str(tmp_path / "p.yaml")]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    report = (tmp_path / method / "report.html").read_text()
-    left_out = pd.read_parquet(tmp_path / method / "tables" / "07_findings.parquet")["sentence"].str.cat()
+def test_all_five_run_by_preference_optimization(method, studies):
+    folder, _, _ = studies[method]
+    report = (folder / "report.html").read_text()
+    left_out = pd.read_parquet(folder / "tables" / "07_findings.parquet")["sentence"].str.cat()
     assert "left out: reverse loss" in left_out and "left out: ensemble of sizes" in left_out
     assert ("adapters (rank 2)" in report) == ("lora" in PREFERENCE[method])
-    predictions = pd.read_parquet(tmp_path / method / "tables" / "predictions.parquet")
+    predictions = pd.read_parquet(folder / "tables" / "predictions.parquet")
     assert predictions["run"].str.startswith(method).all() and np.isfinite(predictions["margin"]).all()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from w2s import models, runs
+from w2s import models, packed, runs
 from w2s.params import Lora, ParameterError
 from w2s.progress import duration
 from w2s.runs import RunSpec
@@ -23,8 +23,9 @@ from w2s.train import fit
 GIB = 2**30
 PROCESS = 0.5 * GIB  # the interpreter with torch
 # Numbers that a layer keeps of a token for the backward pass, for each unit of its width and each unit of its MLP.
-KEPT_OF_WIDTH, KEPT_OF_MLP = 11, {"relu": 1, "gelu": 2}
-KEPT_OF_OTHER_MLP = 4  # gated, or GPT-2's
+KEPT_OF_WIDTH, KEPT_OF_MLP = 11, {"relu": 1, "gelu": 2, "gelu_pytorch_tanh": 2}
+KEPT_OF_OTHER_MLP = 4  # gated
+KEPT_OF_TEXTS = 4  # of the width: what attention takes out of a packed row, and gives back
 HALF, FROZEN = 0.65, 0.75  # the share of these bytes with bfloat16, and with LoRA
 HEAP_SHARE, HEAP_LIMIT = 1.2, 1.1 * GIB  # what the C library's heap holds on to of them, in blocks below 32 MiB
 
@@ -56,7 +57,8 @@ def memory(spec: RunSpec, root: Path) -> Memory:
 
     Of 38 trial runs on a CPU (GPT-2 and Llama shapes of 4 x 128 to 12 x 768, blocks of 1,024 to 16,384
     tokens, reward and simpo, checkpointing, LoRA, bfloat16) this gave 0.9 to 1.4 times the peak of the
-    process. On a GPU it has not been measured; there is no heap there.
+    process, with padded texts; packed ones were measured once (tests/test_estimate.py). On a GPU it has
+    not been measured; there is no heap there.
     """
     config, half = _config(spec), 2 if spec.dtype == "bfloat16" else 4
     total = models.n_parameters(spec.model, head=spec.method != "reward")
@@ -67,6 +69,10 @@ def memory(spec: RunSpec, root: Path) -> Memory:
     elif half == 2 and not spec.lora:
         weights += half * total  # autocast's copy
     kept = _kept(spec)
+    if config.model_type in packed.TESTED:  # which have the prompt of a pair once, but for attention
+        once = (1 + _response_share(spec.data, root)) / 2 if spec.method != "sft" else 1
+        texts = 4 * KEPT_OF_TEXTS * config.hidden_size * config.num_hidden_layers * spec.tokens_per_batch
+        kept = once * kept + texts
     heap = 0.0 if spec.device.startswith("cuda") else min(HEAP_SHARE * kept, HEAP_LIMIT)
     if spec.gradient_checkpointing:  # of each layer its input, and one layer at a time the rest
         inputs = 4 * spec.tokens_per_batch * config.hidden_size * config.num_hidden_layers
@@ -79,7 +85,7 @@ def _config(spec: RunSpec):
 
 
 def _kept(spec: RunSpec) -> float:
-    """Bytes that the layers keep of a block for the backward pass, without checkpointing."""
+    """Bytes that the layers keep of a block of padded texts for the backward pass, without checkpointing."""
     config = _config(spec)
     sizes = (getattr(config, key, None) for key in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"))
     mlp = next(filter(None, sizes), 4 * config.hidden_size)

@@ -154,6 +154,7 @@ def plot_score_heatmap(
 def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.DataFrame | None = None) -> Axes:
     """Deception Score of the students against capability gap, with intervals, and what an even tax would give.
 
+    Rows of `deception.score_table`, one a run, or of `pooled.pooled_table`, one a setting.
     `slopes`, a table of `pooled.slope_table`, adds each conflict's line.
     """
     ax = ax or new_axes(6.4, 4.0)
@@ -174,7 +175,7 @@ def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.D
             linestyle="--",
             linewidth=1,
         )
-    even = rows.drop_duplicates(["weak", "strong", "seed"])  # the null is the same under every conflict
+    even = rows.drop_duplicates(["weak", "strong", "null"])  # the null of one seed is the same under every conflict
     label = "expected if the tax fell evenly"
     ax.plot(even["gap"], even["null"], linestyle="none", marker="d", color=GREY, fillstyle="none", label=label)
     if rows.empty:
