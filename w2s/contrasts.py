@@ -154,7 +154,7 @@ def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
 def coverage(seeds: Iterable[int]) -> str:
     """What the intervals of all these sentences cover."""
     n = len(set(seeds))
-    over = "test pairs, not the randomness of training" if n == 1 else f"test pairs and {n} seeds (few: too narrow)"
+    over = "test pairs, not the randomness of training" if n == 1 else f"test pairs and {n} seeds"
     return f"One pair of models; intervals are 95% and cover {over}."
 
 
