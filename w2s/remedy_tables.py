@@ -49,7 +49,7 @@ def remedy_table(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame
     table = pooled_table(counts, by=("remedy", "conflict"), bootstrap=samples)
     ends = []
     for row in table.itertuples():
-        ends.append(over_seeds(_measures(counts, hits, row.remedy, row.conflict, samples)["conflicting"])[:3])
+        ends.append(over_seeds(_measures(counts, hits, row.remedy, row.conflict, samples)["conflicting"], "logit")[:3])
     extra = pd.DataFrame(ends, columns=["conflicting", "conflicting_low", "conflicting_high"])
     return pd.concat([table, extra], axis=1).assign(conflicting_pairs=hits.shape[1])
 
