@@ -13,7 +13,7 @@ from typing import Any
 from w2s.files import write_atomic
 from w2s.params import PACKAGE
 
-LIBRARIES = ("matplotlib", "numpy", "pandas", "peft", "scikit-learn", "scipy", "seaborn", "torch", "transformers")
+LIBRARIES = ("matplotlib", "numpy", "pandas", "peft", "scipy", "seaborn", "torch", "transformers")
 RECORD = ".executed.json"
 
 
