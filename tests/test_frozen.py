@@ -59,6 +59,11 @@ def test_a_study_of_shipped_predictions_needs_no_training_notebook():
     assert planned == ["04", "05"]
 
 
+def test_extensions_would_train():
+    with pytest.raises(ParameterError, match="controls.*do not ship"):
+        StudyParams.check({"frozen": True, "extensions": ["controls"]})
+
+
 def test_packing_keeps_what_analyses_read(small_study, tmp_path):
     study, specs = small_study, list(small_study.all_runs())
     with pytest.raises(ValueError, match="not in"):

@@ -140,6 +140,8 @@ class StudyParams(BaseModel):
             raise ValueError("conflicts: add none, the student that the others are compared with")
         if self.data == "pocket" and self.data_dir:
             raise ValueError("data_dir: the pocket world needs no folder; leave data_dir out, or set data to hh or cai")
+        if self.frozen and self.extensions:
+            raise ValueError(f"extensions = {self.extensions}: their runs do not ship; leave them out, or frozen")
         ignored = {"reward": ("beta", "gamma", "sft_learning_rate", "sft_epochs"), "dpo": ("gamma",), "simpo": ()}
         for key in ignored[self.method]:
             if getattr(self, key) is not None:
