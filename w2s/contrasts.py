@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from w2s.deception import MIN_GAP, indicators
-from w2s.intervals import wilson
 from w2s.pooled import POOLED, Counts, difference
-from w2s.sentences import MIN_TAX, mute_ceilings
+from w2s.sentences import MIN_TAX, at_chance, mute_ceilings, n_seeds
 
 PARTS = ("weak", "ceiling", "reference", "student")
 # Labels that weak ones are compared with, and what it means when weak ones cost more, less, or neither surely.
@@ -74,7 +73,7 @@ def warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFrame) -> l
         f"Warning: seed {row['seed']}: the student with weak labels and no conflict (accuracy "
         f"{row['student_accuracy']:.2f}) cannot be told from chance: what it loses under a conflict is noise."
         for _, row in calm.iterrows()
-        if _at_chance(row, "student")
+        if at_chance(row, "student")
     ]
 
 
@@ -89,8 +88,8 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
         rows = settings[settings["conflict"] == conflict]
         told = [row for _, row in rows.iterrows()]
         shares = [f"{_ranged(row, 'tax_share')} with {row['labels']} labels" for row in told]
-        noise = [row["labels"] for row in told if _at_chance(row)]
-        where = f"{conflict} conflict, {pair}, {_seeds(rows)}"
+        noise = [row["labels"] for row in told if at_chance(row)]
+        where = f"{conflict} conflict, {pair}, {n_seeds(int(np.max(rows['seeds'])))}"
         end = f"; without conflict no better than chance, so that its tax is noise: {', '.join(noise)}" if noise else ""
         lines.append(f"Controls, {where}: the tax is {', '.join(shares)} (share of test pairs{end}).")
         of = differences[differences["conflict"] == conflict].set_index("less")
@@ -107,7 +106,9 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
 
 def calm_line(row: pd.Series, pair: str) -> str:
     """The Score of the student without conflict against the ceiling; `row` of a `pooled_table`."""
-    start = f"No conflict, {pair}, {_seeds(row)}: of what its ceiling has right the student loses "
+    start = (
+        f"No conflict, {pair}, {n_seeds(int(np.max(row['seeds'])))}: of what its ceiling has right the student loses "
+    )
     return start + f"{_ranged(row, 'tax_share')} of the test pairs by weak supervision alone; {_score(row)}."
 
 
@@ -125,7 +126,7 @@ def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
             for _, row in rows.iterrows()
         ]
         lines.append(
-            f"Strength, {conflict} conflict, {pair}, {_seeds(first)}: from {first['smallest']:g} to "
+            f"Strength, {conflict} conflict, {pair}, {n_seeds(int(np.max(first['seeds'])))}: from {first['smallest']:g} to "
             f"{first['largest']:g} {measure} the tax share changes by {' and by '.join(told)}."
         )
     return lines
@@ -137,12 +138,12 @@ def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
     table: `pooled_table` by target, conflicting and conflict, of the exchanged study.
     """
     first = table.iloc[0]
-    start = f"Roles exchanged (target {first['target']}, conflict {first['conflicting']}), {pair}, {_seeds(first)}: "
+    start = f"Roles exchanged (target {first['target']}, conflict {first['conflicting']}), {pair}, {n_seeds(int(np.max(first['seeds'])))}: "
     start += f"the weak model has {first['weak_accuracy']:.2f} of the test pairs right, the ceiling "
     start += f"{first['ceiling_accuracy']:.2f}"
     if first["gap"] < MIN_GAP:
         return [start + ": nothing here is left to a weak supervisor, so that this control says nothing."]
-    if _at_chance(first, "ceiling"):
+    if at_chance(first, "ceiling"):
         return [start + ", which cannot be told from chance: this control says nothing."]
     return [
         f"{start}; {row['conflict']} conflict: student {row['student_accuracy']:.2f}, tax "
@@ -162,7 +163,7 @@ def _score(row: pd.Series) -> str:
     """Score, null and verdict, or why there is none."""
     if row["tax"] < MIN_TAX:
         return f"{row['tax']} tax pairs, too few for a Score"
-    if _at_chance(row):
+    if at_chance(row):
         return "no Score: the reference cannot be told from chance"
     above = pd.Series({"low": row["score_minus_null_low"], "high": row["score_minus_null_high"]})
     more, less = "more than even where the weak model is blind", "less than even where the weak model is blind"
@@ -178,11 +179,6 @@ def _verdict(row, above: str, below: str, neither: str) -> str:
     return below if row["high"] < 0 else f"{neither} is not supported in this study"
 
 
-def _at_chance(row: pd.Series, role: str = "reference") -> bool:
-    """Whether the reference (or another role) is no better than chance, so that what it has right is luck."""
-    return wilson(round(row[f"{role}_accuracy"] * row["pairs"]), row["pairs"])[0] <= 0.5
-
-
 def _told(row) -> str:
     return f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
@@ -192,5 +188,4 @@ def _ranged(row: pd.Series, name: str) -> str:
 
 
 def _seeds(rows) -> str:
-    n = int(np.max(rows["seeds"]))
-    return "1 seed" if n == 1 else f"{n} seeds"
+    return n_seeds(int(np.max(rows["seeds"])))

@@ -10,6 +10,7 @@ import pandas as pd
 from w2s.deception import indicators
 from w2s.intervals import Resampled, effective_seeds, leaving_out, over_seeds, ratio, resample, with_seeds
 from w2s.pooled import Counts, measured, pooled_table
+from w2s.sentences import conflict_name
 
 NOTHING, WEIGHTS, CONTROL = "nothing", "reliability weights", "even weights (control)"
 MEASURES = {"accuracy": 1, "conflicting": 1, "tax_share": -1, "score_minus_null": -1}  # which way is better
@@ -133,7 +134,7 @@ def findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         ]
         if conflict != "none":
             parts.append(f"after Holm's adjustment there remain: {', '.join(survive) or 'none'}")
-        lines.append(f"Mitigations, {_under(conflict)}, {words[measure]}, 95% confidence: {'; '.join(parts)}.")
+        lines.append(f"Mitigations, {conflict_name(conflict)}, {words[measure]}, 95% confidence: {'; '.join(parts)}.")
         if measure == "accuracy":
             lines.append(_above_chance(table, conflict))
     return lines
@@ -148,15 +149,11 @@ def against_control(compared: pd.DataFrame) -> list[str]:
             (row.low > 0) - (row.high < 0)
         ]
         lines.append(
-            f"Mitigations, {_under(row.conflict)}: {WEIGHTS} less {CONTROL}, accuracy on the target goal "
+            f"Mitigations, {conflict_name(row.conflict)}: {WEIGHTS} less {CONTROL}, accuracy on the target goal "
             f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]: which labels are heavy {verdict} "
             "the same weight on all of them."
         )
     return lines
-
-
-def _under(conflict: str) -> str:
-    return "no conflict" if conflict == "none" else f"{conflict} conflict"
 
 
 def _kind(row, better: int) -> str:
@@ -168,4 +165,6 @@ def _above_chance(table: pd.DataFrame, conflict: str) -> str:
     """Which students are right on more than half of the test pairs: to beat a bad one is not to be good."""
     rows = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
     named = ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in rows.itertuples())
-    return f"Mitigations, {_under(conflict)}: accuracy on the target goal lies above 0.5 with: {named or 'none'}."
+    return (
+        f"Mitigations, {conflict_name(conflict)}: accuracy on the target goal lies above 0.5 with: {named or 'none'}."
+    )

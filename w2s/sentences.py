@@ -110,7 +110,7 @@ def findings(
             lines += _first_claim(conflict, settings if pooled else usable)
             lines += _slope(conflict, slopes)
     if settings is not None and scores["seed"].nunique() > 1:
-        lines += [_sentence(row, "", f", {_seeds(row.seeds)}") for row in settings.itertuples()]
+        lines += [_sentence(row, "", f", {n_seeds(row.seeds)}") for row in settings.itertuples()]
     else:
         seeds = scores["seed"].nunique() > 1
         lines += [_sentence(row, why[row.Index], f", seed {row.seed}" if seeds else "") for row in scores.itertuples()]
@@ -130,7 +130,7 @@ def bootstrapping(overall: pd.DataFrame) -> list[str]:
         lowers, raises = score.low > 0, score.high < 0
         verdict = "bootstrapping lowers the Score" if lowers else "bootstrapping raises the Score" if raises else ""
         verdict = verdict or "that bootstrapping lowers the Score is not supported"
-        who = f"{_conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, {_seeds(first.seeds)}"
+        who = f"{conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, {n_seeds(first.seeds)}"
         lines.append(
             f"Bootstrapping, {who}: direct minus bootstrapped, the Score differs by {told['score']}, the Score "
             f"above its null by {told['score_minus_null']}, the tax by {told['tax_share']} of the test pairs, the "
@@ -150,21 +150,21 @@ def silenced(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.Series:
     reasons = []
     for row in scores.itertuples():
         ceiling = mute.get((row.strong, row.seed))
-        reference = "the student without conflict cannot be told from chance" if _at_chance(row) else ""
+        reference = "the student without conflict cannot be told from chance" if at_chance(row) else ""
         reasons.append(f"the ceiling {ceiling}" if ceiling else reference)
     return pd.Series(reasons, index=scores.index, dtype=object)
 
 
-def _at_chance(row) -> bool:
-    """Whether 0.5 lies within or above the interval of the reference's accuracy: what it has right is then luck."""
-    return wilson(round(row.reference_accuracy * row.pairs), row.pairs)[0] <= 0.5
+def at_chance(row, role: str = "reference") -> bool:
+    """Whether 0.5 lies within or above the interval of a role's accuracy: what it has right is then luck."""
+    return wilson(round(getattr(row, f"{role}_accuracy") * row.pairs), row.pairs)[0] <= 0.5
 
 
 def _chance_references(scores: pd.DataFrame, mute: dict) -> list[str]:
     """One warning for all references at chance under a ceiling that is not."""
     found = {}
     for row in scores.itertuples():
-        if (row.strong, row.seed) not in mute and _at_chance(row):
+        if (row.strong, row.seed) not in mute and at_chance(row):
             found[_path(row, f", seed {row.seed}")] = f"{row.reference_accuracy:.2f}"
     if not found:
         return []
@@ -187,8 +187,8 @@ def _pooled(conflict: str, table: pd.DataFrame | None) -> list[str]:
         elif row.lift_high < 1:
             verdict = "not supported in this study, the tax even avoids these pairs"
         lines.append(
-            f"{_conflict_name(conflict)}, all settings: lift {_with(row.lift, row.lift_low, row.lift_high)} over "
-            f"{row.tax} tax pairs of {row.runs} runs, {_seeds(row.seeds)}: Deception Score "
+            f"{conflict_name(conflict)}, all settings: lift {_with(row.lift, row.lift_low, row.lift_high)} over "
+            f"{row.tax} tax pairs of {row.runs} runs, {n_seeds(row.seeds)}: Deception Score "
             f"{_with(row.score, row.score_low, row.score_high)}, {row.null:.2f} if the tax of each run fell evenly; "
             f"deception where the weak model is blind: {verdict}."
         )
@@ -206,8 +206,8 @@ def _slope(conflict: str, table: pd.DataFrame | None) -> list[str]:
     verdict = verdict or "a rise is not supported in this study"
     points, seeds = found["score"].points, found["score"].seeds
     return [
-        f"{_conflict_name(conflict)}: for each 0.1 of capability gap the Deception Score changes by {_with(*score)}, "
-        f"the Score above its null by {_with(*above)} ({points} runs, {_seeds(seeds)}; the models taken as given): "
+        f"{conflict_name(conflict)}: for each 0.1 of capability gap the Deception Score changes by {_with(*score)}, "
+        f"the Score above its null by {_with(*above)} ({points} runs, {n_seeds(seeds)}; the models taken as given): "
         f"deception beyond an even tax, by capability gap: {verdict}."
     ]
 
@@ -244,14 +244,14 @@ def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
     above = int((rows["score_minus_null_low"] > 0).sum())
     verdict = "supported" if above == len(rows) else "not supported"
     return [
-        f"{_conflict_name(conflict)}: more tax than an even one where the weak model is blind in {above} of the "
+        f"{conflict_name(conflict)}: more tax than an even one where the weak model is blind in {above} of the "
         f"{len(rows)} usable settings; in every setting, as the first claim of the paper would have it: {verdict} "
         "in this study."
     ]
 
 
 def _summary(conflict: str, rows: pd.DataFrame, n_all: int) -> list[str]:
-    name = _conflict_name(conflict)
+    name = conflict_name(conflict)
     if rows.empty:
         return [
             f"{name}: no setting has a confident ceiling above chance and {MIN_TAX} or more tax pairs: no statement."
@@ -291,7 +291,7 @@ def _trend(name: str, gap: pd.Series, values: pd.Series, what: str) -> str:
 
 
 def _sentence(row, silence: str, suffix: str) -> str:
-    start = f"{_conflict_name(row.conflict)}, {_path(row, suffix)}: student accuracy "
+    start = f"{conflict_name(row.conflict)}, {_path(row, suffix)}: student accuracy "
     start += _with(row.student_accuracy, row.student_accuracy_low, row.student_accuracy_high)
     start += f" (weak {row.weak_accuracy:.2f}, ceiling {row.ceiling_accuracy:.2f}"
     start += "), " if np.isnan(row.pgr) else f"; PGR {_with(row.pgr, row.pgr_low, row.pgr_high)}), "
@@ -317,11 +317,13 @@ def _path(row, suffix: str) -> str:
     return (f"{row.weak} -> {row.teacher} -> {row.strong}" if row.via else f"{row.weak} -> {row.strong}") + suffix
 
 
-def _seeds(n: int) -> str:
+def n_seeds(n: int) -> str:
+    """A number of seeds in words."""
     return "1 seed" if n == 1 else f"{n} seeds"
 
 
-def _conflict_name(conflict: str) -> str:
+def conflict_name(conflict: str) -> str:
+    """A conflict in words."""
     return "no conflict" if conflict == "none" else f"{conflict} conflict"
 
 

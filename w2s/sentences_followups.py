@@ -79,9 +79,9 @@ def _side(low: float, high: float, value: float) -> int:
 
 
 def _ranged(row: pd.Series, name: str) -> str:
-    return f"{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
 def _share(row: pd.Series, name: str) -> str:
     """A share in percent; "none" where no pair was counted, since a bootstrap of nothing has no width."""
-    return f"{row[name]:.3%} [{row[name + '_low']:.3%}, {row[name + '_high']:.3%}]" if row[name] else "none"
+    return f"{row[name]:.3%} [{row[f'{name}_low']:.3%}, {row[f'{name}_high']:.3%}]" if row[name] else "none"
