@@ -89,7 +89,7 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
         told = [row for _, row in rows.iterrows()]
         shares = [f"{_ranged(row, 'tax_share')} with {row['labels']} labels" for row in told]
         noise = [row["labels"] for row in told if at_chance(row)]
-        where = f"{conflict} conflict, {pair}, {n_seeds(int(np.max(rows['seeds'])))}"
+        where = f"{conflict} conflict, {pair}, {_seeds(rows)}"
         end = f"; without conflict no better than chance, so that its tax is noise: {', '.join(noise)}" if noise else ""
         lines.append(f"Controls, {where}: the tax is {', '.join(shares)} (share of test pairs{end}).")
         of = differences[differences["conflict"] == conflict].set_index("less")
@@ -106,9 +106,7 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
 
 def calm_line(row: pd.Series, pair: str) -> str:
     """The Score of the student without conflict against the ceiling; `row` of a `pooled_table`."""
-    start = (
-        f"No conflict, {pair}, {n_seeds(int(np.max(row['seeds'])))}: of what its ceiling has right the student loses "
-    )
+    start = f"No conflict, {pair}, {_seeds(row)}: of what its ceiling has right the student loses "
     return start + f"{_ranged(row, 'tax_share')} of the test pairs by weak supervision alone; {_score(row)}."
 
 
@@ -126,7 +124,7 @@ def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
             for _, row in rows.iterrows()
         ]
         lines.append(
-            f"Strength, {conflict} conflict, {pair}, {n_seeds(int(np.max(first['seeds'])))}: from {first['smallest']:g} to "
+            f"Strength, {conflict} conflict, {pair}, {_seeds(first)}: from {first['smallest']:g} to "
             f"{first['largest']:g} {measure} the tax share changes by {' and by '.join(told)}."
         )
     return lines
@@ -138,7 +136,7 @@ def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
     table: `pooled_table` by target, conflicting and conflict, of the exchanged study.
     """
     first = table.iloc[0]
-    start = f"Roles exchanged (target {first['target']}, conflict {first['conflicting']}), {pair}, {n_seeds(int(np.max(first['seeds'])))}: "
+    start = f"Roles exchanged (target {first['target']}, conflict {first['conflicting']}), {pair}, {_seeds(first)}: "
     start += f"the weak model has {first['weak_accuracy']:.2f} of the test pairs right, the ceiling "
     start += f"{first['ceiling_accuracy']:.2f}"
     if first["gap"] < MIN_GAP:
