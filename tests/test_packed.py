@@ -25,6 +25,7 @@ from test_architectures import (  # noqa: F401
     write_model,
 )
 from transformers import BloomConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from w2s import models, packed
 from w2s.batches import Layout, PairTexts
@@ -59,6 +60,9 @@ def test_a_layout_by_hand():
     assert (made.source % 4).tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
     assert made.place[0, :3].tolist() == [0, 1, 2] and made.place[2].tolist() == [0, 1, 5, 6]
     assert made.place[1, :2].tolist() == [3, 4] and made.place[3, 0] == 7
+    assert made.groups == ((1, 4), (1, 3), (1, 2), (1, 1))
+    assert made.grouped.tolist() == [0, 1, 5, 6, 0, 1, 2, 3, 4, 7]
+    assert made.grouped[made.back].tolist() == list(range(8)) and made.back[:2].tolist() in ([0, 1], [4, 5])
 
 
 def test_equal_padding_is_shared_by_nobody():
@@ -69,6 +73,16 @@ def test_equal_padding_is_shared_by_nobody():
     assert Layout.of(ids, mask, sides=1).source.tolist() == [0, 1, 3, 4, 5]
     short = torch.tensor([[1, 0, 0], [1, 1, 1]])
     assert Layout.of(torch.tensor([[1, 0, 0], [1, 0, 0]]), short, sides=2).source.tolist() == [0, 4, 5]
+
+
+def test_texts_of_about_one_length_share_a_group():
+    """Lengths 10, 4, 9 and 8: the last two are at least 0.8 of the first, and are padded to it."""
+    mask = (torch.arange(10) < torch.tensor([[10], [4], [9], [8]])).long()
+    made = Layout.of(mask * torch.arange(1, 41).view(4, 10), mask, sides=1)
+    assert made.groups == ((3, 10), (1, 4))
+    starts = torch.tensor([0, 14, 23, 10])  # of the longest first, in the packed row
+    assert made.grouped[[0, 10, 20, 30]].tolist() == starts.tolist()
+    assert made.grouped[made.back].tolist() == list(range(31))
 
 
 def test_every_architecture_of_the_tests_is_packed(name):  # noqa: F811
@@ -123,12 +137,29 @@ def test_no_padding_and_no_prompt_twice_in_the_linear_layers(name, tokenizer):  
     """As many rows as the packed row has tokens: else nothing would be won."""
     model, seen = load("dpo", name), []
     batch = texts(tokenizer, end=True).batch(np.arange(len(MIXED)))
-    norms = (m for key, m in model.named_modules() if "1." in key and "norm" in type(m).__name__.lower())
+    norms = (m for key, m in model.named_modules() if "0." in key and "norm" in type(m).__name__.lower())
     norm = next(m for m in norms if len(m.weight) == 16)  # of whole states, not of a head's queries
     norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
     text_logps(model, batch)
     text_logps(model, replace(batch, layout=None))
     assert seen == [len(batch.layout.source), batch.input_ids.numel()]
+
+
+def test_what_follows_the_last_attention_sees_the_wanted_tokens_alone(name, tokenizer):  # noqa: F811
+    """One token a text for a reward; texts that end in the same token of the packed row ask for it once."""
+    batch = texts(tokenizer, end=False).batch(np.arange(len(MIXED)))
+    ends = batch.layout.place[torch.arange(2 * len(MIXED)), batch.attention_mask.sum(1) - 1]
+    model, seen = load("reward", name), []
+    last = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)][-1]
+    feeds = [m for key, m in last.named_modules() if key.rpartition(".")[2] in ("c_proj", "down_proj", "fc2")]
+    feeds += [m for key, m in last.named_modules() if key == "mlp.dense_4h_to_h"]
+    feeds[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
+    pair_margins(model, batch)
+    for kept in (True, False):
+        model.body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.train(kept)
+        pair_margins(model, batch)
+    assert seen == [len(ends.unique()), len(batch.layout.source), len(ends.unique())]  # see LastBlock of the second
 
 
 def test_an_untested_architecture_is_computed_plainly_and_says_so_once(tmp_path, capsys):

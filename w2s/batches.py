@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from w2s.params import ParameterError
 
+ALIKE = 0.8  # fewer, larger groups of texts cost more padding, smaller ones more calls
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -22,10 +24,18 @@ class Layout:
     No padding is in the packed row, and what both texts of a pair begin with is there once.
     place: (rows, length) place in the packed row of each token; any at the padding.
     source: (tokens,) place in the flattened texts of each token of the packed row.
+    Attention takes the texts in groups of about one length, as it costs the square of it.
+    groups: the number of texts and the length of each group. grouped: place in the packed row of each of their
+    tokens, one group after the other. back: (tokens,) where in `grouped` each token of the packed row stands.
+    wanted: places in the packed row, sorted, whose last hidden states are asked for; None: all.
     """
 
     place: Tensor
     source: Tensor
+    groups: tuple[tuple[int, int], ...]
+    grouped: Tensor
+    back: Tensor
+    wanted: Tensor | None = None
 
     @classmethod
     def of(cls, ids: Tensor, mask: Tensor, sides: int) -> Layout:
@@ -38,10 +48,27 @@ class Layout:
         kept = alone & mask.bool()
         number = (kept.flatten().cumsum(0) - 1).view(kept.shape)
         place = torch.where(alone, number, number[first].repeat(sides, 1))
-        return cls(place, kept.flatten().nonzero().squeeze(1))
+        groups, grouped, back, start = [], [], torch.empty_like(place), 0
+        for rows, length in _alike(mask.sum(1)):
+            groups.append((len(rows), length))
+            grouped.append(place[rows, :length].flatten())
+            back[rows, :length] = start + torch.arange(len(rows) * length).view(-1, length)
+            start += len(grouped[-1])
+        return cls(place, kept.flatten().nonzero().squeeze(1), tuple(groups), torch.cat(grouped), back[kept])
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(*(t.to(device, non_blocking=True) for t in (self.place, self.source)))
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+
+def _alike(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Rows of texts and the length of the longest, longest first; none of them is shorter than ALIKE times that."""
+    lengths, rows = lengths.sort(descending=True, stable=True)
+    start = 0
+    while start < len(rows):
+        end = int((lengths >= ALIKE * lengths[start]).sum())
+        yield rows[start:end], int(lengths[start])
+        start = end
 
 
 @dataclass(frozen=True)

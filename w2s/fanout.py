@@ -59,11 +59,8 @@ def _on_cluster(todo: list[RunSpec], root: Path, workers: int, scheduler: str | 
     import dask
     from distributed import Client, LocalCluster, wait
 
-    # Torch's memory is none of Dask's business: neither to be limited, nor to be given back after every tensor, which
-    # MALLOC_TRIM_THRESHOLD_ would do, and double the time of small models.
+    # Torch's memory is none of Dask's business.
     settings = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause", "terminate")}
-    environment = dask.config.get("distributed.nanny.pre-spawn-environ")
-    settings["distributed.nanny.pre-spawn-environ"] = {k: v for k, v in environment.items() if "MALLOC" not in k}
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
         if scheduler is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from w2s import cpu
 from w2s.batches import Layout
 from w2s.hub import LADDER as LADDER  # zoo.py takes it from here
 from w2s.hub import from_pretrained, resolve
@@ -85,6 +86,7 @@ def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
     elif lora:
         _add_adapter(model, base, lora, seed)
     enable(model)
+    cpu.prepare()
     return model.eval()  # adapters come with their dropout on
 
 

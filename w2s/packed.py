@@ -6,6 +6,8 @@ apart into texts again, by transformers' AttentionInterface, so that none is mas
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from w2s.batches import Layout
 
@@ -26,6 +29,7 @@ def enable(model: nn.Module) -> None:
     """Let a model take packed rows; one of an untested architecture goes on with padded texts, and says so once."""
     if model.config.model_type in TESTED:
         model.set_attn_implementation(NAME)
+        LastBlock([m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)][-1])
     else:
         _say_plain(model.config.model_type)
 
@@ -47,9 +51,10 @@ def last_states(body: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | Non
         return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[text, at]
     row, positions = ids.flatten()[layout.source], layout.source % ids.shape[1]
     # Models hand on a mask of four dimensions as it is, and make none over the whole row, which this one stops.
-    unused = mask[None, None]
+    unused, place = mask[None, None], layout.place[text, at]
+    layout = replace(layout, wanted=place.unique())
     out = body(input_ids=row[None], position_ids=positions[None], attention_mask=unused, use_cache=False, packed=layout)
-    return out.last_hidden_state[0].index_select(0, layout.place[text, at])
+    return out.last_hidden_state[0].index_select(0, place)
 
 
 def attend(module, query, key, value, attention_mask, packed: Layout | None = None, **options):
@@ -59,21 +64,66 @@ def attend(module, query, key, value, attention_mask, packed: Layout | None = No
     """
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    texts = [_texts(states, packed.place) for states in (query, key, value)]
-    window, mask = options.get("sliding_window"), None
-    if window and window < packed.place.shape[1]:
-        place = torch.arange(packed.place.shape[1], device=query.device)
-        behind = place[:, None] - place
-        mask = ((behind >= 0) & (behind < window))[None, None]
-    mixed, weights = sdpa_attention_forward(module, *texts, mask, **options)
-    return mixed.flatten(0, 1).index_select(0, packed.source)[None], weights
+    mixed = []
+    for texts in zip(*(_texts(states, packed) for states in (query, key, value)), strict=True):
+        mask = _band(texts[0].shape[2], options.get("sliding_window"), query.device)
+        states, weights = sdpa_attention_forward(module, *texts, mask, **options)
+        mixed.append(states.flatten(0, 1))
+    return torch.cat(mixed).index_select(0, packed.back)[None], weights
 
 
-def _texts(states: Tensor, place: Tensor) -> Tensor:
-    """States (1, heads, tokens, width) of a packed row as those of its texts: (rows, heads, length, width)."""
-    heads, width = states.shape[1], states.shape[3]
-    table = states.transpose(1, 2).reshape(-1, heads * width)
-    return F.embedding(place, table).unflatten(2, (heads, width)).transpose(1, 2)
+def _texts(states: Tensor, packed: Layout) -> Iterator[Tensor]:
+    """States (1, heads, tokens, width) of a packed row as those of its texts: (texts, heads, length, width)."""
+    table = states[0].transpose(0, 1)
+    grouped = F.embedding(packed.grouped, table.flatten(1)).unflatten(1, table.shape[1:])
+    for shape, part in zip(packed.groups, grouped.split([n * length for n, length in packed.groups]), strict=True):
+        yield part.unflatten(0, shape).transpose(1, 2)
+
+
+def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """The mask of a sliding window; None where it is wider than a text, which is causal without a mask."""
+    if not window or window >= length:
+        return None
+    behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return ((behind >= 0) & (behind < window))[None, None]
+
+
+class LastBlock:
+    """Computes what follows the attention of a model's last block at the wanted tokens alone; other states are 0.
+
+    Its hooks narrow what goes into the block, but give the whole to its first part, the norm before attention or
+    attention itself, whose output they narrow again.
+    """
+
+    def __init__(self, block: nn.Module):
+        self.wanted = self.whole = None
+        block.register_forward_pre_hook(self._enter, with_kwargs=True)
+        for part in block.children():
+            part.register_forward_pre_hook(self._first, with_kwargs=True)
+            part.register_forward_hook(self._attended)
+        block.register_forward_hook(self._leave)
+
+    def _enter(self, block, args, options):
+        packed = options.get("packed")
+        self.wanted = self.whole = None
+        again = block.gradient_checkpointing and block.training  # it will be computed anew without its hooks
+        if packed is not None and not again:
+            self.wanted, self.whole, self.tokens = packed.wanted, args[0], args[0].shape[1]
+            return (self.whole.index_select(1, self.wanted), *args[1:]), options
+
+    def _first(self, part, args, options):
+        if self.whole is not None:
+            whole, self.whole = self.whole, None
+            return ((whole, *args[1:]), options) if args else (args, options | {"hidden_states": whole})
+
+    def _attended(self, part, args, output):
+        if self.wanted is not None and isinstance(output, tuple):  # of its parts, attention alone gives one
+            return (output[0].index_select(1, self.wanted), *output[1:])
+
+    def _leave(self, block, args, output):
+        if self.wanted is not None:
+            whole = output.new_zeros(1, self.tokens, output.shape[2])
+            return whole.index_copy(1, self.wanted, output)
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,0 +1,94 @@
+"""Products by oneDNN are PyTorch's own to rounding, in every form; memory stays with the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from w2s import cpu
+
+cpu.prepare()
+ONEDNN = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+
+
+def matrices(dtype=torch.float32, shapes=((7, 5), (5, 9), (9,))) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [(3 * torch.randn(shape, generator=generator)).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_every_type_of_number(dtype):
+    a, b, c = matrices(dtype)
+    exact = a.double() @ b.double()
+    near = {"atol": 0.1, "rtol": 0.01} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-6}
+    assert (a @ b).dtype == dtype
+    torch.testing.assert_close((a @ b).double(), exact, **near)
+    torch.testing.assert_close(torch.addmm(c, a, b).double(), exact + c.double(), **near)
+
+
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("rows", [3, 64])
+def test_turned_and_cut_matrices_and_their_gradients(turned, rows):
+    """Also the first matrix that is the larger one and not contiguous, which is multiplied the other way round."""
+    shapes = [(5, rows) if turned[0] else (rows, 5), (9, 5) if turned[1] else (5, 9), (9,)]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        a, b, c = (m.requires_grad_() for m in matrices(dtype, shapes))
+        out = torch.addmm(c, a.t() if turned[0] else a, b.t() if turned[1] else b)
+        out = torch.cat([out, (a.t() if turned[0] else a)[::2] @ (b.t() if turned[1] else b)])
+        out.square().sum().backward()
+        found.append([out, a.grad, b.grad, c.grad])
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, atol=1e-3, rtol=1e-5)
+
+
+def test_other_forms_and_errors_are_those_of_pytorch():
+    a, b, c = matrices()
+    exact = a.double() @ b.double()
+    torch.testing.assert_close(
+        torch.addmm(c, a, b, beta=0.5, alpha=2).double(), 2 * exact + 0.5 * c.double(), atol=1e-4, rtol=1e-6
+    )
+    torch.testing.assert_close(torch.addmm(a @ b, a, b).double(), 2 * exact, atol=1e-5, rtol=1e-6)
+    assert (torch.ones(0, 5) @ b).shape == (0, 9) and (torch.ones(3, 0) @ torch.ones(0, 2)).eq(0).all()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        torch.mm(a, a)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        torch.mm(a, b.double())
+
+
+@pytest.mark.skipif(not ONEDNN, reason="products stay PyTorch's own here")
+def test_forward_and_backward_go_through_onednn():
+    a, b, c = (m.requires_grad_() for m in matrices())
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        torch.addmm(c, a, b).sum().backward()
+    counts = {event.key: event.count for event in profiled.key_averages()}
+    assert counts["mkldnn::_linear_pointwise"] == 3
+
+
+KEEPS = """
+import torch
+from pathlib import Path
+from w2s import cpu
+def resident():
+    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1])
+{prepare}
+before = resident()
+for _ in range(2):
+    held = torch.ones(64 * 2**20 // 4)
+    del held
+print((resident() - before) // 2**10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is set up, on Linux")
+def test_a_freed_tensor_leaves_its_memory_to_the_next():
+    """64 MiB, in MiB that stay; without it they go back to the system with every tensor."""
+    stays = []
+    for prepare in ("cpu.prepare()", ""):
+        made = subprocess.run([sys.executable, "-c", KEEPS.format(prepare=prepare)], capture_output=True, text=True)
+        stays.append(int(made.stdout))
+    assert stays[0] >= 60 and stays[1] <= 10
