@@ -63,7 +63,15 @@ def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFr
     """Repetitions of one case, the first of each to warm up."""
     kind = {"method": "dpo", "model": "4x128", "context": 512, "task": "train", "pairs": 10, "data": "HH"}
     made = [
-        kind | {"contender": name, "repetition": i, "seconds": s, "outcome": losses[name], "memory": 10.0 * i}
+        kind
+        | {
+            "contender": name,
+            "repetition": i,
+            "seconds": s,
+            "date": "2026-01-02",
+            "outcome": losses[name],
+            "memory": 10.0 * i,
+        }
         for name, times in seconds.items()
         for i, s in enumerate(times)
     ]

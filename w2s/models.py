@@ -22,6 +22,7 @@ from w2s.params import Lora, ParameterError
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 ADAPTER_FILE = "adapter_config.json"
+GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a chain of eight operations
 
 
 def load_config(name: str):
@@ -30,8 +31,8 @@ def load_config(name: str):
     for key, value in config.to_dict().items():
         if isinstance(value, float) and (key.endswith(("dropout", "pdrop")) or key == "layerdrop"):
             setattr(config, key, 0.0)
-        if value == "gelu_new":  # the same function as a chain of eight operations
-            setattr(config, key, "gelu_pytorch_tanh")
+        if isinstance(value, str):
+            setattr(config, key, GELU.get(value, value))
     return config
 
 

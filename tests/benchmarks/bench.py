@@ -1,7 +1,7 @@
 """Time and memory of training and scoring: this kit, TRL and a plain research loop on the same pairs.
 
     w2s bench                       all cases, about an hour; table and figure under outputs/bench
-    w2s bench dpo 4x128             the cases of that method and model alone
+    w2s bench dpo 4x128             the cases of that method and model alone; those measured before stay in the table
     w2s bench --quick               tiny sizes, one repetition: does it run
 
 Contenders of a case take turns, one repetition each, on one core, each in its own process.
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import ExitStack
+from datetime import date
 from pathlib import Path
 
 import contenders
@@ -34,6 +35,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 SETTINGS = ONE_THREAD | {"KINETO_LOG_LEVEL": "5"}
 METHODS, CONTEXTS, TASKS = ("reward", "sft", "dpo", "simpo"), (512, 128), ("train", "score")
 TRAINED, SCORED, BATCH = 64, 128, 32  # pairs
+TRICKS_ON = "4x128"  # and the longest context: what each of the kit's tricks brings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,9 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         except (ParameterError, ValueError) as error:
             print(f"w2s bench: {error}", file=sys.stderr)
             return 2
-        rows = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
-    table = outcome.summary(pd.DataFrame(rows))
-    outcome.write(table, pd.DataFrame(rows), args.to, docs=args.write_docs)
+        made = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
+    rows = outcome.with_earlier(pd.DataFrame(made), args.to)
+    table = outcome.summary(rows)
+    outcome.write(table, rows, args.to, docs=args.write_docs)
     print(outcome.as_text(table), outcome.details(table), sep="\n\n")
     return outcome.report_differences(table)
 
@@ -102,7 +105,7 @@ def chosen(cases: list[Case], words: list[str]) -> list[Case]:
 
 def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
     """Rows: contender, task, repetition, seconds, outcome, memory; repetition 0 warms up."""
-    names = contenders.contenders_of(case.method)
+    names = contenders.contenders_of(case.method, tricks=case.model == TRICKS_ON and case.context == CONTEXTS[0])
     with ExitStack() as stack:
         workers = {}
         for name in names:
@@ -117,7 +120,8 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
                     row = workers[name].submit(measuring.measure, name, case.name, task).result()
                     kind = {"method": case.method, "model": case.model, "context": case.context, "task": task}
                     n = len(case.train if task == "train" else case.test)
-                    yield kind | {"contender": name, "repetition": repetition, "pairs": n, "data": case.source} | row
+                    kind |= {"contender": name, "repetition": repetition, "pairs": n, "data": case.source}
+                    yield kind | row | {"date": date.today().isoformat()}
         share = workers["w2s"].submit(measuring.products, "w2s", case.name).result()
         yield kind | {"contender": "w2s", "task": "profile", "repetition": 0, "products": share}
         print(f"done: {case.name}", flush=True)

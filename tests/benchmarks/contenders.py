@@ -11,7 +11,7 @@ import research_loop
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from w2s import models, runs
+from w2s import batches, cpu, models, packed, runs
 from w2s.batches import encode, n_steps
 from w2s.params import BETA, GAMMA
 from w2s.predict import predict_logps
@@ -216,17 +216,41 @@ class TrlPrecomputed(Trl):
     precomputed = True
 
 
+# What makes the kit fast, and what each does without: module, name, what stands there instead.
+TRICKS = {
+    "products by oneDNN": (cpu, "_multiply_by_onednn", lambda: None),
+    "memory kept": (cpu, "KEEP_MEMORY", {}),
+    "attention in groups of one length": (batches, "ALIKE", 0.0),
+    "the last block at the wanted tokens": (packed, "LastBlock", lambda block: None),
+    "GELU in one kernel": (models, "GELU", {}),
+}
+
+
+class Without(Kit):
+    """The kit without one of its TRICKS; in a process of its own."""
+
+    trick: str
+
+    def load(self):
+        setattr(*TRICKS[self.trick])
+        return super().load()
+
+
 CONTENDERS = {
     "w2s": Kit,
     "w2s, padded": Padded,
     "research loop": Research,
     "TRL": Trl,
     "TRL, reference precomputed": TrlPrecomputed,
+    **{f"without {trick}": type("Without", (Without,), {"trick": trick}) for trick in TRICKS},
 }
 
 
-def contenders_of(method: str) -> list[str]:
+def contenders_of(method: str, tricks: bool = False) -> list[str]:
     """Those that train by a method. TRL's SFT averages over tokens, not over texts, so that it has another loss."""
-    if method == "sft":
-        return [name for name in CONTENDERS if not name.startswith("TRL")]
-    return [name for name in CONTENDERS if method == "dpo" or CONTENDERS[name] is not TrlPrecomputed]
+    left_out = {("sft", "TRL"), *((m, "TRL, reference precomputed") for m in ("reward", "sft", "simpo"))}
+    return [
+        name
+        for name, made in CONTENDERS.items()
+        if (method, name) not in left_out and (tricks or not issubclass(made, Without))
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from w2s.params import HOME
 
 CASE = ["method", "model", "context", "task"]
 SAME = 1e-4  # how far losses of the last step may lie apart
+WITHOUT = "without "
 OTHERS = ["w2s, padded", "research loop", "TRL", "TRL, reference precomputed"]
 
 
@@ -31,6 +31,16 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     shares = rows[rows["task"] == "profile"].assign(task="train")
     table = table.merge(shares[[*keys, "products"]], on=keys, how="left")
     return table
+
+
+def with_earlier(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows, and those of other cases that an earlier call left in the folder."""
+    path = folder / "tables" / "benchmark_rows.parquet"
+    if not path.exists():
+        return rows
+    earlier, case = pd.read_parquet(path), CASE[:-1]
+    new = earlier[case].apply(tuple, axis=1).isin(rows[case].apply(tuple, axis=1))
+    return pd.concat([earlier[~new], rows], ignore_index=True)
 
 
 def differences(table: pd.DataFrame) -> list[str]:
@@ -64,12 +74,23 @@ def as_text(table: pd.DataFrame) -> str:
     return _markdown(["method", "model", "context", "task", "w2s", *OTHERS], lines)
 
 
+def tricks(table: pd.DataFrame) -> str:
+    """In Markdown: how many times as long the kit takes without each of its tricks."""
+    times = table.pivot_table(index="contender", columns=CASE, values="ms", sort=False)
+    parts = times[times.index.str.startswith(WITHOUT)].dropna(axis=1)
+    if parts.empty:
+        return "Not measured."
+    ratios = parts / times.loc["w2s", parts.columns]
+    lines = [[name.removeprefix(WITHOUT), *(f"{x:.2f}" for x in row)] for name, row in zip(parts.index, ratios.values)]
+    return _markdown(["", *(f"{case[0]}, {case[3]}" for case in parts.columns)], lines)
+
+
 def details(table: pd.DataFrame) -> str:
     """The rest in Markdown: pairs per second, peak memory, outcome, share of matrix products."""
     lines = [
         [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
          f"{row['outcome']:.5f}", "" if pd.isna(row["products"]) else f"{row['products']:.0%}"]
-        for row in table.to_dict("records")
+        for row in table.to_dict("records") if not row["contender"].startswith(WITHOUT)
     ]  # fmt: skip
     return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin", "matrix products"], lines)
 
@@ -98,7 +119,7 @@ CAPTION = "Time per pair: medians with minimum and maximum. Further left is fast
 
 def plot(rows: pd.DataFrame) -> sns.FacetGrid:
     """ms per pair by method and contender; a column for each model and context, a row for each task."""
-    timed = rows[(rows["repetition"] > 0) & (rows["task"] != "profile")]
+    timed = rows[(rows["repetition"] > 0) & ~rows["contender"].str.startswith(WITHOUT) & (rows["task"] != "profile")]
     timed = timed.assign(
         ms=1000 * timed["seconds"] / timed["pairs"],
         case=timed["model"] + ", context " + timed["context"].astype(str),
@@ -120,11 +141,11 @@ def page(table: pd.DataFrame, rows: pd.DataFrame) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
     data = " and ".join(sorted(rows["data"].dropna().unique()))
     n = {task: int(part["pairs"].max()) for task, part in rows.dropna(subset="pairs").groupby("task")}
-    repetitions = int(rows["repetition"].max())
+    repetitions, days = int(rows["repetition"].max()), " and ".join(sorted(rows["date"].dropna().unique()))
     return PAGE.format(
-        date=date.today().isoformat(), machine=machine(), python=platform.python_version(), versions=versions,
+        date=days, machine=machine(), python=platform.python_version(), versions=versions,
         data=data, details=details(table),
-        train=n["train"], score=n["score"], repetitions=repetitions, table=as_text(table),
+        train=n["train"], score=n["score"], repetitions=repetitions, table=as_text(table), tricks=tricks(table),
         differences="\n".join(differences(table)) or f"None: all agree to {SAME}.", caption=CAPTION,
     )  # fmt: skip
 
@@ -172,6 +193,18 @@ ms of CPU time per pair: median (least to most); after a colon, how many times t
 {table}
 
 Contenders whose last training loss or mean margin differs from the kit's: {differences}
+
+## What each trick brings
+
+How many times as long the kit takes without it, all others in place (4x128, context 512); no padding and the prompt
+once are the column "w2s, padded" above. `tests/benchmarks/contenders.py` names them, `w2s/cpu.py` and
+`w2s/packed.py` are where they are.
+
+{tricks}
+
+The last block brings nothing to SFT, DPO and SimPO, which ask for most of its tokens; it stays for rewards. What is
+left of a training pass is in the column "matrix products" below: those, attention included, are bounded by the
+processor, and PyTorch's attention kernel for the CPU, whose own products are MKL's, reaches a fifth of their rate.
 
 ## Memory, and the rest
 
