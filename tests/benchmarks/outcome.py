@@ -204,7 +204,7 @@ once are the column "w2s, padded" above. `tests/benchmarks/contenders.py` names 
 
 The last block brings nothing to SFT, DPO and SimPO, which ask for most of its tokens; it stays for rewards. What is
 left of a training pass is in the column "matrix products" below: those, attention included, are bounded by the
-processor, and PyTorch's attention kernel for the CPU, whose own products are MKL's, reaches a fifth of their rate.
+processor, and PyTorch's attention kernel for the CPU, whose own products are MKL's, reaches about a sixth of their rate.
 
 ## Memory, and the rest
 
