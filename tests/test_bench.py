@@ -59,6 +59,9 @@ def test_words_choose_the_cases(tmp_path):
         material.fitting(pairs, material.learned_tokenizer(pairs, 600), 128, 41)
 
 
+NAMES = ("w2s", "TRL", "without GELU")
+
+
 def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFrame:
     """Repetitions of one case, the first of each to warm up."""
     kind = {"method": "dpo", "model": "4x128", "context": 512, "task": "train", "pairs": 10, "data": "HH"}
@@ -75,7 +78,10 @@ def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFr
         for name, times in seconds.items()
         for i, s in enumerate(times)
     ]
-    shares = [kind | {"contender": name, "task": "profile", "repetition": 0, "products": 0.25} for name in seconds]
+    shares = [
+        kind | {"contender": name, "task": "profile", "repetition": 0, "products": 0.25, "attention": 0.5}
+        for name in seconds
+    ]
     return pd.DataFrame(made + shares)
 
 
@@ -85,10 +91,53 @@ def test_the_table_by_hand(outcome):
         rows({"w2s": [9.0, 0.1, 0.3, 0.2], "TRL": [9.0, 0.8, 1.0, 0.9]}, {"w2s": 0.5, "TRL": 0.50005})
     ).set_index("contender")
     assert table.loc["w2s", ["ms", "low", "high"]].tolist() == pytest.approx([20.0, 10.0, 30.0])
-    assert table.loc["TRL", ["pairs_per_s", "memory_mib", "products"]].tolist() == pytest.approx(
-        [1000 / 90, 30.0, 0.25]
+    assert table.loc["TRL", ["pairs_per_s", "memory_mib", "products", "attention"]].tolist() == pytest.approx(
+        [1000 / 90, 30.0, 0.25, 0.5]
     )
     assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in outcome.as_text(table.reset_index())
+
+
+def test_each_trick_by_hand(outcome):
+    """Times without one against the kit's; they stand in a table of their own."""
+    made = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]}, dict.fromkeys(NAMES, 0.5))
+    table = outcome.summary(made)
+    assert outcome.tricks(table).splitlines() == ["|  | dpo, train |", "| --- | --- |", "| GELU | 1.50 |"]
+    assert "GELU" not in outcome.as_text(table) + outcome.details(table)
+    assert outcome.tricks(table[table["contender"] != "without GELU"]) == "Not measured."
+
+
+def test_cases_measured_before_stay(outcome, tmp_path):
+    """A case that is measured again loses its earlier rows, all of them."""
+    old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, dict.fromkeys(NAMES, 0.5))
+    old = pd.concat([old, old.assign(method="reward")], ignore_index=True)
+    assert outcome.with_earlier(old, tmp_path).equals(old)
+    (tmp_path / "tables").mkdir()
+    old.to_parquet(tmp_path / "tables" / "benchmark_rows.parquet")
+    new = rows({"w2s": [2.0, 2.0]}, dict.fromkeys(NAMES, 0.5))
+    both = outcome.with_earlier(new, tmp_path)
+    assert set(both[both["method"] == "reward"]["contender"]) == {"w2s", "TRL"}
+    assert both[both["method"] == "dpo"]["seconds"].dropna().tolist() == [2.0, 2.0]
+
+
+def test_a_trick_is_something_that_the_kit_has(monkeypatch):
+    """Taken away by name: a name that is not there would take nothing away."""
+    import contenders
+
+    for module, name, instead in contenders.TRICKS.values():
+        assert getattr(module, name) != instead
+    assert len(contenders.contenders_of("reward", tricks=True)) == len(contenders.contenders_of("reward")) + 5
+    assert contenders.contenders_of("sft") == ["w2s", "w2s, padded", "research loop"]
+
+
+def test_the_profile_counts_the_products_of_the_kit(tmp_path):
+    """Its operators go by other names where oneDNN multiplies."""
+    import bench
+    import measuring
+
+    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "reward")
+    measuring.load("w2s", case)
+    found = measuring.shares("w2s", case.name)
+    assert 0.2 < found["products"] < 0.9 and 0 < found["attention"] < 0.5
 
 
 def test_losses_that_differ_are_named(outcome, capsys):

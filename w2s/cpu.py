@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _library = torch.library.Library("aten", "IMPL")  # what it registers holds as long as it is there
-# Of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX.
+# Of glibc's malloc.h: M_TRIM_THRESHOLD (which Dask's workers have very low), M_MMAP_MAX, M_ARENA_MAX.
 KEEP_MEMORY = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 

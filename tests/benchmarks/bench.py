@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"w2s bench: {error}", file=sys.stderr)
             return 2
         made = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
-    rows = outcome.with_earlier(pd.DataFrame(made), args.to)
+    rows = pd.DataFrame(made) if args.quick else outcome.with_earlier(pd.DataFrame(made), args.to)
     table = outcome.summary(rows)
     outcome.write(table, rows, args.to, docs=args.write_docs)
     print(outcome.as_text(table), outcome.details(table), sep="\n\n")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("only", nargs="*", help="methods, models or contexts, such as dpo 4x128; all when none")
     parser.add_argument("--to", type=Path, required=True, help="folder for table and figure")
     parser.add_argument("--repetitions", type=int, default=3, help="timed ones of each contender")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition; a table of their own")
     parser.add_argument("--large", action="store_true", help="also 12x768 with 50257 entries")
     parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
     return parser
@@ -122,8 +122,8 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
                     n = len(case.train if task == "train" else case.test)
                     kind |= {"contender": name, "repetition": repetition, "pairs": n, "data": case.source}
                     yield kind | row | {"date": date.today().isoformat()}
-        share = workers["w2s"].submit(measuring.products, "w2s", case.name).result()
-        yield kind | {"contender": "w2s", "task": "profile", "repetition": 0, "products": share}
+        shares = workers["w2s"].submit(measuring.shares, "w2s", case.name).result()
+        yield kind | {"contender": "w2s", "task": "profile", "repetition": 0} | shares
         print(f"done: {case.name}", flush=True)
 
 

@@ -15,7 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 STATUS = Path("/proc/self/status")
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
-PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", ATTENTION, ATTENTION + "_backward"}
+# Kernels by what they do; the last product is oneDNN's, which w2s/cpu.py puts in the place of the first two.
+KERNELS = {
+    "products": {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"},
+    "attention": {ATTENTION, ATTENTION + "_backward"},
+}
 
 # By contender and case: itself, and the memory that its process starts at.
 _loaded: dict[tuple[str, str], tuple[Contender, float]] = {}
@@ -45,8 +49,8 @@ def measure(name: str, case_name: str, task: str) -> dict[str, float]:
     return {"seconds": seconds, "outcome": outcome, "memory": (peak() - start) / 2**20}
 
 
-def products(name: str, case_name: str) -> float:
-    """In a contender's process: the share of a training pass's CPU time that matrix products and attention take."""
+def shares(name: str, case_name: str) -> dict[str, float]:
+    """In a contender's process: the shares of a training pass's CPU time that each of KERNELS takes."""
     contender, _ = _loaded[name, case_name]
     with quiet():
         contender.reset()
@@ -54,7 +58,7 @@ def products(name: str, case_name: str) -> float:
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             contender.train()
     spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-    return sum(t for key, t in spent.items() if key in PRODUCTS) / sum(spent.values())
+    return {kind: sum(spent.get(key, 0) for key in keys) / sum(spent.values()) for kind, keys in KERNELS.items()}
 
 
 @contextlib.contextmanager

@@ -15,11 +15,12 @@ from w2s.params import HOME
 CASE = ["method", "model", "context", "task"]
 SAME = 1e-4  # how far losses of the last step may lie apart
 WITHOUT = "without "
+SHARES = ["products", "attention"]  # of a training pass
 OTHERS = ["w2s, padded", "research loop", "TRL", "TRL, reference precomputed"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a case and contender: ms per pair (median, low, high), pairs/s, peak memory, share of matrix products."""
+    """One row a case and contender: ms per pair (median, low, high), pairs/s, peak memory, shares of kernels."""
     timed = rows[(rows["repetition"] > 0) & (rows["task"] != "profile")]
     timed = timed.assign(ms=1000 * timed["seconds"] / timed["pairs"])
     groups = timed.groupby([*CASE, "contender"], sort=False)
@@ -29,7 +30,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     table = table.merge(tried.groupby(keys)["memory"].max().rename("memory_mib"), on=keys)
     table = table.merge(groups["outcome"].last().rename("outcome"), on=keys)
     shares = rows[rows["task"] == "profile"].assign(task="train")
-    table = table.merge(shares[[*keys, "products"]], on=keys, how="left")
+    table = table.merge(shares[[*keys, *SHARES]], on=keys, how="left")
     return table
 
 
@@ -86,13 +87,14 @@ def tricks(table: pd.DataFrame) -> str:
 
 
 def details(table: pd.DataFrame) -> str:
-    """The rest in Markdown: pairs per second, peak memory, outcome, share of matrix products."""
+    """The rest in Markdown: pairs per second, peak memory, outcome, shares of kernels."""
     lines = [
         [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
-         f"{row['outcome']:.5f}", "" if pd.isna(row["products"]) else f"{row['products']:.0%}"]
+         f"{row['outcome']:.5f}", *("" if pd.isna(row[kind]) else f"{row[kind]:.0%}" for kind in SHARES)]
         for row in table.to_dict("records") if not row["contender"].startswith(WITHOUT)
     ]  # fmt: skip
-    return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin", "matrix products"], lines)
+    head = [*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin", "matrix products", "attention"]
+    return _markdown(head, lines)
 
 
 def _time(row: dict) -> str:
@@ -183,8 +185,7 @@ reference model where one is kept.
   gradient checkpointing. Making the trainer, which tokenizes (and computes the reference where it is precomputed),
   is not timed. Its DPO evaluation runs the reference model too. Its SFT has another loss, a mean over tokens.
 
-Matrix products: the share of a training pass's CPU time inside matrix products and attention kernels, from
-PyTorch's profiler.
+Matrix products, attention: their kernels' shares of the CPU time of a training pass, from PyTorch's profiler.
 
 ## Time
 
@@ -202,9 +203,7 @@ once are the column "w2s, padded" above. `tests/benchmarks/contenders.py` names 
 
 {tricks}
 
-The last block brings nothing to SFT, DPO and SimPO, which ask for most of its tokens; it stays for rewards. What is
-left of a training pass is in the column "matrix products" below: those, attention included, are bounded by the
-processor, and PyTorch's attention kernel for the CPU, whose own products are MKL's, reaches about a sixth of their rate.
+A reward asks for one token a text of the last block; SFT, DPO and SimPO ask for most of them, and gain little.
 
 ## Memory, and the rest
 
