@@ -285,10 +285,13 @@ def test_the_time_of_all_runs_on_several_workers(small_study, monkeypatch):
 def test_before_a_study_the_estimate_is_printed_and_checked(small_study, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "_probe", lambda spec, root: (1.0, 0.0, 0.0))
     specs = list(small_study.all_runs())
-    todo = fanout.announce(specs, small_study.root, 2, None)
-    assert len(todo) == len(specs) and "time not" not in capsys.readouterr().out
-    fanout.announce(specs, small_study.root, 2, "tcp://host:1")
+    todo = fanout.checked(specs, small_study.root, 2, None)
+    assert len(todo) == len(specs)
+    fanout.announce(todo, 7, small_study.root, 2, None)
+    told = capsys.readouterr().out
+    assert f"{len(specs)} runs to train, 7 wanted" in told and "time not" not in told
+    fanout.announce(todo, 7, small_study.root, 2, "tcp://host:1")
     assert "time not estimated" in capsys.readouterr().out
     monkeypatch.setattr(estimate, "free_memory", lambda device: 0)
     with pytest.raises(ParameterError):
-        fanout.announce(specs, small_study.root, 2, None)
+        fanout.checked(specs, small_study.root, 2, None)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from w2s import __version__
 from w2s.params import HOME, ParameterError, StudyParams, nearest
 from w2s.progress import HEADLESS, duration
+
+if TYPE_CHECKING:
+    from w2s.study import Study
 
 NOTEBOOKS = HOME / "notebooks"
 BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
@@ -93,9 +100,24 @@ def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict
     return params, params.model_dump(mode="json", exclude_unset=True)
 
 
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import without looking for garbage, and without the grammar that jsonschema has for addresses, unused here.
+
+    The first takes a quarter of the time of importing PyTorch and transformers, the second half of papermill's.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def declared(notebook: Path) -> list[str]:
     """The names that a notebook's parameters cell sets."""
-    from papermill import inspect_notebook
+    with quick_imports():
+        from papermill import inspect_notebook
 
     return list(inspect_notebook(str(notebook)))
 
@@ -152,25 +174,28 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
 
     Returns 0, or 1 when a notebook failed.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with quick_imports():
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
 
-    from w2s import fanout, figures, runs
-    from w2s.executed import Executed
-    from w2s.study import Study
+        from w2s import fanout
+        from w2s.executed import Executed
+        from w2s.study import Study
 
-    # Opening the study here finds a missing model or file before any notebook runs.
-    study = Study.open(params)
-    wanted = study.all_runs()
+        # Opening the study here finds a missing model or file before any notebook runs.
+        study = Study.open(params)
+        wanted = study.all_runs()
+        how = study.root, params.workers, params.scheduler
+        todo = [] if params.frozen else fanout.checked(list(wanted), *how)
     folder = params.root / params.study
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    if params.frozen:  # what notebooks 01 and 03 would have written
-        runs.write_table(folder / "tables" / "predictions.parquet", study.train(study.direct_runs()))
-        figures.save_table(study.data.audit, folder, "01_audit")
-        todo = []
+    if params.frozen:
+        without_training(study)
+    elif todo:  # each model is tried, which takes its time: beside notebook 01, which trains nothing
+        forecast = ThreadPool(1).apply_async(fanout.announce, (todo, len(wanted), *how))
     else:
-        todo = fanout.announce(list(wanted), study.root, params.workers, params.scheduler)
+        fanout.announce(todo, len(wanted), *how)
     record = Executed(folder, [spec.name for spec in wanted])
     os.environ[HEADLESS] = "1"
     for path, parameters in plan(given):
@@ -199,12 +224,22 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
             print(f"w2s: see {folder / path.name}; finished runs are kept", file=sys.stderr)
             return 1
         record.add(path.name, key, before)
+        if todo:
+            forecast.get()  # before anything is trained; raises what it raised
 
     from w2s.report import write_report
 
     report = write_report(params)
     print(f"{duration(time.monotonic() - started):>6}  done: {report}")
     return 0
+
+
+def without_training(study: Study) -> None:
+    """Write what notebooks 01 and 03 would have written, of a study of shipped predictions."""
+    from w2s import figures, runs
+
+    runs.write_table(study.folder / "tables" / "predictions.parquet", study.train(study.direct_runs()))
+    figures.save_table(study.data.audit, study.folder, "01_audit")
 
 
 def show_status(args: argparse.Namespace) -> int:

@@ -18,7 +18,8 @@ def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str |
         workers: processes on this machine, each with the runs' own number of threads.
         scheduler: address of a Dask scheduler whose workers share `root`; instead of local ones.
     """
-    todo = announce(specs, root, workers, scheduler)
+    todo = checked(specs, root, workers, scheduler)
+    announce(todo, len(set(specs)), root, workers, scheduler)
     if not todo:
         return
     workers = min(workers, len(todo))
@@ -31,12 +32,20 @@ def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str |
             _on_cluster(todo, root, workers, scheduler, progress)
 
 
-def announce(specs: list[RunSpec], root: Path, workers: int, scheduler: str | None) -> list[RunSpec]:
-    """Print what the runs still to do will cost, and return them; stop where they cannot fit."""
+def checked(specs: list[RunSpec], root: Path, workers: int, scheduler: str | None) -> list[RunSpec]:
+    """The runs still to do, as `pending` orders them.
+
+    Raises:
+        ParameterError: they cannot fit, as `estimate.check` finds.
+    """
     todo = pending(specs, root)
     estimate.check(todo, root, workers, scheduler)
-    print(estimate.forecast(todo, len(set(specs)), root, workers, scheduler), flush=True)
     return todo
+
+
+def announce(todo: list[RunSpec], wanted: int, root: Path, workers: int, scheduler: str | None) -> None:
+    """Print what the runs still to do, of those that are wanted, will cost."""
+    print(estimate.forecast(todo, wanted, root, workers, scheduler), flush=True)
 
 
 def pending(specs: list[RunSpec], root: Path) -> list[RunSpec]:
