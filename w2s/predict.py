@@ -16,6 +16,8 @@ from w2s.models import RewardModel
 from w2s.packed import last_states
 from w2s.train import autocast
 
+AT_ONCE = 1024  # tokens whose logits are made at once: fewer cost time in training, more cost memory
+
 
 def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
     """r(chosen) - r(rejected) of a batch of pairs: (n,) logits; one forward for both."""
@@ -30,8 +32,10 @@ def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
     """
     counted = batch.response_mask[:, 1:].bool()
     rows, before = counted.nonzero(as_tuple=True)
+    targets = batch.input_ids[:, 1:][counted]
     states = last_states(model.base_model, batch.input_ids, batch.attention_mask, batch.layout, rows, before)
-    each = -next_token_loss(model.get_output_embeddings()(states), batch.input_ids[:, 1:][counted])
+    head, blocks = model.get_output_embeddings(), zip(*(x.split(AT_ONCE) for x in (states, targets)), strict=True)
+    each = -torch.cat([next_token_loss(head(block), following) for block, following in blocks])
     total = torch.zeros(len(counted), dtype=each.dtype, device=each.device).index_add(0, rows, each)
     return total / counted.sum(1) if average else total
 

@@ -35,6 +35,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 SETTINGS = ONE_THREAD | {"KINETO_LOG_LEVEL": "5"}
 METHODS, CONTEXTS, TASKS = ("reward", "sft", "dpo", "simpo"), (512, 128), ("train", "score")
 TRAINED, SCORED, BATCH = 64, 128, 32  # pairs
+WARM_UPS = 2  # repetitions that are not timed: in the first ones a process still asks the system for memory
 TRICKS_ON = "4x128"  # and the longest context: what each of the kit's tricks brings
 
 
@@ -104,7 +105,7 @@ def chosen(cases: list[Case], words: list[str]) -> list[Case]:
 
 
 def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
-    """Rows: contender, task, repetition, seconds, outcome, memory; repetition 0 warms up."""
+    """Rows: contender, task, repetition, seconds, outcome, memory; repetitions up to 0 warm up."""
     names = contenders.contenders_of(case.method, tricks=case.model == TRICKS_ON and case.context == CONTEXTS[0])
     with ExitStack() as stack:
         workers = {}
@@ -115,7 +116,7 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
             workers[name] = stack.enter_context(pool)
             workers[name].submit(measuring.load, name, case).result()
         for task in TASKS:
-            for repetition in range(repetitions + 1):
+            for repetition in range(1 - (1 if one_process else WARM_UPS), repetitions + 1):
                 for name in names:
                     row = workers[name].submit(measuring.measure, name, case.name, task).result()
                     kind = {"method": case.method, "model": case.model, "context": case.context, "task": task}
