@@ -27,6 +27,7 @@ import measuring
 import outcome
 import pandas as pd
 from contenders import Case
+from outcome import PROFILE
 
 from w2s.params import ParameterError
 
@@ -105,7 +106,7 @@ def chosen(cases: list[Case], words: list[str]) -> list[Case]:
 
 
 def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
-    """Rows: contender, task, repetition, seconds, outcome, memory; repetitions up to 0 warm up."""
+    """Rows: contender, task, repetition, seconds, outcome, memory; repetitions up to 0 warm up, PROFILE is profiled."""
     names = contenders.contenders_of(case.method, tricks=case.model == TRICKS_ON and case.context == CONTEXTS[0])
     with ExitStack() as stack:
         workers = {}
@@ -123,8 +124,8 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
                     n = len(case.train if task == "train" else case.test)
                     kind |= {"contender": name, "repetition": repetition, "pairs": n, "data": case.source}
                     yield kind | row | {"date": date.today().isoformat()}
-        shares = workers["w2s"].submit(measuring.shares, "w2s", case.name).result()
-        yield kind | {"contender": "w2s", "task": "profile", "repetition": 0} | shares
+            shares = workers["w2s"].submit(measuring.shares, "w2s", case.name, task).result()
+            yield kind | {"contender": "w2s", "repetition": PROFILE} | shares
         print(f"done: {case.name}", flush=True)
 
 

@@ -11,14 +11,20 @@ from pathlib import Path
 
 import torch
 from contenders import CONTENDERS, Case, Contender
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from w2s import batches
 
 STATUS = Path("/proc/self/status")
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
-# Kernels by what they do; the last product is oneDNN's, which w2s/cpu.py puts in the place of the first two.
-KERNELS = {
+# What is profiled, by what it does. The last product is oneDNN's, which w2s/cpu.py puts in the place of the first
+# two; "pass" is the whole of a pass but for what is inside it, which leaves the interpreter's own time.
+PROFILED = {
     "products": {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"},
     "attention": {ATTENTION, ATTENTION + "_backward"},
+    "log_softmax": {"aten::_log_softmax", "aten::_log_softmax_backward_data"},
+    "tokenizing": {"tokenizing"},
+    "python": {"pass"},
 }
 
 # By contender and case: itself, and the memory that its process starts at.
@@ -49,17 +55,28 @@ def measure(name: str, case_name: str, task: str) -> dict[str, float]:
     return {"seconds": seconds, "outcome": outcome, "memory": (peak() - start) / 2**20}
 
 
-def shares(name: str, case_name: str) -> dict[str, float]:
-    """In a contender's process: the shares of a training pass's CPU time that each of KERNELS takes."""
+def shares(name: str, case_name: str, task: str) -> dict[str, float]:
+    """In a contender's process: the shares of a pass's CPU time that each of PROFILED takes."""
     contender, _ = _loaded[name, case_name]
     for _ in range(2):  # the first with the profiler asks the system for memory, which the operators would be charged
-        with quiet():
+        with quiet(), tokenizing_named():
             contender.reset()
-            contender.prepare("train")
-            with profile(activities=[ProfilerActivity.CPU]) as profiled:
-                contender.train()
+            contender.prepare(task)
+            with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("pass"):
+                getattr(contender, task)()
     spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-    return {kind: sum(spent.get(key, 0) for key in keys) / sum(spent.values()) for kind, keys in KERNELS.items()}
+    return {kind: sum(spent.get(key, 0) for key in keys) / sum(spent.values()) for kind, keys in PROFILED.items()}
+
+
+@contextlib.contextmanager
+def tokenizing_named() -> Iterator[None]:
+    """Lets the profiler see the kit's tokenizing, which is no operator of PyTorch."""
+    encode = batches.encode
+    batches.encode = record_function("tokenizing")(encode)
+    try:
+        yield
+    finally:
+        batches.encode = encode
 
 
 @contextlib.contextmanager

@@ -15,23 +15,29 @@ from w2s.params import HOME
 CASE = ["method", "model", "context", "task"]
 SAME = 1e-4  # how far losses of the last step may lie apart
 WITHOUT = "without "
-SHARES = ["products", "attention"]  # of a training pass
+PROFILE = -100  # the repetition that is profiled, not timed
+SHARES = {  # of a pass's time, with what they are called
+    "products": "matrix products", "attention": "attention", "log_softmax": "log-softmax", "tokenizing": "tokenizing",
+    "python": "Python",
+}  # fmt: skip
+# Times the research loop's and TRL's speed in training, and the research loop's in scoring; of TRL's memory.
+GOALS = {"reward": (3, 5), "dpo": (4, 10), "simpo": (3, 6)}
+SCORING_GOAL, MEMORY_GOAL = 8, 0.5
 OTHERS = ["w2s, padded", "research loop", "TRL", "TRL, reference precomputed"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a case and contender: ms per pair (median, low, high), pairs/s, peak memory, shares of kernels."""
-    timed = rows[(rows["repetition"] > 0) & (rows["task"] != "profile")]
+    timed, tried = rows[rows["repetition"] > 0], rows[rows["repetition"] != PROFILE]
     timed = timed.assign(ms=1000 * timed["seconds"] / timed["pairs"])
     groups = timed.groupby([*CASE, "contender"], sort=False)
     table = groups["ms"].agg(ms="median", low="min", high="max").reset_index()
     table["pairs_per_s"] = 1000 / table["ms"]
-    keys, tried = [*CASE, "contender"], rows[rows["task"] != "profile"]
+    keys = [*CASE, "contender"]
     table = table.merge(tried.groupby(keys)["memory"].max().rename("memory_mib"), on=keys)
     table = table.merge(groups["outcome"].last().rename("outcome"), on=keys)
-    shares = rows[rows["task"] == "profile"].assign(task="train")
-    table = table.merge(shares[[*keys, *SHARES]], on=keys, how="left")
-    return table
+    shares = rows[rows["repetition"] == PROFILE]
+    return table.merge(shares[[*keys, *SHARES]], on=keys, how="left")
 
 
 def with_earlier(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -86,15 +92,49 @@ def tricks(table: pd.DataFrame) -> str:
     return _markdown(["", *(f"{case[0]}, {case[3]}" for case in parts.columns)], lines)
 
 
+def goals(table: pd.DataFrame) -> str:
+    """In Markdown: how each case stands to GOALS, SCORING_GOAL and MEMORY_GOAL; what is short of one is in bold."""
+    lines = []
+    for case, part in table[table["method"].isin(GOALS)].groupby(CASE[:-1], sort=False):
+        ms, memory = (part.pivot(index="contender", columns="task", values=key) for key in ("ms", "memory_mib"))
+        faster, (research, trl) = ms / ms.loc["w2s"], GOALS[case[0]]
+        less = memory.loc["w2s"] / memory.loc["TRL"]
+        cells = [
+            _against(faster.loc["research loop", "train"], research),
+            _against(faster.loc["TRL", "train"], trl),
+            _against(faster.loc["research loop", "score"], SCORING_GOAL),
+            *(_against(less[task], MEMORY_GOAL, most=True) for task in ("train", "score")),
+        ]
+        lines.append([*map(str, case), *cells])
+    head = ["training, times the research loop", "training, times TRL", "scoring, times the research loop"]
+    return _markdown([*CASE[:-1], *head, "memory of TRL's, training", "memory of TRL's, scoring"], lines)
+
+
+def _against(value: float, goal: float, most: bool = False) -> str:
+    """A ratio and its goal, which is the least it should be, or the most."""
+    value = round(value, 2 if most else 1)
+    met = value <= goal if most else value >= goal
+    return f"{value} ({goal})" if met else f"**{value}** ({goal})"
+
+
+def profiles(table: pd.DataFrame) -> str:
+    """In Markdown: where the time of the kit's passes goes."""
+    lines = [
+        [*(str(row[key]) for key in CASE), *(f"{row[kind]:.0%}" for kind in SHARES),
+         f"{1 - sum(row[kind] for kind in SHARES):.0%}"]
+        for row in table[table["contender"] == "w2s"].dropna(subset=list(SHARES)).to_dict("records")
+    ]  # fmt: skip
+    return _markdown([*CASE, *SHARES.values(), "other operators"], lines)
+
+
 def details(table: pd.DataFrame) -> str:
-    """The rest in Markdown: pairs per second, peak memory, outcome, shares of kernels."""
+    """The rest in Markdown: pairs per second, peak memory, outcome."""
     lines = [
         [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
-         f"{row['outcome']:.5f}", *("" if pd.isna(row[kind]) else f"{row[kind]:.0%}" for kind in SHARES)]
+         f"{row['outcome']:.5f}"]
         for row in table.to_dict("records") if not row["contender"].startswith(WITHOUT)
     ]  # fmt: skip
-    head = [*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin", "matrix products", "attention"]
-    return _markdown(head, lines)
+    return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin"], lines)
 
 
 def _time(row: dict) -> str:
@@ -121,7 +161,7 @@ CAPTION = "Time per pair: medians with minimum and maximum. Further left is fast
 
 def plot(rows: pd.DataFrame) -> sns.FacetGrid:
     """ms per pair by method and contender; a column for each model and context, a row for each task."""
-    timed = rows[(rows["repetition"] > 0) & ~rows["contender"].str.startswith(WITHOUT) & (rows["task"] != "profile")]
+    timed = rows[(rows["repetition"] > 0) & ~rows["contender"].str.startswith(WITHOUT)]
     timed = timed.assign(
         ms=1000 * timed["seconds"] / timed["pairs"],
         case=timed["model"] + ", context " + timed["context"].astype(str),
@@ -146,7 +186,7 @@ def page(table: pd.DataFrame, rows: pd.DataFrame) -> str:
     repetitions, days = int(rows["repetition"].max()), " and ".join(sorted(rows["date"].dropna().unique()))
     return PAGE.format(
         date=days, machine=machine(), python=platform.python_version(), versions=versions,
-        data=data, details=details(table),
+        data=data, details=details(table), goals=goals(table), profiles=profiles(table),
         train=n["train"], score=n["score"], repetitions=repetitions, table=as_text(table), tricks=tricks(table),
         differences="\n".join(differences(table)) or f"None: all agree to {SAME}.", caption=CAPTION,
     )  # fmt: skip
@@ -172,7 +212,7 @@ PAGE = """# Speed and memory
 Models of GPT-2's shape with random weights (layers x width), a vocabulary of 8,192 learned from the texts
 (12x768: 50,257), without dropout. Pairs: {data}, {train} for training and {score} for scoring, the first ones whose
 texts fit in the context, so that nobody cuts a text. Training is one pass in steps of 32 pairs with Adam, the same
-pairs in the same order for all. Each contender has its own process on the same core; they take turns, once to warm
+pairs in the same order for all. Each contender has its own process on the same core; they take turns, twice to warm
 up and then {repetitions} times. Time is CPU time of the process, which has one thread. Peak memory is the process's
 highest resident memory above what it holds after loading the model: gradients, Adam's moments, activations, and the
 reference model where one is kept.
@@ -185,8 +225,6 @@ reference model where one is kept.
   gradient checkpointing. Making the trainer, which tokenizes (and computes the reference where it is precomputed),
   is not timed. Its DPO evaluation runs the reference model too. Its SFT has another loss, a mean over tokens.
 
-Matrix products, attention: their kernels' shares of the CPU time of a training pass, from PyTorch's profiler.
-
 ## Time
 
 ms of CPU time per pair: median (least to most); after a colon, how many times that of w2s.
@@ -194,6 +232,19 @@ ms of CPU time per pair: median (least to most); after a colon, how many times t
 {table}
 
 Contenders whose last training loss or mean margin differs from the kit's: {differences}
+
+## What was aimed at
+
+How many times as fast the kit is, and how much of TRL's memory it takes; in brackets what was aimed at, in bold what
+falls short of it.
+
+{goals}
+
+Where the kit's time goes, by PyTorch's profiler, whose own cost is in it and weighs more the smaller the operators
+are. No arrangement of the work takes its products away. Attention is PyTorch's kernel; one made of products and a
+softmax is slower. Other operators are GELU, norms, copies, gradients of embeddings, and Adam.
+
+{profiles}
 
 ## What each trick brings
 
