@@ -136,7 +136,7 @@ def test_a_trick_is_something_that_the_kit_has(monkeypatch):
 
     for module, name, instead in contenders.TRICKS.values():
         assert getattr(module, name) != instead
-    assert len(contenders.contenders_of("reward", tricks=True)) == len(contenders.contenders_of("reward")) + 5
+    assert len(contenders.contenders_of("reward", tricks=True)) == len(contenders.contenders_of("reward")) + 6
     assert contenders.contenders_of("sft") == ["w2s", "w2s, padded", "research loop"]
 
 

@@ -60,7 +60,7 @@ def test_a_layout_by_hand():
     assert (made.source % 4).tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
     assert made.place[0, :3].tolist() == [0, 1, 2] and made.place[2].tolist() == [0, 1, 5, 6]
     assert made.place[1, :2].tolist() == [3, 4] and made.place[3, 0] == 7
-    assert made.groups == ((1, 4), (1, 3), (1, 2), (1, 1))
+    assert made.groups == ((1, 4), (1, 3), (1, 2), (1, 1)) and made.order.tolist() == [2, 0, 1, 3]
     assert made.grouped.tolist() == [0, 1, 5, 6, 0, 1, 2, 3, 4, 7]
     assert made.grouped[made.back].tolist() == list(range(8)) and made.back[:2].tolist() in ([0, 1], [4, 5])
 
@@ -118,6 +118,25 @@ def test_the_plain_form_one_pair_at_a_time(name, method, lora, tokenizer):  # no
         torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
+def test_the_last_attention_of_a_reward_is_that_of_the_ends(name, tokenizer, monkeypatch):  # noqa: F811
+    """Of each group of texts once; not where two texts are the same, which have one end."""
+    model, queries = load("reward", name), []
+    attention = packed.sdpa_attention_forward
+
+    def noted(module, query, *args, **options):
+        queries.append((module.layer_idx, query.shape[2]))
+        return attention(module, query, *args, **options)
+
+    monkeypatch.setattr(packed, "sdpa_attention_forward", noted)
+    for pairs, ends in ((PAIRS, True), (MIXED, False)):
+        queries.clear()
+        pair_margins(model, PairTexts(pairs, tokenizer, 48).batch(np.arange(len(pairs))))
+        last = max(layer for layer, _ in queries)
+        assert {length == 1 for layer, length in queries if layer == last} >= {ends}
+        assert any(length > 1 for layer, length in queries if layer == 0)
+        assert any(length > 1 for layer, length in queries if layer == last) != ends
+
+
 @pytest.mark.parametrize("method", ["reward", "dpo"])
 def test_odd_pairs_too(name, method, tokenizer):  # noqa: F811
     """A text that begins with all of the other, equal texts, no prompt, texts that are cut."""
@@ -129,8 +148,11 @@ def test_odd_pairs_too(name, method, tokenizer):  # noqa: F811
         ours = value(model, whole).reshape(-1, len(MIXED))
         alone = [replace(made.batch(np.array([i])), layout=None) for i in range(len(MIXED))]
         plain = torch.cat([value(model, batch).reshape(-1, 1) for batch in alone], 1)
+        others = np.flatnonzero(MIXED["chosen"] != MIXED["rejected"])  # without equal texts, which go another way
+        apart = value(model, made.batch(others)).reshape(-1, len(others))
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-    assert plain.std() > 0.1
+    torch.testing.assert_close(apart, plain[:, others], atol=1e-5, rtol=1e-5)
+    assert plain.std() > 0.1 and len(others) == len(MIXED) - 1
 
 
 def test_no_padding_and_no_prompt_twice_in_the_linear_layers(name, tokenizer):  # noqa: F811

@@ -25,17 +25,21 @@ class Layout:
     place: (rows, length) place in the packed row of each token; any at the padding.
     source: (tokens,) place in the flattened texts of each token of the packed row.
     Attention takes the texts in groups of about one length, as it costs the square of it.
-    groups: the number of texts and the length of each group. grouped: place in the packed row of each of their
-    tokens, one group after the other. back: (tokens,) where in `grouped` each token of the packed row stands.
+    groups: the number of texts and the length of each group. order: (rows,) of the texts in them, one group after
+    the other. grouped: place in the packed row of each of their tokens. back: (tokens,) where in `grouped` each token
+    of the packed row stands.
     wanted: places in the packed row, sorted, whose last hidden states are asked for; None: all.
+    ends: (rows,) where these are one of each text, its position in it.
     """
 
     place: Tensor
     source: Tensor
     groups: tuple[tuple[int, int], ...]
+    order: Tensor
     grouped: Tensor
     back: Tensor
     wanted: Tensor | None = None
+    ends: Tensor | None = None
 
     @classmethod
     def of(cls, ids: Tensor, mask: Tensor, sides: int) -> Layout:
@@ -48,13 +52,15 @@ class Layout:
         kept = alone & mask.bool()
         number = (kept.flatten().cumsum(0) - 1).view(kept.shape)
         place = torch.where(alone, number, number[first].repeat(sides, 1))
-        groups, grouped, back, start = [], [], torch.empty_like(place), 0
+        groups, order, grouped, back, start = [], [], [], torch.empty_like(place), 0
         for rows, length in _alike(mask.sum(1)):
             groups.append((len(rows), length))
+            order.append(rows)
             grouped.append(place[rows, :length].flatten())
             back[rows, :length] = start + torch.arange(len(rows) * length).view(-1, length)
             start += len(grouped[-1])
-        return cls(place, kept.flatten().nonzero().squeeze(1), tuple(groups), torch.cat(grouped), back[kept])
+        source = kept.flatten().nonzero().squeeze(1)
+        return cls(place, source, tuple(groups), torch.cat(order), torch.cat(grouped), back[kept])
 
     def to(self, device: torch.device) -> Layout:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -52,7 +52,9 @@ def last_states(body: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | Non
     row, positions = ids.flatten()[layout.source], layout.source % ids.shape[1]
     # Models hand on a mask of four dimensions as it is, and make none over the whole row, which this one stops.
     unused, place = mask[None, None], layout.place[text, at]
-    layout = replace(layout, wanted=place.unique())
+    wanted = place.unique()
+    one_each = len(wanted) == len(ids) and torch.equal(text, torch.arange(len(ids), device=text.device))
+    layout = replace(layout, wanted=wanted, ends=at if one_each else None)
     out = body(input_ids=row[None], position_ids=positions[None], attention_mask=unused, use_cache=False, packed=layout)
     return out.last_hidden_state[0].index_select(0, place)
 
@@ -64,12 +66,29 @@ def attend(module, query, key, value, attention_mask, packed: Layout | None = No
     """
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if packed.ends is not None and module.layer_idx == module.config.num_hidden_layers - 1:
+        return _attend_at_ends(module, query, key, value, packed, **options)
     mixed = []
     for texts in zip(*(_texts(states, packed) for states in (query, key, value)), strict=True):
         mask = _band(texts[0].shape[2], options.get("sliding_window"), query.device)
         states, weights = sdpa_attention_forward(module, *texts, mask, **options)
         mixed.append(states.flatten(0, 1))
     return torch.cat(mixed).index_select(0, packed.back)[None], weights
+
+
+def _attend_at_ends(module, query, key, value, packed: Layout, sliding_window: int | None = None, **options):
+    """`attend` in the last block, where one token of each text is asked for: of other tokens the result is 0."""
+    tokens, heads, width = query.shape[2], query.shape[1], query.shape[3]
+    place = packed.place.gather(1, packed.ends[:, None]).squeeze(1)[packed.order]
+    sizes, mixed = [n for n, _ in packed.groups], []
+    asked = query[0].transpose(0, 1).index_select(0, place)[:, :, None].split(sizes)
+    ends = packed.ends[packed.order][:, None].split(sizes)
+    for one, end, keys, values in zip(asked, ends, _texts(key, packed), _texts(value, packed), strict=True):
+        at = torch.arange(keys.shape[2], device=end.device)
+        seen = (at <= end) & (at > end - (sliding_window or len(at)))
+        states, weights = sdpa_attention_forward(module, one, keys, values, seen[:, None, None], **options)
+        mixed.append(states.squeeze(1))
+    return query.new_zeros(tokens, heads, width).index_copy(0, place, torch.cat(mixed))[None], weights
 
 
 def _texts(states: Tensor, packed: Layout) -> Iterator[Tensor]:

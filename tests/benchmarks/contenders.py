@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import research_loop
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from w2s import batches, cpu, models, packed, runs
-from w2s.batches import encode, n_steps
+from w2s import batches, cpu, models, runs
+from w2s import packed as packed_rows
+from w2s.batches import Layout, encode, n_steps
 from w2s.params import BETA, GAMMA
 from w2s.predict import predict_logps
 from w2s.train import Schedule, fit
@@ -216,12 +217,17 @@ class TrlPrecomputed(Trl):
     precomputed = True
 
 
+def _attend_everywhere(module, query, key, value, packed: Layout, **options):
+    return packed_rows.attend(module, query, key, value, None, replace(packed, ends=None), **options)
+
+
 # What makes the kit fast, and what each does without: module, name, what stands there instead.
 TRICKS = {
     "products by oneDNN": (cpu, "_multiply_by_onednn", lambda: None),
     "memory kept": (cpu, "KEEP_MEMORY", {}),
     "attention in groups of one length": (batches, "ALIKE", 0.0),
-    "the last block at the wanted tokens": (packed, "LastBlock", lambda block: None),
+    "the last block at the wanted tokens": (packed_rows, "LastBlock", lambda block: None),
+    "its attention at the ends of texts": (packed_rows, "_attend_at_ends", _attend_everywhere),
     "GELU in one kernel": (models, "GELU", {}),
 }
 

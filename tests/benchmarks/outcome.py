@@ -254,7 +254,8 @@ once are the column "w2s, padded" above. `tests/benchmarks/contenders.py` names 
 
 {tricks}
 
-A reward asks for one token a text of the last block; SFT, DPO and SimPO ask for most of them, and gain little.
+A reward asks for one token a text of the last block, its end; SFT, DPO and SimPO ask for most of them, and gain
+little or nothing.
 
 ## Memory, and the rest
 
