@@ -37,12 +37,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from w2s import models, runs, zoo
+from w2s import models, objectives, runs, zoo
 from w2s.batches import PairTexts, encode
 from w2s.losses import response_logps
 from w2s.params import Lora, ParameterError
 from w2s.predict import predict, predict_logps, text_logps
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 from w2s.train import Schedule, autocast, fit
 from w2s.world import World
 
@@ -218,10 +218,10 @@ def objective_of(spec: RunSpec, model, tokenizer):
     """The run's texts and its objective; the model as it is now is DPO's reference."""
     if spec.method == "dpo":
         table = predict_logps(model, PAIRS, tokenizer, LENGTH, 10_000)
-        objective = runs.preference_objective(spec, PAIRS, table.chosen_logp - table.rejected_logp, CPU)
+        objective = objectives.preference_objective(spec, PAIRS, table.chosen_logp - table.rejected_logp, CPU)
     else:
-        objective = runs.training_objective(spec, PAIRS, Path(), CPU)
-    return runs.training_texts(spec, PAIRS, tokenizer), objective
+        objective = objectives.training_objective(spec, PAIRS, Path(), CPU)
+    return objectives.training_texts(spec, PAIRS, tokenizer), objective
 
 
 def scores(method: str, model, tokenizer, tokens: int = 10_000, dtype: torch.dtype = torch.float32) -> np.ndarray:

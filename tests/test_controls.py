@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import small_params, texts
 
-from w2s import checks, estimate, plots_extensions, runs
+from w2s import checks, estimate, files, labelling, plots_extensions, store
 from w2s.models import RewardModel, load_tokenizer
 from w2s.params import ParameterError
 from w2s.predict import predict
@@ -16,15 +16,15 @@ from w2s.study import LABELS, Study
 
 def test_shuffled_labels_are_the_same_numbers_elsewhere():
     label = np.linspace(0.1, 0.9, 200)
-    shuffled = runs.relabelled(label, "shuffled", seed=1)
+    shuffled = labelling.relabelled(label, "shuffled", seed=1)
     assert sorted(shuffled) == sorted(label) and (shuffled != label).mean() > 0.9
-    np.testing.assert_array_equal(shuffled, runs.relabelled(label, "shuffled", seed=1))
-    assert not np.array_equal(shuffled, runs.relabelled(label, "shuffled", seed=2))
+    np.testing.assert_array_equal(shuffled, labelling.relabelled(label, "shuffled", seed=1))
+    assert not np.array_equal(shuffled, labelling.relabelled(label, "shuffled", seed=2))
 
 
 def test_random_labels_say_nothing_on_average():
     label = np.full(4000, 0.9)
-    turned = runs.relabelled(label, "random", seed=0)
+    turned = labelling.relabelled(label, "random", seed=0)
     assert set(np.round(turned, 6)) == {0.1, 0.9} and abs(turned.mean() - 0.5) < 0.03
 
 
@@ -44,9 +44,11 @@ def test_each_kind_of_labels_is_a_run_of_its_own(tiny_models, tmp_path, method):
 def test_gold_labels_are_all_one_and_own_labels_are_the_ceilings(small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
     small_study.train(small_study.gold_runs([weak, strong]))
-    label = {k: runs.labelled_pairs(small_study.control(weak, strong, k, "none", 0), small_study.root) for k in LABELS}
+    label = {
+        k: labelling.labelled_pairs(small_study.control(weak, strong, k, "none", 0), small_study.root) for k in LABELS
+    }
     assert (label["gold"]["label"] == 1).all()
-    own = runs.weak_labels(small_study.gold(strong, 0), small_study.root, "w2s")
+    own = labelling.weak_labels(small_study.gold(strong, 0), small_study.root, "w2s")
     np.testing.assert_array_equal(label["own"]["label"], own["weak_label"])
     assert sorted(label["shuffled"]["label"]) == sorted(label["weak"]["label"])
 
@@ -67,7 +69,7 @@ def test_a_conflict_of_strength_zero_changes_nothing(small_study):
         for conflict, strength in (("none", None), ("explicit", 0.0))
     )
     small_study.train({calm: {}, zero: {}})
-    a, b = (runs.load_predictions(spec, small_study.root).query("split == 'test'") for spec in (calm, zero))
+    a, b = (store.load_predictions(spec, small_study.root).query("split == 'test'") for spec in (calm, zero))
     np.testing.assert_array_equal(a["margin"], b["margin"])
 
 
@@ -76,11 +78,11 @@ def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
     teacher = small_study.gold(weak, 0)
     small_study.train({teacher: {}})
-    labels = runs.load_predictions(teacher, small_study.root).assign(probability=1.0, margin=100.0, correct=True)
-    runs.write_table(small_study.root / "runs" / teacher.name / "predictions.parquet", labels)
+    labels = store.load_predictions(teacher, small_study.root).assign(probability=1.0, margin=100.0, correct=True)
+    files.write_table(small_study.root / "runs" / teacher.name / "predictions.parquet", labels)
     student, ceiling = (small_study.control(weak, strong, labels, "none", 0) for labels in ("weak", "gold"))
     small_study.train({student: {}, ceiling: {}})
-    a, b = (runs.load_predictions(spec, small_study.root).set_index(["split", "id"]) for spec in (student, ceiling))
+    a, b = (store.load_predictions(spec, small_study.root).set_index(["split", "id"]) for spec in (student, ceiling))
     assert student.teacher == teacher and ceiling.teacher is None
     pd.testing.assert_series_equal(a["margin"], b["margin"].reindex(a.index), check_exact=True)
 
@@ -92,8 +94,8 @@ def test_no_pairs_of_the_conflict_are_no_conflict(tiny_models, tmp_path, method)
     calm = study.control(weak, strong, "weak", "none", 0)
     zero = study.control(weak, strong, "weak", "implicit", 0, helpful=study.helpful_pairs(0))
     study.train({study.gold(weak, 0): {}, calm: {}, zero: {}})
-    assert calm.name != zero.name and runs.labelled_pairs(zero, study.root)["target"].all()
-    a, b = (runs.load_predictions(spec, study.root).query("split == 'test'") for spec in (calm, zero))
+    assert calm.name != zero.name and labelling.labelled_pairs(zero, study.root)["target"].all()
+    a, b = (store.load_predictions(spec, study.root).query("split == 'test'") for spec in (calm, zero))
     np.testing.assert_array_equal(a["margin"], b["margin"])
 
 
@@ -108,7 +110,7 @@ def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(small_study
     assert {spec.teacher.name for spec in specs.values()} == {small_study.gold(weak, 0).name}
     assert len({spec.name for spec in specs.values()}) == 3
     added = {
-        times: runs.labelled_pairs(spec, small_study.root).query("not target").reset_index(drop=True)
+        times: labelling.labelled_pairs(spec, small_study.root).query("not target").reset_index(drop=True)
         for times, spec in specs.items()
     }
     assert {times: len(pairs) for times, pairs in added.items()} == {0.25: 8, 1: 32, 2: 64}

@@ -15,7 +15,7 @@ import torch
 from conftest import small_params
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, LlamaConfig, OPTConfig
 
-from w2s import estimate, fanout, models, runs, zoo
+from w2s import estimate, fanout, files, models, runs, runspec, zoo
 from w2s.estimate import GIB, memory
 from w2s.models import RewardModel
 from w2s.params import Lora, ParameterError
@@ -28,7 +28,7 @@ LORA = Lora(rank=2, alpha=4)
 
 
 @pytest.fixture
-def spec(small_study) -> runs.RunSpec:
+def spec(small_study) -> runspec.RunSpec:
     return small_study.gold(small_study.params.strong_models[-1], 0)
 
 
@@ -108,9 +108,9 @@ def test_the_peak_of_a_training_process(tmp_path):
     zoo.build_tokenizer().save_pretrained(tmp_path / "model")
     pairs = World().pairs("gt", 60)
     pairs["prompt"] = 6 * pairs["prompt"]
-    for split in runs.SPLITS:
-        runs.write_table(tmp_path / "runs" / "data" / "long" / f"{split}.parquet", pairs)
-    spec = runs.RunSpec(str(tmp_path / "model"), "", "long", "gt", 0, method="simpo", beta=2.0, gamma=1.0)
+    for split in runspec.SPLITS:
+        files.write_table(tmp_path / "runs" / "data" / "long" / f"{split}.parquet", pairs)
+    spec = runspec.RunSpec(str(tmp_path / "model"), "", "long", "gt", 0, method="simpo", beta=2.0, gamma=1.0)
     spec = replace(spec, batch_pairs=60, tokens_per_batch=4096)
     (tmp_path / "spec").write_bytes(pickle.dumps((spec, tmp_path)))
     run = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "spec"], capture_output=True, text=True, check=True)
@@ -217,7 +217,7 @@ def test_the_time_of_a_run_counts_its_pairs(small_study, monkeypatch):
     p, (weak, strong) = small_study.params, (small_study.params.weak_models[0], small_study.params.strong_models[0])
     scored = p.n_validation + p.n_test
 
-    def seconds(spec: runs.RunSpec) -> float:
+    def seconds(spec: runspec.RunSpec) -> float:
         return estimate.run_seconds(spec, small_study.root)
 
     assert seconds(small_study.gold(weak, 0)) == pytest.approx(1000 + p.n_gt + 0.01 * (scored + p.n_w2s))

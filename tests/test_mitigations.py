@@ -11,7 +11,7 @@ import torch
 from conftest import assert_own_axes, small_params, texts
 from torch import nn
 
-from w2s import data, mitigations, plots_extensions, remedies, remedy_tables, runs
+from w2s import data, labelling, mitigations, objectives, plots_extensions, remedies, remedy_tables, runs, store
 from w2s.losses import LOG_ZERO, confidence_loss, reverse_loss, reward_loss
 from w2s.pooled import Counts
 from w2s.study import Study
@@ -136,34 +136,34 @@ def test_the_label_of_an_ensemble_is_the_mean_of_its_teachers(trained):
         spec = found[name].build("none", 0)
         teachers = [spec.teacher, *spec.ensemble]
         assert len({t.name for t in teachers}) == size and set(spec.before) == set(teachers)
-        each = [runs.weak_labels(t, study.root, "w2s").set_index("id")["weak_label"] for t in teachers]
-        pairs = runs.labelled_pairs(spec, study.root).set_index("id")
+        each = [labelling.weak_labels(t, study.root, "w2s").set_index("id")["weak_label"] for t in teachers]
+        pairs = labelling.labelled_pairs(spec, study.root).set_index("id")
         np.testing.assert_allclose(pairs["label"], np.mean(each, axis=0))
     assert replace(spec, ensemble=()).name != spec.name != replace(spec, ensemble=spec.ensemble * 2).name
 
 
 def test_weights_count_for_weak_labels_and_not_for_gold_ones(trained):
     study, found, _ = trained
-    pairs = runs.labelled_pairs(found["reliability weights"].build("implicit", 0), study.root)
+    pairs = labelling.labelled_pairs(found["reliability weights"].build("implicit", 0), study.root)
     own = pairs["target"]
     assert pairs.loc[own, "weight"].mean() == pytest.approx(1) and (pairs.loc[~own, "weight"] == 1).all()
     np.testing.assert_allclose(pairs.loc[own, "weight"], mitigations.reliability(pairs.loc[own, "label"]))
-    even = runs.labelled_pairs(found["even weights (control)"].build("implicit", 0), study.root)
+    even = labelling.labelled_pairs(found["even weights (control)"].build("implicit", 0), study.root)
     np.testing.assert_allclose(even.loc[own, "weight"], mitigations.even_weights(pairs.loc[own, "label"]))
-    assert "weight" not in runs.labelled_pairs(found["nothing"].build("implicit", 0), study.root)
+    assert "weight" not in labelling.labelled_pairs(found["nothing"].build("implicit", 0), study.root)
 
 
 @pytest.mark.parametrize("changes", [{"label_loss": "reverse"}, {"weighting": "reliability"}])
 def test_a_remedy_changes_the_loss_of_weak_labels_alone(monkeypatch, changes):
     """The conflict's term and the helpful pairs have the loss that they have without a remedy."""
     margin = torch.tensor([-1.0, 2.0, 0.5])
-    monkeypatch.setattr(runs, "pair_margins", lambda model, batch: margin)
+    monkeypatch.setattr(objectives, "pair_margins", lambda model, batch: margin)
     batch = SimpleNamespace(index=np.array([2, 0, 1]))
     pairs = pd.DataFrame({"label": [0.7, 0.4, 1.0], "target": [True, True, False], "weight": [0.5, 1.5, 1.0]})
     pairs = pairs if "weighting" in changes else pairs.drop(columns="weight")
     device = torch.device("cpu")
     loss = reverse_loss if "label_loss" in changes else reward_loss
-    found = runs.reward_objective(pairs, "explicit", 0.5, device, loss)(None, batch)
+    found = objectives.reward_objective(pairs, "explicit", 0.5, device, loss)(None, batch)
     weight = torch.tensor([0.5, 1.5]) if "weighting" in changes else torch.ones(2)
     own = weight * loss(margin[1:], torch.tensor([0.7, 0.4]))
     helpful = reward_loss(margin[:1], torch.ones(1)) + 0.5 * reward_loss(margin[:1], torch.zeros(1))
@@ -175,11 +175,11 @@ def test_early_stopping_scores_the_kept_step(trained):
     study, found, _ = trained
     spec = found["early stopping"].build("explicit", 0)
     best = pd.read_json(study.root / "runs" / spec.name / "best.json", typ="series")
-    table = runs.load_predictions(spec, study.root)
+    table = store.load_predictions(spec, study.root)
     validation = table[table["split"] == "validation"]
     assert validation["correct"].mean() == best["validation_accuracy"]
     assert best["step"] in mitigations.check_steps(int(best["steps"]), spec.gold_checks)
-    last = runs.load_predictions(found["nothing"].build("explicit", 0), study.root)
+    last = store.load_predictions(found["nothing"].build("explicit", 0), study.root)
     assert best["validation_accuracy"] >= last[last["split"] == "validation"]["correct"].mean()
 
 
@@ -251,13 +251,13 @@ def test_preference_optimization_has_the_remedies_that_hard_labels_allow(tiny_mo
     assert run["ensemble of sizes"].start != run["nothing"].start
     helpful, _ = remedies.held_out_helpful(study)
     study.train({run[name]: {} for name in ("ensemble of sizes", "reliability weights", "early stopping")})
-    label = runs.labelled_pairs(run["ensemble of sizes"], study.root)["label"]
-    mean = runs.mean_chance(run["ensemble of sizes"], study.root)
+    label = labelling.labelled_pairs(run["ensemble of sizes"], study.root)["label"]
+    mean = labelling.mean_chance(run["ensemble of sizes"], study.root)
     assert set(label) <= {0.0, 1.0} and label.tolist() == (mean > 0.5).astype(float).tolist()
-    weight = runs.labelled_pairs(run["reliability weights"], study.root)["weight"]
+    weight = labelling.labelled_pairs(run["reliability weights"], study.root)["weight"]
     assert weight.mean() == pytest.approx(1) and weight.std() > 0
     # The saved model gives elsewhere what it gave on the test split.
-    table = runs.load_predictions(run["early stopping"], study.root)
+    table = store.load_predictions(run["early stopping"], study.root)
     again = remedies.scores_elsewhere(run["early stopping"], study.root, study.data.test)
     np.testing.assert_allclose(again["margin"], table[table["split"] == "test"]["margin"], atol=1e-4)
     assert len(remedies.scores_elsewhere(run["early stopping"], study.root, helpful)) == len(helpful)
@@ -281,7 +281,7 @@ def test_without_more_helpful_pairs_the_reason_is_said(tiny_models, tmp_path, n,
 def test_scores_elsewhere_are_those_of_the_saved_model_and_are_kept(trained, monkeypatch):
     study, found, _ = trained
     spec = found["nothing"].build("implicit", 0)
-    table = runs.load_predictions(spec, study.root)
+    table = store.load_predictions(spec, study.root)
     first = remedies.scores_elsewhere(spec, study.root, study.data.test)
     np.testing.assert_allclose(first["margin"], table[table["split"] == "test"]["margin"], atol=1e-5)
     monkeypatch.setattr(runs, "load_model", lambda *a: pytest.fail("scored again"))

@@ -13,13 +13,13 @@ import torch
 from conftest import small_params
 from torch import nn
 
-from w2s import confidence, models, runs
+from w2s import confidence, labelling, models, objectives, runs, runspec, store
 from w2s.batches import Batch
 from w2s.data import training_pairs
 from w2s.losses import dpo_loss, response_logps, simpo_loss
 from w2s.params import Lora, ParameterError, StudyParams
 from w2s.predict import text_logps
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 from w2s.study import Study
 from w2s.train import Schedule, fit
 
@@ -138,7 +138,7 @@ def run_of(method: str, **changes) -> RunSpec:
 def test_sft_loss_is_a_mean_over_tokens_then_over_texts():
     """Four tokens of one text and one of another: not the mean over five tokens."""
     losses, batch = [], batch_of(([START, 0, 0, 0, 1], 4), ([START, 1, 2], 1))
-    objective = runs.training_objective(run_of("sft"), pd.DataFrame(), Path(), CPU)
+    objective = objectives.training_objective(run_of("sft"), pd.DataFrame(), Path(), CPU)
     steps = [(2, [replace(batch, index=np.arange(2))])]
     fit(Bigram(), steps, objective, Schedule(1e-3), 1, report=lambda step, loss: losses.append(loss))
     first, second = (2 + 1 + 1 + 2) * math.log(2) / 4, 3 * math.log(2)
@@ -147,7 +147,7 @@ def test_sft_loss_is_a_mean_over_tokens_then_over_texts():
 
 def preference_losses(spec: RunSpec, labels: list[float], reference: list[float], *texts) -> list[float]:
     pairs = pd.DataFrame({"label": labels})
-    objective = runs.preference_objective(spec, pairs, np.array(reference), CPU)
+    objective = objectives.preference_objective(spec, pairs, np.array(reference), CPU)
     return objective(Bigram(), batch_of(*texts)).tolist()
 
 
@@ -198,8 +198,10 @@ def test_the_policy_alone_decides_what_contradicts_gold():
 
 def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
     spec = run_of("simpo", conflict="explicit", alpha=1.0)
-    objective = runs.preference_objective(spec, pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU)
-    plain = runs.preference_objective(replace(spec, conflict="none"), pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU)
+    objective = objectives.preference_objective(spec, pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU)
+    plain = objectives.preference_objective(
+        replace(spec, conflict="none"), pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU
+    )
     gradients = []
     for each in (objective, plain):
         model = Bigram()
@@ -212,7 +214,7 @@ def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
 def test_losses_follow_the_pairs_index():
     """Blocks are sorted by length: labels and references are looked up by row number."""
     spec, pairs = run_of("dpo"), pd.DataFrame({"label": [1.0, 0.0]})
-    objective = runs.preference_objective(spec, pairs, np.array([0.5, -2.0]), CPU)
+    objective = objectives.preference_objective(spec, pairs, np.array([0.5, -2.0]), CPU)
     batch = replace(batch_of(CHOSEN, REJECTED), index=np.array([1]))
     expected = preference_losses(spec, [0.0], [-2.0], CHOSEN, REJECTED)
     assert objective(Bigram(), batch).tolist() == pytest.approx(expected)
@@ -228,11 +230,13 @@ def test_reference_margins_are_joined_by_id(tmp_path):
     start = run_of("sft")
     ids = ["w2s-2", "w2s-0", "helpful-1", "w2s-1"]
     write_predictions(start, tmp_path, id=ids, chosen_logp=[-1.0, -2, -3, -4], rejected_logp=[-10.0, -20, -30, -40])
-    found = runs.reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-0", "helpful-1", "w2s-2"]))
+    found = objectives.reference_margins(
+        run_of("dpo", start=start), tmp_path, pd.Series(["w2s-0", "helpful-1", "w2s-2"])
+    )
     assert found.tolist() == [18, 27, 9]
     with pytest.raises(KeyError):
-        runs.reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-7"]))
-    assert runs.reference_margins(run_of("simpo", start=start), tmp_path, pd.Series(["w2s-0"])).tolist() == [0]
+        objectives.reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-7"]))
+    assert objectives.reference_margins(run_of("simpo", start=start), tmp_path, pd.Series(["w2s-0"])).tolist() == [0]
 
 
 @pytest.fixture(scope="module", params=["dpo", "simpo"])
@@ -305,7 +309,7 @@ def test_the_warm_start_of_a_student_learns_what_its_teacher_prefers(study):
 
 def learned(start: RunSpec, study: Study, tokenizer) -> list[str]:
     """The responses that a warm start is trained on."""
-    texts = runs.training_texts(start, runs.labelled_pairs(start, study.root), tokenizer)
+    texts = objectives.training_texts(start, labelling.labelled_pairs(start, study.root), tokenizer)
     batch = texts.batch(np.arange(len(texts)))
     assert len(batch.input_ids) == len(texts)
     responses = [ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.response_mask, strict=True)]
@@ -324,7 +328,7 @@ def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(tmp_path, met
         probability=[0.5, 0.9, 0.2],
         correct=[True, True, False],
     )
-    labels = runs.weak_labels(teacher, tmp_path, "w2s")
+    labels = labelling.weak_labels(teacher, tmp_path, "w2s")
     assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
 
 
@@ -426,8 +430,8 @@ def test_the_filter_keeps_confident_pairs(tmp_path, keep, kept):
     teacher, threshold = run_of("reward"), float(confidence.sigmoid(LOG3))
     write_predictions(teacher, tmp_path, **FILTER, margin=SURE, probability=0.5, correct=np.array(SURE) > 0)
     spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
-    assert threshold == pytest.approx(0.75) and runs.kept_ids(spec, tmp_path) == kept
-    assert runs.kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
+    assert threshold == pytest.approx(0.75) and labelling.kept_ids(spec, tmp_path) == kept
+    assert labelling.kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
 
 
 def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
@@ -448,9 +452,9 @@ def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
         reference_margin=[58.0, 17.0],
     )
     spec = run_of("dpo", teacher=teacher, keep="confidence", keep_threshold=0.75, keep_by="paper")
-    assert runs.kept_ids(spec, tmp_path) == {"a"}
-    assert runs.kept_ids(replace(spec, keep_by="implicit_reward"), tmp_path) == {"b"}
-    assert runs.kept_ids(replace(spec, keep_by="implicit_reward", keep="gold_oracle"), tmp_path) == set()
+    assert labelling.kept_ids(spec, tmp_path) == {"a"}
+    assert labelling.kept_ids(replace(spec, keep_by="implicit_reward"), tmp_path) == {"b"}
+    assert labelling.kept_ids(replace(spec, keep_by="implicit_reward", keep="gold_oracle"), tmp_path) == set()
 
 
 def test_helpful_pairs_are_cut_to_what_the_filter_leaves(small_study):
@@ -555,15 +559,15 @@ def test_a_small_study_trains_every_run(study, trained):
 def test_a_run_starts_where_its_warm_start_ended(study, trained):
     """The warm start's table holds the reference of every pair, and its model scores the same."""
     spec = study.student(*study.pairs[0], "none", 0)
-    table = runs.load_predictions(spec.start, study.root)
-    assert set(table.split) == set(runs.SPLITS)
+    table = store.load_predictions(spec.start, study.root)
+    assert set(table.split) == set(runspec.SPLITS)
     model = runs.load_model(spec, study.root)
     again = runs.score(spec.start, model, study.data.test, models.load_tokenizer(spec.model), study.root)
     kept = table[table.split == "test"].set_index("id").loc[again.id]
     for column in ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"):
         np.testing.assert_allclose(again[column], kept[column], atol=1e-5)
     if study.params.method == "dpo":
-        rows = runs.load_predictions(spec, study.root).set_index("id")
+        rows = store.load_predictions(spec, study.root).set_index("id")
         reference = (table.set_index("id").chosen_logp - table.set_index("id").rejected_logp).loc[rows.index]
         np.testing.assert_allclose(rows.reference_margin, reference, atol=1e-6)
 
@@ -599,7 +603,7 @@ def test_a_filtered_study_trains_on_fewer_pairs(tiny_models, tmp_path, method):
     study = Study.open(small_params(tiny_models, tmp_path, **how))
     spec = study.student(*study.pairs[0], "implicit", 0)
     study.train({spec: {}})
-    pairs = runs.labelled_pairs(spec, study.root)
+    pairs = labelling.labelled_pairs(spec, study.root)
     assert 0 < pairs.target.sum() < study.params.n_w2s and pairs.target.sum() == (~pairs.target).sum()
     nobody = Study.open(small_params(tiny_models, tmp_path, **how | {"threshold": 0.99}))
     with pytest.raises(ValueError, match="weak_filter: no pair of w2s"):

@@ -16,7 +16,7 @@ import pytest
 from conftest import small_params
 from filelock import FileLock
 
-from w2s import fanout, runs
+from w2s import fanout, labelling, runs, store
 from w2s.params import Lora
 from w2s.progress import Progress
 from w2s.study import Study
@@ -90,7 +90,7 @@ def test_predictions_have_the_promised_columns(finished):
 def test_students_are_taught_by_their_teachers_labels(finished):
     study, table = finished
     weak, strong = study.params.weak_models[0], study.params.strong_models[0]
-    labels = runs.weak_labels(study.gold(weak, 0), study.root, "w2s").set_index("id").weak_label
+    labels = labelling.weak_labels(study.gold(weak, 0), study.root, "w2s").set_index("id").weak_label
     rows = table[(table.role == "gold") & (table.model == Path(weak).name) & (table.split == "w2s")]
     pd.testing.assert_series_equal(rows.set_index("id").probability, labels, check_names=False)
     assert study.bootstrapped(weak, strong, study.params.strong_models[1], "none", 0).teacher == study.student(
@@ -138,7 +138,7 @@ def test_a_run_that_fails_on_a_worker_raises_here(tiny_models, tmp_path):
     broken = [replace(study.gold(m, 0), data="no such data") for m in tiny_models[:2]]
     with pytest.raises(FileNotFoundError):
         fanout._on_cluster(broken, study.root, 2, None, Progress([spec.name for spec in broken]))
-    assert not any(runs.is_done(spec, study.root) for spec in broken)
+    assert not any(store.is_done(spec, study.root) for spec in broken)
 
 
 def test_a_broken_off_run_is_trained_anew(finished, tiny_models, tmp_path):
@@ -148,7 +148,7 @@ def test_a_broken_off_run_is_trained_anew(finished, tiny_models, tmp_path):
     folder = again.root / "runs" / spec.name
     folder.mkdir(parents=True)
     (folder / "predictions.parquet").write_bytes(b"half a file")
-    assert not runs.is_done(spec, again.root)
+    assert not store.is_done(spec, again.root)
     runs.execute(spec, again.root)
     path = Path("runs") / spec.name / "predictions.parquet"
     assert (again.root / path).read_bytes() == (study.root / path).read_bytes()
@@ -164,7 +164,7 @@ def test_a_second_process_waits_for_the_first(small_study, capfd):
         time.sleep(0.5)
         assert not folder.exists()
     thread.join(60)
-    assert runs.is_done(spec, small_study.root)
+    assert store.is_done(spec, small_study.root)
     assert "waiting for" in capfd.readouterr().out
 
 
@@ -218,11 +218,11 @@ def test_saved_models_score_the_same(tiny_models, tmp_path):
     study = Study.open(small_params(tiny_models, tmp_path, save_models=True))
     spec = study.gold(tiny_models[0], 0)
     runs.execute(replace(spec, save_model=False), study.root)
-    assert not runs.is_done(spec, study.root)  # in the cache, but without the model that is asked for now
+    assert not store.is_done(spec, study.root)  # in the cache, but without the model that is asked for now
     runs.execute(spec, study.root)
     folder = str(study.root / "runs" / spec.name / "model")
     scores = predict(models.RewardModel.load(folder), study.data.test, models.load_tokenizer(folder), 512, 8192)
-    kept = runs.load_predictions(spec, study.root)
+    kept = store.load_predictions(spec, study.root)
     np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
 
 

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from conftest import small_params
 from torch.distributed.tensor import DTensor
 
-from w2s import fanout, models, ranks, runs, sharded
+from w2s import fanout, labelling, models, objectives, ranks, runs, runspec, sharded, store
 from w2s.params import Lora, ParameterError
 from w2s.progress import Progress
 from w2s.study import Study
@@ -26,7 +26,7 @@ ODD = {"n_gt": 33, "n_w2s": 33, "n_test": 41, "tokens_per_batch": 400, "learning
 CLIPS = (None, 0.01)
 
 
-def train_all(specs: list[runs.RunSpec], root: Path) -> None:
+def train_all(specs: list[runspec.RunSpec], root: Path) -> None:
     """What a rank does: several runs one after another, of which `sharded.train` does one."""
     state = PartialState(cpu=True, backend="gloo")
     for spec in specs:
@@ -41,9 +41,9 @@ def train_all(specs: list[runs.RunSpec], root: Path) -> None:
 
 def gradients(team: runs.Alone, clip: float | None) -> dict[str, torch.Tensor]:
     """The gradient of a run's last step, of one pair, and of all pairs in one step, as the optimizer gets them."""
-    model, pairs, found = team.load(), runs.labelled_pairs(team.spec, team.root), {}
-    texts = runs.training_texts(team.spec, pairs, models.load_tokenizer(team.spec.model))
-    each = runs.training_objective(team.spec, pairs, team.root, team.device)
+    model, pairs, found = team.load(), labelling.labelled_pairs(team.spec, team.root), {}
+    texts = objectives.training_texts(team.spec, pairs, models.load_tokenizer(team.spec.model))
+    each = objectives.training_objective(team.spec, pairs, team.root, team.device)
     *_, last = team.steps(texts)
     team.spec = replace(team.spec, batch_pairs=len(pairs))
     for name, step in (("last", last), ("all", next(team.steps(texts)))):
@@ -62,7 +62,7 @@ def importable():
         yield
 
 
-def wanted(names: list[str], root: Path) -> dict[str, runs.RunSpec]:
+def wanted(names: list[str], root: Path) -> dict[str, runspec.RunSpec]:
     """One run of every kind, by its name here; each after the runs that it needs."""
     weak, strong = names[0], names[2]
     settings = ({"method": "reward"}, {"method": "dpo", "n_helpful": 0}, {"method": "simpo"})
@@ -114,7 +114,7 @@ KINDS += ["start of dpo", "dpo", "start of simpo", "simpo", "taught"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_score_as_one(trained, kind):
     specs, *roots = trained
-    one, two = (runs.load_predictions(specs[kind], root) for root in roots)
+    one, two = (store.load_predictions(specs[kind], root) for root in roots)
     assert list(one.columns) == list(two.columns) and (one.dtypes == two.dtypes).all()
     assert one["id"].equals(two["id"]) and one["split"].equals(two["split"])
     for column in one.columns.drop(["id", "split", "correct"]):
@@ -136,7 +136,7 @@ def test_two_processes_get_the_gradient_of_one(trained):
 
 def test_training_changes_the_scores_by_more_than_the_tolerance(trained):
     specs, alone, _ = trained
-    none, *others = (runs.load_predictions(specs[kind], alone) for kind in ("none", "explicit", "implicit"))
+    none, *others = (store.load_predictions(specs[kind], alone) for kind in ("none", "explicit", "implicit"))
     for other in others:
         both = none.merge(other, on=["id", "split"])
         assert (both["margin_x"] - both["margin_y"]).abs().median() > 1e-2
@@ -146,7 +146,7 @@ def test_training_changes_the_scores_by_more_than_the_tolerance(trained):
 def test_in_half_precision_they_score_alike(trained, kind):
     """bfloat16 has three digits: cutting steps into other blocks changes the scores as much."""
     specs, *roots = trained
-    one, two = (runs.load_predictions(specs[kind], root)["margin"] for root in roots)
+    one, two = (store.load_predictions(specs[kind], root)["margin"] for root in roots)
     assert (one - two).abs().max() < 0.15 * one.std()
 
 
@@ -168,8 +168,10 @@ def test_two_processes_save_the_model_that_they_scored(trained, kind):
     assert saved[0] == saved[1]
     name = str(folder / "model")
     model = runs.load_model(replace(spec, start=None, model=name), together)
-    table = runs.score(spec, model, runs.pair_table(together, spec.data, "test"), models.load_tokenizer(name), together)
-    scored = runs.load_predictions(spec, together)
+    table = runs.score(
+        spec, model, store.pair_table(together, spec.data, "test"), models.load_tokenizer(name), together
+    )
+    scored = store.load_predictions(spec, together)
     scored = scored[scored["split"] == "test"]
     np.testing.assert_allclose(table["margin"], scored["margin"], atol=1e-4, rtol=1e-5)
 
@@ -179,8 +181,8 @@ def test_a_dask_worker_trains_a_run_on_two_processes(trained, tiny_models, tmp_p
     study = Study.open(small_params(tiny_models, tmp_path, shards=2, **ODD))
     spec = study.gold(tiny_models[0], 0)
     fanout._on_cluster([spec], tmp_path, 1, None, Progress([spec.name]))
-    assert runs.is_done(spec, tmp_path) and spec.name == specs["teacher"].name
-    one, two = (runs.load_predictions(spec, root)["margin"] for root in (alone, tmp_path))
+    assert store.is_done(spec, tmp_path) and spec.name == specs["teacher"].name
+    one, two = (store.load_predictions(spec, root)["margin"] for root in (alone, tmp_path))
     np.testing.assert_allclose(two, one, atol=1e-4)
     assert sorted(file.name for file in (tmp_path / "runs" / spec.name).iterdir()) == sorted(
         file.name for file in (alone / "runs" / spec.name).iterdir()

@@ -236,9 +236,9 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
 
 def without_training(study: Study) -> None:
     """Write what notebooks 01 and 03 would have written, of a study of shipped predictions."""
-    from w2s import figures, runs
+    from w2s import figures, files
 
-    runs.write_table(study.folder / "tables" / "predictions.parquet", study.train(study.direct_runs()))
+    files.write_table(study.folder / "tables" / "predictions.parquet", study.train(study.direct_runs()))
     figures.save_table(study.data.audit, study.folder, "01_audit")
 
 
@@ -247,12 +247,12 @@ def show_status(args: argparse.Namespace) -> int:
     params, given = read_params(args, args.params)
     plan(given)
 
-    from w2s import runs
+    from w2s import store
     from w2s.study import Study
 
     study = Study.open(params)
     wanted = study.all_runs()
-    done = [runs.is_done(spec, study.root) for spec in wanted]
+    done = [store.is_done(spec, study.root) for spec in wanted]
     for spec, there in zip(wanted, done, strict=True):
         print("done   " if there else "to do  ", spec.name)
     print(f"{sum(done)} of {len(done)} runs are in {study.root / 'runs'}")

@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import torch
 
-from w2s import models, packed, runs
+from w2s import models, objectives, packed, runs, runspec, store
 from w2s.params import Lora, ParameterError
 from w2s.progress import duration
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 from w2s.train import fit
 
 GIB = 2**30
@@ -105,7 +105,7 @@ def _logits(spec: RunSpec, root: Path) -> float:
 @lru_cache
 def _response_share(data: str, root: Path) -> float:
     """The share of all characters of the gt texts that are in the responses."""
-    table = runs.pair_table(root, data, "gt")
+    table = store.pair_table(root, data, "gt")
     prompt, chosen, rejected = (table[column].str.len().sum() for column in ("prompt", "chosen", "rejected"))
     return float((chosen + rejected) / (2 * prompt + chosen + rejected))
 
@@ -223,7 +223,7 @@ def run_seconds(spec: RunSpec, root: Path) -> float:
     alike |= {"ensemble": (), "chance_by": None, "weighting": "none", "label_loss": "cross_entropy"}
     alike |= {"confidence_weight": None, "gold_checks": 0}
     to_load, per_pair, per_scored = _probe(replace(spec, **alike), root)
-    size = {split: len(runs.split_table(spec, root, split)) for split in runs.SPLITS}
+    size = {split: len(store.split_table(spec, root, split)) for split in runspec.SPLITS}
     helpful = size["helpful"] if spec.n_helpful is None else spec.n_helpful
     trained = (size[spec.split] + (helpful if spec.conflict == "implicit" else 0)) * spec.epochs
     scored = sum(size[split] for split in runs.scored_splits(spec)) + spec.gold_checks * size["validation"]
@@ -234,15 +234,15 @@ def run_seconds(spec: RunSpec, root: Path) -> float:
 def _probe(spec: RunSpec, root: Path) -> tuple[float, float, float]:
     """Seconds to load a model, to train on a pair, and to score one."""
     torch.set_num_threads(spec.threads)
-    sample = runs.pair_table(root, spec.data, spec.split).head(PROBE_PAIRS).assign(label=1.0)
+    sample = store.pair_table(root, spec.data, spec.split).head(PROBE_PAIRS).assign(label=1.0)
     device, dtype, started = torch.device(spec.device), getattr(torch, spec.dtype), time.perf_counter()
     model, tokenizer = runs.load_model(spec, root).to(device), models.load_tokenizer(spec.model)
     to_load = time.perf_counter() - started
-    texts = runs.training_texts(spec, sample, tokenizer)
+    texts = objectives.training_texts(spec, sample, tokenizer)
     if spec.method in ("dpo", "simpo"):
-        objective = runs.preference_objective(spec, sample, np.zeros(len(sample)), device)
+        objective = objectives.preference_objective(spec, sample, np.zeros(len(sample)), device)
     else:
-        objective = runs.training_objective(spec, sample, root, device)
+        objective = objectives.training_objective(spec, sample, root, device)
 
     def train(n: int) -> None:
         step = (n, texts.batches(np.arange(n), spec.tokens_per_batch))

@@ -6,9 +6,9 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from w2s import estimate, models, runs
+from w2s import estimate, models, runs, store
 from w2s.progress import Progress
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 
 
 def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str | None = None) -> None:
@@ -53,7 +53,7 @@ def pending(specs: list[RunSpec], root: Path) -> list[RunSpec]:
     wanted: dict[str, RunSpec] = {}
 
     def add(spec: RunSpec) -> None:
-        if not runs.is_done(spec, root):
+        if not store.is_done(spec, root):
             for needed in spec.before:
                 add(needed)
             wanted.setdefault(spec.name, spec)
@@ -90,5 +90,5 @@ def _on_cluster(todo: list[RunSpec], root: Path, workers: int, scheduler: str | 
                     futures[name].result()  # raises what the run raised
                     progress.finish(name)
                     left.remove(name)
-                elif any(steps := runs.steps_logged(root / "runs" / name)):
+                elif any(steps := store.steps_logged(root / "runs" / name)):
                     progress.update(name, *steps)

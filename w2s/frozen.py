@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2s import runs
+from w2s import files, store
 from w2s.files import write_atomic
 from w2s.params import PACKAGE, ParameterError
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 
 FOLDER = PACKAGE / "frozen"
 STEP = 2.0**-10  # numbers are rounded to multiples of it, which halves the files
@@ -39,9 +39,9 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
             taught.setdefault(spec.teacher.name, set()).add(spec.split)
     columns, counts = {}, None
     for spec in specs:
-        if not runs.is_done(spec, root):
+        if not store.is_done(spec, root):
             raise ValueError(f"{spec.name}: not in {root / 'runs'}; train the study first, with w2s run")
-        table = runs.load_predictions(spec, root)
+        table = store.load_predictions(spec, root)
         table = table[table["split"].isin({"test", "validation"} | taught.get(spec.name, set()))]
         table = table.set_index(["split", "id"])
         for quantity in KEPT[method]:
@@ -56,7 +56,7 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
     split = {name: "BYTE_STREAM_SPLIT" for name in wide if "/" in name}
     arrow = pa.Table.from_pandas(wide.reset_index(), preserve_index=False)
     write_atomic(folder / f"{method}.parquet", lambda p: pq.write_table(arrow, p, column_encoding=split, **kinds))
-    runs.write_json(folder / f"{method}.json", {spec.name: described(spec) for spec in specs})
+    files.write_json(folder / f"{method}.json", {spec.name: described(spec) for spec in specs})
     return folder / f"{method}.parquet"
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from w2s import data, models, runs
+from w2s import data, files, labelling, models, runs, store
 from w2s.params import ParameterError
 from w2s.remedy_tables import CONTROL, NOTHING, WEIGHTS
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 from w2s.study import Study
 
 HIGHEST_WEIGHT = 0.5  # of the confidence loss: Burns et al. (2023) take 0.75 for their largest students alone
@@ -58,7 +58,7 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
         Remedy("confident, right labels", student(keep="gold_oracle", **kept), "labels of w2s: an upper bound"),
     ]
     for remedy in filters:
-        empty = [str(seed) for seed in p.seeds if not runs.kept_ids(remedy.build("none", seed), study.root)]
+        empty = [str(seed) for seed in p.seeds if not labelling.kept_ids(remedy.build("none", seed), study.root)]
         if empty:
             left_out[remedy.name] = (
                 f"no such weak label reaches the confidence {p.threshold} with seed {', '.join(empty)}"
@@ -121,9 +121,11 @@ def cost_table(study: Study, found: list[Remedy]) -> pd.DataFrame:
     for remedy in found:
         specs = [remedy.build("none", seed) for seed in seeds]
         others = behind(specs[0]) - behind(found[0].build("none", seeds[0]))
-        sure = [len(runs.kept_ids(replace(s, keep="confidence"), study.root)) for s in specs if s.keep == "gold_oracle"]
+        sure = [
+            len(labelling.kept_ids(replace(s, keep="confidence"), study.root)) for s in specs if s.keep == "gold_oracle"
+        ]
         gold = len(study.data.validation) if specs[0].gold_checks else float(np.mean(sure)) if sure else 0
-        trained = np.mean([runs.labelled_pairs(s, study.root)["target"].sum() for s in specs])
+        trained = np.mean([labelling.labelled_pairs(s, study.root)["target"].sum() for s in specs])
         row = {"remedy": remedy.name, "uses_gold": remedy.gold, "other_models": len(others)}
         rows.append(row | {"gold_pairs": gold, "weak_pairs": trained})
     return pd.DataFrame(rows)
@@ -157,9 +159,9 @@ def scores_elsewhere(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataF
     if not (folder / "model").is_dir():
         raise FileNotFoundError(f"{folder / 'model'}: no model there; train the run with save_model=True")
     path = folder / f"scores-{data.table_fingerprint(pairs)[:16]}.parquet"
-    with runs.locked(folder):
+    with store.locked(folder):
         if not path.exists():
-            runs.write_table(path, _score(spec, root, pairs))
+            files.write_table(path, _score(spec, root, pairs))
     return pd.read_parquet(path)
 
 

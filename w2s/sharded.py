@@ -28,7 +28,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from w2s.batches import Batch, PairTexts
 from w2s.params import ParameterError
 from w2s.ranks import launch
-from w2s.runs import Alone, RunSpec, load_model, score, steps_logged, train_and_score
+from w2s.runs import Alone, load_model, score, train_and_score
+from w2s.runspec import RunSpec
+from w2s.store import steps_logged
 
 PATIENCE = timedelta(hours=2)  # for the slowest rank; a dead one is noticed at once
 UNBOUNDED = 10**12  # tokens: one forward pass, whatever its size

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from w2s import fanout, frozen, hub, models, runs
+from w2s import fanout, frozen, hub, models, runspec, store
 from w2s.confidence import with_confidence
 from w2s.data import StudyData, load
 from w2s.params import BETA, GAMMA, ParameterError, StudyParams
-from w2s.runs import RunSpec
+from w2s.runspec import RunSpec
 
 LABELS = ("weak", "gold", "own", "shuffled", "random")
 TAGS = ("role", "model", "teacher", "via", "conflict", "seed")
@@ -41,7 +41,7 @@ class Study:
         for name in study.models:
             hub.check_vocabulary(name, models.load_tokenizer(name), models.load_config(name))
         study.check_lengths()
-        runs.store_data(study.root, study.data)
+        store.store_data(study.root, study.data)
         return study
 
     def check_lengths(self) -> None:
@@ -53,7 +53,7 @@ class Study:
         p = self.params
         if p.bad_pairs != "error":
             return
-        tables = pd.concat([getattr(self.data, split) for split in runs.SPLITS])
+        tables = pd.concat([getattr(self.data, split) for split in runspec.SPLITS])
         texts = tables.melt("id", ["chosen", "rejected"], "side", "text")
         texts = texts[texts["text"].str.encode("utf-8").str.len() > p.max_length]  # no token is shorter than a byte
         for name in self.models if len(texts) else ():
@@ -117,7 +117,7 @@ class Study:
     ) -> RunSpec:
         """A student on `w2s` with labels of one of LABELS: the weak model's, gold, or its own ceiling's.
 
-        Or the weak ones dealt out anew, as `runs.relabelled` does. `strength` replaces the study's alpha, for
+        Or the weak ones dealt out anew, as `labelling.relabelled` does. `strength` replaces the study's alpha, for
         the explicit conflict; `helpful`, made by `helpful_pairs`, its helpful pairs, for the implicit one.
         """
         teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
@@ -279,7 +279,7 @@ class Study:
             load = frozen.load_predictions
         else:
             fanout.run_all(list(specs), self.root, self.params.workers, self.params.scheduler)
-            load = partial(runs.load_predictions, root=self.root)
+            load = partial(store.load_predictions, root=self.root)
         tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
         table = pd.concat(tables, ignore_index=True)
         return with_confidence(table, self.params.confidence, self.params.method, self.beta)

@@ -11,7 +11,7 @@ import research_loop
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from w2s import batches, cpu, models, runs
+from w2s import batches, cpu, models, objectives, runs, runspec
 from w2s import packed as packed_rows
 from w2s.batches import Layout, encode, n_steps
 from w2s.params import BETA, GAMMA
@@ -79,7 +79,7 @@ class Kit(Contender):
 
     def train(self) -> float:
         case, losses = self.case, []
-        spec = runs.RunSpec(
+        spec = runspec.RunSpec(
             str(case.folder), "", "", "gt", SEED, method=case.method, beta=BETA.get(case.method), gamma=GAMMA,
             batch_pairs=case.batch_pairs, max_length=case.context,
         )  # fmt: skip
@@ -87,10 +87,10 @@ class Kit(Contender):
         if case.method == "dpo":
             table = predict_logps(self.model, pairs, self.tokenizer, case.context, 2 * spec.tokens_per_batch)
             held = (table["chosen_logp"] - table["rejected_logp"]).to_numpy()
-            objective = runs.preference_objective(spec, pairs, held, torch.device("cpu"))
+            objective = objectives.preference_objective(spec, pairs, held, torch.device("cpu"))
         else:
-            objective = runs.training_objective(spec, pairs, Path(), torch.device("cpu"))
-        steps = runs.Alone(spec, Path()).steps(runs.training_texts(spec, pairs, self.tokenizer))
+            objective = objectives.training_objective(spec, pairs, Path(), torch.device("cpu"))
+        steps = runs.Alone(spec, Path()).steps(objectives.training_texts(spec, pairs, self.tokenizer))
         total = n_steps(len(pairs), spec.batch_pairs, 1)
         fit(
             self.model, steps, objective, Schedule(RATE, decay=False), total, report=lambda _, loss: losses.append(loss)
@@ -99,7 +99,7 @@ class Kit(Contender):
 
     def score(self) -> float:
         case = self.case
-        spec = runs.RunSpec(str(case.folder), "", "", "gt", SEED, method=case.method, max_length=case.context)
+        spec = runspec.RunSpec(str(case.folder), "", "", "gt", SEED, method=case.method, max_length=case.context)
         if case.method != "dpo":
             return float(runs.score(spec, self.model, case.test, self.tokenizer, Path())["margin"].mean())
         budget = 2 * spec.tokens_per_batch  # the reference's part of a DPO run comes from its warm start

@@ -1,0 +1,107 @@
+"""What a training run is: everything that changes its result, and the name that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from w2s.params import Lora
+
+RECIPE = 1  # raise it when a change to the code changes results
+NO_RESULT = ("tokens_per_batch", "gradient_checkpointing", "shards", "save_model")  # fields that change no result
+ALWAYS = ("recipe", "learning_rate", "epochs", "batch_pairs", "max_length", "device", "dtype", "threads")
+SPLITS = ("gt", "w2s", "helpful", "validation", "test")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that changes a run's result; its hash names the run's folder."""
+
+    model: str
+    model_fingerprint: str
+    data: str
+    split: str
+    seed: int
+    conflict: str = "none"
+    alpha: float = 0.0
+    teacher: RunSpec | None = None
+    start: RunSpec | None = None
+    method: str = "reward"
+    beta: float | None = None
+    gamma: float | None = None
+    against_reference: bool = False
+    keep: str = "none"
+    keep_threshold: float | None = None
+    keep_by: str | None = None
+    relabel: str = "none"
+    n_helpful: int | None = None  # None: all of the data's
+    helpful_from: str | None = None  # fingerprint of a data set with more helpful pairs; None: `data`
+    ensemble: tuple[RunSpec, ...] = ()  # further teachers: the label is the mean of all
+    chance_by: str | None = None  # dpo, simpo: what makes the teachers' margins P, for their mean and for weights
+    weighting: str = "none"
+    label_loss: str = "cross_entropy"
+    confidence_weight: float | None = None
+    gold_checks: int = 0  # early stopping: how often gold validation pairs are looked at
+    learning_rate: float = 1e-3
+    epochs: int = 1
+    lora: Lora | None = None
+    batch_pairs: int = 32
+    max_length: int = 512
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    recipe: int = RECIPE
+    tokens_per_batch: int = 4096
+    gradient_checkpointing: bool = False
+    shards: int = 1
+    save_model: bool = False
+
+    @property
+    def identity(self) -> dict:
+        """The fields that change the result, those of the runs behind it included.
+
+        A field at its default, such as a loss that this run does without, is left out (but for ALWAYS), so that a
+        new field leaves the names of old runs as they are.
+        """
+        told = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in NO_RESULT and (f.name in ALWAYS or value != f.default):
+                told[f.name] = _told(value)
+        if self.lora:
+            told["lora"] = self.lora.model_dump()
+            if self.lora.dropout:  # the order of its random draws
+                told["tokens_per_batch"] = self.tokens_per_batch
+        return told
+
+    @property
+    def name(self) -> str:
+        """A readable and unique folder name."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
+        parts = [Path(self.model).name, f"on-{self.split}"]
+        if self.method != "reward":
+            parts.insert(0, self.method)
+        if self.teacher:
+            parts += ["from", Path(self.teacher.model).name, self.conflict]
+        if self.lora:
+            parts.append(f"lora{self.lora.rank}")
+        return "-".join([*parts, f"s{self.seed}", digest])
+
+    @property
+    def before(self) -> list[RunSpec]:
+        """The runs that this one needs: its teachers, and the warm start of its weights."""
+        return [run for run in (self.teacher, *self.ensemble, self.start) if run]
+
+    @property
+    def depth(self) -> int:
+        """How many runs stand behind this one, one needing the next."""
+        return max((1 + run.depth for run in self.before), default=0)
+
+
+def _told(value):
+    """A field as it stands in an identity: a run by its own identity."""
+    if isinstance(value, tuple):
+        return [_told(part) for part in value]
+    return value.identity if isinstance(value, RunSpec) else value
