@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import small_params
 
-from w2s import cli, runs
+from w2s import cli, fanout, report, runs
+from w2s.params import ParameterError
 
 
 @pytest.fixture
@@ -73,9 +77,34 @@ def test_interrupt_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
-    import yaml
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, capsys, monkeypatch, fails):
+    """Which need not wait for it; those that train do, and one that fails stops them."""
+    import papermill
 
+    begun, told, ran = threading.Event(), threading.Event(), []
+
+    def announce(*args):
+        assert begun.wait(60)
+        if fails:
+            raise ParameterError("too large")
+        told.set()
+
+    def execute_notebook(source, *args, **options):
+        ran.append((Path(source).name[:2], told.is_set()))
+        begun.set()
+
+    monkeypatch.setattr(fanout, "announce", announce)
+    monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
+    monkeypatch.setattr(report, "write_report", lambda params: "report.html")
+    file = tmp_path / "p.yaml"
+    file.write_text(yaml.safe_dump(small_params(tiny_models, tmp_path).model_dump()))
+    assert cli.main(["run", str(file)]) == (2 if fails else 0)
+    assert ran[0] == ("01", False) and ran[1:] == ([] if fails else [(f"0{n}", True) for n in range(2, 6)])
+    assert ("w2s: too large\n" in capsys.readouterr().err) == fails
+
+
+def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
     from w2s.study import Study
 
     params = small_params(tiny_models, tmp_path)
