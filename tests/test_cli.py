@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import small_params
 
-from w2s import cli, fanout, report, runs
+from w2s import cli, fanout, headless, report, runs
 from w2s.params import ParameterError
 
 
@@ -51,7 +51,7 @@ def test_a_missing_file_is_named(capsys, nothing_runs):
 
 
 def test_a_parameter_that_no_notebook_declares(tmp_path, capsys, nothing_runs, monkeypatch):
-    monkeypatch.setattr(cli, "declared", lambda path: ["study", "alpha", "output_dir"])
+    monkeypatch.setattr(headless, "declared", lambda path: ["study", "alpha", "output_dir"])
     file = tmp_path / "p.yaml"
     file.write_text("epochs: 2\n")
     assert cli.main(["run", str(file)]) == 2
@@ -65,7 +65,7 @@ def test_set_reaches_the_notebooks(tmp_path):
     params, given = cli.read_params(args, args.params)
     assert (params.alpha, params.seeds) == (0.001, [1, 2])
     assert given == {"alpha": 0.001, "seeds": [1, 2]}
-    assert any(parameters == given for _, parameters in cli.plan(given))
+    assert any(parameters == given for _, parameters in headless.plan(given))
 
 
 def test_interrupt_keeps_what_is_done(tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from w2s import cli, frozen, runs
+from w2s import cli, frozen, headless, runs
 from w2s.params import HOME, ParameterError, StudyParams
 from w2s.study import Study
 
@@ -55,7 +55,7 @@ def test_a_frozen_study_trains_nothing_and_names_what_does_not_ship(tmp_path, mo
 
 
 def test_a_study_of_shipped_predictions_needs_no_training_notebook():
-    planned = [path.stem[:2] for path, _ in cli.plan({"frozen": True, "show_text": False})]
+    planned = [path.stem[:2] for path, _ in headless.plan({"frozen": True, "show_text": False})]
     assert planned == ["04", "05"]
 
 

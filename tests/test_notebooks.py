@@ -14,7 +14,7 @@ import yaml
 from conftest import SMALL
 from papermill.parameterize import parameterize_notebook
 
-from w2s import cli
+from w2s import cli, headless
 from w2s.params import HOME, Lora, StudyParams
 from w2s.study import Study
 
@@ -67,7 +67,7 @@ def test_there_are_five_in_order():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_parameter_reaches_the_configuration(path, monkeypatch):
     notebook = papermill.iorw.load_notebook_node(str(path))
-    declared = cli.declared(path)
+    declared = headless.declared(path)
     assert set(declared) <= set(StudyParams.model_fields)
     for key in declared:
         # "hh" frees data_dir from the check that belongs to the pocket world
@@ -84,7 +84,7 @@ def test_literals_are_typed_commented_and_those_of_the_pocket_study(path):
         assert isinstance(node, ast.AnnAssign), ast.unparse(node)
         key = node.target.id
         assert ast.literal_eval(node.value) == POCKET[key], key
-    assert source.count("#") >= len(cli.declared(path))
+    assert source.count("#") >= len(headless.declared(path))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -102,12 +102,12 @@ def test_no_cell_rebinds_a_parameter(path):
             for n in ast.walk(f)
             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
         }
-        assert not (bound - inside) & set(cli.declared(path)), source
+        assert not (bound - inside) & set(headless.declared(path)), source
 
 
 def test_extensions_run_when_they_are_asked_for():
     def planned(**given):
-        return [path.stem for path, _ in cli.plan(given)]
+        return [path.stem for path, _ in headless.plan(given)]
 
     assert [name[:2] for name in planned()] == ["01", "02", "03", "04", "05"]
     assert planned(extensions=["controls"]) == [*planned(), "06_controls"]
@@ -115,7 +115,7 @@ def test_extensions_run_when_they_are_asked_for():
 
 
 def test_every_parameter_is_known_to_a_notebook():
-    known = {key for path in NOTEBOOKS for key in cli.declared(path)} | {
+    known = {key for path in NOTEBOOKS for key in headless.declared(path)} | {
         "extensions",
         "also",
     }  # which w2s run reads itself
@@ -213,7 +213,7 @@ def test_the_analysis_runs_on_predictions_alone(executed, tmp_path):
 
 def test_a_notebook_that_fails_ends_the_study_with_its_name(tmp_path, capsys, monkeypatch):
     """Without predictions, 04 stops with one clear line; the status is not 0 and no report appears."""
-    monkeypatch.setattr(cli, "plan", lambda given: [(HOME / "notebooks" / "04_deception_analysis.ipynb", {
+    monkeypatch.setattr(headless, "plan", lambda given: [(HOME / "notebooks" / "04_deception_analysis.ipynb", {
         "study": "pocket", "output_dir": str(tmp_path)})])  # fmt: skip
     file = tmp_path / "p.yaml"
     file.write_text(json.dumps(SMALL))
