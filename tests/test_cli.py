@@ -1,16 +1,16 @@
 """The command line: wrong input costs one clear line and a status, and runs nothing."""
 
+import os
+import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import small_params
 
-from w2s import cli, fanout, headless, report, runs
-from w2s.params import ParameterError
+from w2s import cli, headless, report, runs
 
 
 @pytest.fixture
@@ -77,40 +77,50 @@ def test_interrupt_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, capsys, monkeypatch, fails):
-    """Which need not wait for it; those that train do, and one that fails stops them."""
+def small_file(models, folder):
+    file = folder / "p.yaml"
+    file.write_text(yaml.safe_dump(small_params(models, folder).model_dump()))
+    return file
+
+
+def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, capfd, monkeypatch):
+    """Which does not wait for it; those that train do."""
     import papermill
 
-    begun, told, ran = threading.Event(), threading.Event(), []
-
-    def announce(*args):
-        assert begun.wait(60)
-        if fails:
-            raise ParameterError("too large")
-        told.set()
+    ran, out = [], []
 
     def execute_notebook(source, *args, **options):
-        ran.append((Path(source).name[:2], told.is_set()))
-        begun.set()
+        out.append(capfd.readouterr().out)
+        ran.append((Path(source).name[:2], "12 runs to train, 12 wanted: about" in "".join(out)))
 
-    monkeypatch.setattr(fanout, "announce", announce)
     monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
     monkeypatch.setattr(report, "write_report", lambda params: "report.html")
-    file = tmp_path / "p.yaml"
-    file.write_text(yaml.safe_dump(small_params(tiny_models, tmp_path).model_dump()))
-    assert cli.main(["run", str(file)]) == (2 if fails else 0)
-    assert ran[0] == ("01", False) and ran[1:] == ([] if fails else [(f"0{n}", True) for n in range(2, 6)])
-    assert ("w2s: too large\n" in capsys.readouterr().err) == fails
+    assert cli.main(["run", str(small_file(tiny_models, tmp_path))]) == 0
+    assert ran == [("01", False), ("02", True), ("03", True), ("04", True), ("05", True)]
+
+
+def test_a_forecast_that_fails_says_so(tmp_path):
+    with headless.forecast_beside("not runs", 0, tmp_path, 1, None) as wait, pytest.raises(AttributeError):
+        wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Ctrl-C does")
+def test_an_interrupted_forecast(tiny_models, tmp_path):
+    """The status is 130 also where a model is being tried at that moment."""
+    command = [sys.executable, "-m", "w2s.cli", "run", str(small_file(tiny_models, tmp_path))]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **streams, start_new_session=True) as run:
+        while "01_data_conflict" not in run.stdout.readline():
+            assert run.poll() is None
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+        assert "w2s: interrupted; finished runs are kept" in run.stderr.read()
 
 
 def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
     from w2s.study import Study
 
-    params = small_params(tiny_models, tmp_path)
-    file = tmp_path / "p.yaml"
-    file.write_text(yaml.safe_dump(params.model_dump()))
-    study = Study.open(params)
+    file, study = small_file(tiny_models, tmp_path), Study.open(small_params(tiny_models, tmp_path))
     runs.execute(study.gold(tiny_models[0], 0), study.root)
     assert cli.main(["status", str(file)]) == 0
     out = capsys.readouterr().out

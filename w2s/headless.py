@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.pool import ThreadPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,39 +64,84 @@ def plan(given: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, {k: v for k, v in given.items() if k in names}) for path, names in chosen.items()]
 
 
+@contextmanager
+def forecast_beside(*of_runs: Any) -> Iterator[Callable[[], None]]:
+    """Print the forecast of `fanout.announce` from a process of its own, which ends with the block.
+
+    It tries each model, for seconds or more, and need not hold up a notebook that trains nothing. Yields a function
+    that waits for it and raises what it raised.
+    """
+    with get_context("spawn").Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield pool.apply_async(_announce, of_runs).get
+
+
+def _announce(*of_runs: Any) -> None:
+    with quick_imports():
+        from w2s import fanout
+
+    fanout.announce(*of_runs)
+
+
 def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> int:
     """Execute every notebook of one study whose results do not stand already, then write report.html.
 
     Returns 0, or 1 when a notebook failed.
     """
     with quick_imports():
-        import papermill
-        from papermill.exceptions import PapermillExecutionError
+        import papermill  # noqa: F401  (here, for `quick_imports`)
 
         from w2s import fanout
-        from w2s.executed import Executed
+        from w2s.report import write_report
         from w2s.study import Study
 
         # Opening the study here finds a missing model or file before any notebook runs.
         study = Study.open(params)
-        wanted = study.all_runs()
+        wanted = list(study.all_runs())
         how = study.root, params.workers, params.scheduler
-        todo = [] if params.frozen else fanout.checked(list(wanted), *how)
-    folder = params.root / params.study
-    folder.mkdir(parents=True, exist_ok=True)
+        todo = [] if params.frozen else fanout.checked(wanted, *how)
     started = time.monotonic()
-    if params.frozen:
-        without_training(study)
-    elif todo:  # each model is tried, which takes its time: beside notebook 01, which trains nothing
-        forecast = ThreadPool(1).apply_async(fanout.announce, (todo, len(wanted), *how))
+    study.folder.mkdir(parents=True, exist_ok=True)
+    names, notebooks = [spec.name for spec in wanted], plan(given)
+    if todo:
+        with forecast_beside(todo, len(wanted), *how) as wait:
+            done = _execute(notebooks, study.folder, names, started, True, wait)
     else:
-        fanout.announce(todo, len(wanted), *how)
-    record = Executed(folder, [spec.name for spec in wanted])
+        if params.frozen:
+            without_training(study)
+        else:
+            fanout.announce(todo, len(wanted), *how)
+        done = _execute(notebooks, study.folder, names, started, again)
+    if not done:
+        return 1
+    report = write_report(params)
+    print(f"{duration(time.monotonic() - started):>6}  done: {report}")
+    return 0
+
+
+def _execute(
+    notebooks: list[tuple[Path, dict[str, Any]]],
+    folder: Path,
+    names: list[str],
+    started: float,
+    again: bool,
+    after_each: Callable[[], None] = lambda: None,
+) -> bool:
+    """Execute notebooks into a study's folder, with `again` also those that stand; False where one failed.
+
+    Args:
+        names: of the study's runs. started: when the study was (s, monotonic).
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    from w2s.executed import Executed
+
+    record = Executed(folder, names)
     os.environ[HEADLESS] = "1"
-    for path, parameters in plan(given):
+    for path, parameters in notebooks:
         key = record.key(path, parameters)
         print(f"{duration(time.monotonic() - started):>6}  {path.name}", end="", flush=True)
-        if not (todo or again) and record.holds(path.name, key):
+        if not again and record.holds(path.name, key):
             print(": as before, nothing it depends on has changed", flush=True)
             continue
         print(flush=True)
@@ -116,16 +162,10 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
             cause = " ".join(error.evalue.split())
             print(f"w2s: {path.name}, cell {error.cell_index}: {error.ename}: {cause}", file=sys.stderr)
             print(f"w2s: see {folder / path.name}; finished runs are kept", file=sys.stderr)
-            return 1
+            return False
         record.add(path.name, key, before)
-        if todo:
-            forecast.get()  # before anything is trained; raises what it raised
-
-    from w2s.report import write_report
-
-    report = write_report(params)
-    print(f"{duration(time.monotonic() - started):>6}  done: {report}")
-    return 0
+        after_each()
+    return True
 
 
 def without_training(study: Study) -> None:
