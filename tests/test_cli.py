@@ -1,9 +1,11 @@
 """The command line: wrong input costs one clear line and a status, and runs nothing."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 from conftest import small_params
 
 from w2s import cli, headless, report, runs
+from w2s.params import ParameterError
 
 
 @pytest.fixture
@@ -102,6 +105,26 @@ def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, c
 def test_a_forecast_that_fails_says_so(tmp_path):
     with headless.forecast_beside("not runs", 0, tmp_path, 1, None) as wait, pytest.raises(AttributeError):
         wait()
+
+
+def test_the_process_of_the_forecast_ends_with_the_forecast_or_with_the_block(tmp_path):
+    """It would hold memory while others train. One that dies says so, and holds up nobody."""
+    others = set(multiprocessing.active_children())
+    for died in (False, True):
+        with headless.forecast_beside([], 0, tmp_path, 1, None) as wait:
+            [process] = set(multiprocessing.active_children()) - others
+            if died:
+                process.kill()
+                with pytest.raises(ParameterError, match="the process that tries the models died"):
+                    wait()
+            else:
+                wait()
+                process.join(20)
+            assert not process.is_alive()
+    began = time.monotonic()
+    with headless.forecast_beside([], 0, tmp_path, 1, None):
+        pass
+    assert time.monotonic() - began < 2 and set(multiprocessing.active_children()) <= others
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Ctrl-C does")

@@ -16,6 +16,7 @@ import torch
 
 from w2s import models, objectives, packed, runs, runspec, store
 from w2s.params import Lora, ParameterError
+from w2s.predict import AT_ONCE
 from w2s.progress import duration
 from w2s.runspec import RunSpec
 from w2s.train import fit
@@ -96,10 +97,11 @@ def _kept(spec: RunSpec) -> float:
 
 
 def _logits(spec: RunSpec, root: Path) -> float:
-    """Bytes of the responses' logits, twice in float32, in the two blocks that are scored at once."""
+    """Bytes of log-probabilities in float32: those of a block's responses, and of AT_ONCE tokens twice more."""
     if spec.method == "reward":
         return 0.0
-    return 4 * 2 * 2 * spec.tokens_per_batch * _response_share(spec.data, root) * _config(spec).vocab_size
+    tokens = spec.tokens_per_batch * _response_share(spec.data, root)
+    return 4 * (tokens + 2 * min(tokens, AT_ONCE)) * _config(spec).vocab_size
 
 
 @lru_cache

@@ -8,8 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +68,32 @@ def plan(given: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
 
 @contextmanager
 def forecast_beside(*of_runs: Any) -> Iterator[Callable[[], None]]:
-    """Print the forecast of `fanout.announce` from a process of its own, which ends with the block.
+    """Print the forecast of `fanout.announce` from a process of its own, which ends with it, or with the block.
 
     It tries each model, for seconds or more, and need not hold up a notebook that trains nothing. Yields a function
     that waits for it and raises what it raised.
+
+    Raises:
+        ParameterError: that process died.
     """
-    with get_context("spawn").Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield pool.apply_async(_announce, of_runs).get
+    others = set(active_children())
+    pool = ProcessPoolExecutor(1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    made = pool.submit(_announce, *of_runs)
+    pool.shutdown(wait=False)  # nothing else is to be done
+
+    def wait() -> None:
+        try:
+            made.result()
+        except BrokenProcessPool:
+            raise ParameterError("the process that tries the models died; is there memory enough?") from None
+
+    try:
+        yield wait
+    finally:
+        for process in set(active_children()) - others:
+            if not made.done():
+                process.terminate()
+            process.join()
 
 
 def _announce(*of_runs: Any) -> None:
@@ -88,8 +109,6 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
     Returns 0, or 1 when a notebook failed.
     """
     with quick_imports():
-        import papermill  # noqa: F401  (here, for `quick_imports`)
-
         from w2s import fanout
         from w2s.report import write_report
         from w2s.study import Study
