@@ -1,5 +1,6 @@
 """The command line: wrong input costs one clear line and a status, and runs nothing."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -100,6 +101,17 @@ def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, c
     monkeypatch.setattr(report, "write_report", lambda params: "report.html")
     assert cli.main(["run", str(small_file(tiny_models, tmp_path))]) == 0
     assert ran == [("01", False), ("02", True), ("03", True), ("04", True), ("05", True)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Ctrl-C does")
+def test_an_interruption_of_the_imports_waits_for_their_end():
+    """In the middle of them it can be lost, which a sweep over the first seconds of a study showed."""
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), headless.quick_imports():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        reached.append(gc.isenabled())
+    assert reached == [False] and gc.isenabled() and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_forecast_that_fails_says_so(tmp_path):

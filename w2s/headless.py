@@ -30,13 +30,19 @@ def quick_imports() -> Iterator[None]:
     """Import without looking for garbage, and without the grammar that jsonschema has for addresses, unused here.
 
     The first takes a quarter of the time of importing PyTorch and transformers, the second half of papermill's.
+    An interruption is kept for the end, as one in the middle of these imports can be lost in them.
     """
     sys.modules.setdefault("rfc3987_syntax", None)
+    kept: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: kept.append(number))
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        signal.signal(signal.SIGINT, before)
+    if kept:
+        raise KeyboardInterrupt
 
 
 def declared(notebook: Path) -> list[str]:
@@ -113,11 +119,11 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
         from w2s.report import write_report
         from w2s.study import Study
 
-        # Opening the study here finds a missing model or file before any notebook runs.
-        study = Study.open(params)
-        wanted = list(study.all_runs())
-        how = study.root, params.workers, params.scheduler
-        todo = [] if params.frozen else fanout.checked(wanted, *how)
+    # Opening the study here finds a missing model or file before any notebook runs.
+    study = Study.open(params)
+    wanted = list(study.all_runs())
+    how = study.root, params.workers, params.scheduler
+    todo = [] if params.frozen else fanout.checked(wanted, *how)
     started = time.monotonic()
     study.folder.mkdir(parents=True, exist_ok=True)
     names, notebooks = [spec.name for spec in wanted], plan(given)
