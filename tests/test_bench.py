@@ -105,7 +105,9 @@ def test_goals_and_profile_by_hand(outcome):
     table = outcome.summary(pd.concat([train, score.assign(task="score")]))
     found = outcome.goals(table).splitlines()[-1]
     assert found == "| dpo | 4x128 | 512 | **2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) |"
-    assert outcome.profiles(table).splitlines()[-1] == "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% |"
+    assert outcome.profiles(table).splitlines()[-1] == (
+        "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% | 8.0 | 10.7 |"
+    )
 
 
 def test_each_trick_by_hand(outcome):
