@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import torch
 
 from w2s import cli
 from w2s.params import HOME, ParameterError
@@ -67,7 +72,8 @@ ALL = ("w2s", "TRL", "research loop")
 
 def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFrame:
     """Repetitions of one case, the first of each to warm up."""
-    kind = {"method": "dpo", "model": "4x128", "context": 512, "task": "train", "pairs": 10, "data": "HH"}
+    kind = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH"}
+    kind |= {"method": "dpo", "model": "4x128", "context": 512, "task": "train"}
     made = [
         kind
         | {
@@ -158,14 +164,95 @@ def test_the_profile_counts_the_products_of_the_kit(tmp_path):
 def test_losses_that_differ_are_named(outcome, capsys):
     same, other = ({"w2s": 0.5, "TRL": loss} for loss in (0.50009, 0.5002))
     for losses, status in ((same, 0), (other, 1)):
-        table = outcome.summary(rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, losses))
-        assert outcome.report_differences(table) == status
+        assert outcome.report(rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, losses)) == status
     assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
 
 
 def test_the_page_names_machine_versions_and_date(outcome):
     made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]}, dict.fromkeys(ALL, 0.5))
     score = made.assign(task="score")
-    page = outcome.page(outcome.summary(pd.concat([made, score])), pd.concat([made, score]))
+    page = outcome.page(pd.concat([made, score]))
+    assert page.endswith("measured on a GPU.") and "on a GPU" not in page.removesuffix("measured on a GPU.")
     assert all(word in page for word in (outcome.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
     assert "None: all agree" in page and "{" not in page
+
+
+def test_a_gpu_has_goals_of_its_own(outcome):
+    """Twenty times the research loop and half of TRL with 124 million parameters; half the ceiling with billions."""
+    kind = {"device": "NVIDIA X1", "dtype": "bfloat16"}
+    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]}, dict.fromkeys(ALL, 0.5))
+    large = rows({"w2s": [9.0, 2.0]}, {"w2s": 0.5}).assign(model="48x1600", flops=4e13, ceiling=4e13)
+    gpu = pd.concat([small.assign(model="12x768"), large], ignore_index=True).assign(**kind)
+    assert outcome.gpu_goals(outcome.summary(gpu)).splitlines()[2:] == [
+        "| dpo | 12x768 | 512 | 20.0 (20) | **0.5** (2) |  |",
+        "| dpo | 48x1600 | 512 |  |  | 0.5 (0.45) |",
+    ]
+    assert outcome.peaks(outcome.summary(gpu)).splitlines()[2:] == ["| dpo | 48x1600 | 512 | train | 40 | 40 | 50% |"]
+    both = pd.concat([gpu, small], ignore_index=True)
+    assert [(device, len(part)) for device, _, part in outcome.parts(both)] == [
+        ("cpu", len(small)),
+        ("NVIDIA X1", len(gpu)),
+    ]
+    score = both.assign(task="score")
+    page = outcome.page(pd.concat([both, score], ignore_index=True))
+    assert "NVIDIA X1, bfloat16 by autocast" in page and "performance_nvidia_x1.png" in page and "{" not in page
+    assert "measured on a GPU." not in page
+    assert outcome.differences(outcome.summary(small), "float32") == []
+    off = small.assign(outcome=small["outcome"].where(small["contender"] == "w2s", 0.51))
+    assert len(outcome.differences(outcome.summary(off), "float32")) == 2
+    assert outcome.differences(outcome.summary(off), "bfloat16") == []
+
+
+def test_what_a_gpu_would_run_in_bfloat16_on_a_cpu(tmp_path):
+    """Contenders agree; the models of billions of parameters, here tiny ones, train whole and by adapters."""
+    import bench
+    import measuring
+    from contenders import Setting
+
+    setting = Setting("cpu", "bfloat16", 8192, 2048)
+    cases = list(bench.make_cases(tmp_path, quick=True, large=False, setting=setting))
+    alone = [case for case in cases if case.alone]
+    assert [(c.method, c.model, bool(c.lora)) for c in alone] == [
+        ("reward", "2x32", False), ("simpo", "2x32", False), ("reward", "2x64", True), ("simpo", "2x64", True),
+    ]  # fmt: skip
+    for case in (case for case in cases if case.method in ("reward", "dpo") or case.alone):
+        found = {}
+        for name in bench.contenders.contenders_of(case.method, alone=case.alone):
+            measuring.load(name, case)
+            found[name] = [measuring.measure(name, case.name, task)["outcome"] for task in ("score", "train")]
+        assert len(found) == (1 if case.alone else 5 if case.method == "dpo" else 4)
+        for values in found.values():
+            assert values == pytest.approx(found["w2s"], rel=2e-2, abs=2e-2)
+
+
+def test_operations_are_those_of_the_products(tmp_path):
+    """Of a reward model: 2 a weight and token in scoring, and what attention does; three times that in training."""
+    import bench
+    import measuring
+
+    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "reward")
+    case = replace(case, train=case.test)
+    measuring.load("w2s, padded", case)
+    found = {task: measuring.operations("w2s, padded", case.name, task) for task in ("score", "train")}
+    contender, _ = measuring._loaded["w2s, padded", case.name]
+    texts = bench.contenders.runs.PairTexts(case.test, contender.tokenizer, case.context)
+    layers, width, least, most = 2, 16, 0, 0
+    for batch in texts.batches(bench.material.np.arange(len(texts)), 8192):
+        n, length = batch.input_ids.shape
+        products = 2 * n * length * 12 * width**2 * layers
+        least, most = least + products, most + products + layers * 4 * n * length**2 * width + 2 * n * width
+    assert least < found["score"]["flops"] <= most
+    assert 2.2 < found["train"]["flops"] / found["score"]["flops"] < 3.6  # as many pairs
+    assert found["score"]["ceiling"] > 1e9
+
+
+def test_a_gpu_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    done = subprocess.run(
+        [sys.executable, "-m", "w2s.cli", "bench", "--device", "cuda", "--to", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "w2s bench: device = 'cuda': this machine has none; set device to auto or cpu\n"

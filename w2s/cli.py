@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repetitions", default="3", help="timed ones of each contender (default: 3)")
     bench.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: does it run")
     bench.add_argument("--large", action="store_true", help="also 12 layers x 768 with GPT-2's vocabulary size")
+    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cuda: one GPU, all models, bfloat16")
     bench.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
     bench.set_defaults(command=run_benchmark)
     return parser
@@ -181,7 +182,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     if not BENCHMARK.is_file():
         raise ParameterError(f"{BENCHMARK}: no benchmark there; run w2s bench from a checkout of the kit")
     switches = [f"--{name}" for name in ("quick", "large", "write-docs") if getattr(args, name.replace("-", "_"))]
-    options = ["--to", args.to, "--repetitions", args.repetitions, *switches]
+    options = ["--to", args.to, "--repetitions", args.repetitions, "--device", args.device, *switches]
     return subprocess.call([sys.executable, str(BENCHMARK), *args.only, *options])
 
 

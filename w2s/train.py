@@ -67,12 +67,13 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * schedule.factor(step, total)
         optimizer.zero_grad()
-        loss = 0.0
+        total_loss = torch.zeros((), device=device)
         for batch in batches:
             with autocast(device, dtype):
                 part = objective(model, batch.to(device)).sum() / n
             part.backward()
-            loss += part.item()
+            total_loss += part.detach()
+        loss = total_loss.item()  # once a step: on a GPU it waits for all that was started
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step + 1}; lower learning_rate")
         if schedule.clip is not None:

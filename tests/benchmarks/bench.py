@@ -3,8 +3,9 @@
     w2s bench                       all cases, about an hour; table and figure under outputs/bench
     w2s bench dpo 4x128             the cases of that method and model alone; those measured before stay in the table
     w2s bench --quick               tiny sizes, one repetition: does it run
+    w2s bench --device cuda         on a GPU, in bfloat16: models of 124 million, 1.5 and 7 billion parameters as well
 
-Contenders of a case take turns, one repetition each, on one core, each in its own process.
+Contenders of a case take turns, one repetition each, on one core or one GPU, each in its own process.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import material
 import measuring
 import outcome
 import pandas as pd
-from contenders import Case
+from contenders import CPU, GPU, Case, Setting
 from outcome import PROFILE
 
+from w2s import models
 from w2s.params import ParameterError
 
 # Of the contenders' processes; the last keeps PyTorch's profiler from talking.
@@ -45,20 +47,20 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write; returns 0, 1 where contenders disagree on a loss, 2 for wrong input."""
     args = _parser().parse_args(argv)
     os.environ |= SETTINGS
-    if hasattr(os, "sched_setaffinity"):
+    setting = GPU if args.device == "cuda" else CPU
+    if setting is CPU and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         try:
-            cases = chosen(list(make_cases(Path(folder), args.quick, args.large)), args.only)
+            models.choose_device(args.device)
+            cases = chosen(list(make_cases(Path(folder), args.quick, args.large, setting)), args.only)
         except (ParameterError, ValueError) as error:
             print(f"w2s bench: {error}", file=sys.stderr)
             return 2
         made = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
     rows = pd.DataFrame(made) if args.quick else outcome.with_earlier(pd.DataFrame(made), args.to)
-    table = outcome.summary(rows)
-    outcome.write(table, rows, args.to, docs=args.write_docs)
-    print(outcome.as_text(table), outcome.details(table), sep="\n\n")
-    return outcome.report_differences(table)
+    outcome.write(rows, args.to, docs=args.write_docs)
+    return outcome.report(rows)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,29 +69,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", type=Path, required=True, help="folder for table and figure")
     parser.add_argument("--repetitions", type=int, default=3, help="timed ones of each contender")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition; a table of their own")
-    parser.add_argument("--large", action="store_true", help="also 12x768 with 50257 entries")
+    parser.add_argument("--large", action="store_true", help="also 12x768 with 50257 entries; always on a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU, with all models")
     parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
     return parser
 
 
-def make_cases(folder: Path, quick: bool, large: bool) -> Iterator[Case]:
-    """Every method on every model and context; models are written under `folder`."""
+def make_cases(folder: Path, quick: bool, large: bool, setting: Setting = CPU) -> Iterator[Case]:
+    """Every method on every model and context; models are written under `folder`.
+
+    In bfloat16 also models of billions of parameters, which the kit alone trains as reward models and with SimPO.
+    """
     real = None if quick else material.real_pairs()
     source = "generated" if real is None else "HH"
     learned, measured_on = real or (
         material.generated_pairs(200 if quick else 4000, 0),
         material.generated_pairs(1000, 1),
     )
-    shapes = [material.TINY] if quick else [*material.SHAPES, *([material.LARGE] if large else [])]
+    half = setting.dtype == "bfloat16"
+    shapes = [material.TINY] if quick else [*material.SHAPES, *([material.LARGE] if large or half else [])]
+    billions = (material.TINY_BILLIONS if quick else material.BILLIONS) if half else []
     trained, scored, batch = (8, 8, 4) if quick else (TRAINED, SCORED, BATCH)
     tokenizer = material.learned_tokenizer(learned, min(material.VOCABULARY, *(s.vocabulary for s in shapes)))
-    for shape in shapes:
-        material.write_model(folder / shape.name, shape, tokenizer)
+    for shape in [*shapes, *billions]:
+        material.write_model(folder / shape.name, shape, tokenizer, setting.device)
+        alone = shape in billions
         for context in CONTEXTS[-1:] if quick else CONTEXTS:
             pairs = material.fitting(measured_on, tokenizer, context, trained + scored)
-            for method in METHODS:
-                test = pairs.tail(scored).reset_index(drop=True)
-                yield Case(method, shape.name, context, folder / shape.name, pairs.head(trained), test, batch, source)
+            for method in ("reward", "simpo") if alone else METHODS:
+                yield Case(
+                    method, shape.name, context, folder / shape.name, pairs.head(trained),
+                    pairs.tail(scored).reset_index(drop=True), batch, source, setting, shape.lora, alone,
+                )  # fmt: skip
 
 
 def chosen(cases: list[Case], words: list[str]) -> list[Case]:
@@ -108,7 +119,9 @@ def chosen(cases: list[Case], words: list[str]) -> list[Case]:
 
 def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
     """Rows: contender, task, repetition, seconds, outcome, memory; repetitions up to 0 warm up, PROFILE is profiled."""
-    names = contenders.contenders_of(case.method, tricks=case.model == TRICKS_ON and case.context == CONTEXTS[0])
+    tricks = case.setting is CPU and case.model == TRICKS_ON and case.context == CONTEXTS[0]
+    names = contenders.contenders_of(case.method, tricks, case.alone)
+    where = {"device": measuring.device_name(case.setting.device), "dtype": case.setting.dtype}
     with ExitStack() as stack:
         workers = {}
         for name in names:
@@ -121,12 +134,13 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
             for repetition in range(1 - (1 if one_process else WARM_UPS), repetitions + 1):
                 for name in names:
                     row = workers[name].submit(measuring.measure, name, case.name, task).result()
-                    kind = {"method": case.method, "model": case.model, "context": case.context, "task": task}
+                    kind = where | {"method": case.method, "model": case.model, "context": case.context, "task": task}
                     n = len(case.train if task == "train" else case.test)
                     kind |= {"contender": name, "repetition": repetition, "pairs": n, "data": case.source}
                     yield kind | row | {"date": date.today().isoformat()}
-            shares = workers["w2s"].submit(measuring.shares, "w2s", case.name, task).result()
-            yield kind | {"contender": "w2s", "repetition": PROFILE} | shares
+            looks = (measuring.shares, measuring.operations)
+            found = [workers["w2s"].submit(look, "w2s", case.name, task).result() for look in looks]
+            yield kind | {"contender": "w2s", "repetition": PROFILE} | found[0] | found[1]
         print(f"done: {case.name}", flush=True)
 
 

@@ -14,16 +14,37 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from w2s import batches, cpu, models, objectives, runs, runspec
 from w2s import packed as packed_rows
 from w2s.batches import Layout, encode, n_steps
-from w2s.params import BETA, GAMMA
+from w2s.params import BETA, GAMMA, Lora
 from w2s.predict import predict_logps
 from w2s.train import Schedule, fit
 
-RATE, SEED, PER_DEVICE = 1e-4, 0, 8  # PER_DEVICE: TRL's own default
+RATE, SEED, TRL_PAIRS = 1e-4, 0, 8  # TRL_PAIRS: on a device at once, its own default
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where it is measured: a device, the dtype of forward passes, and how much a contender takes at once.
+
+    tokens: the kit's padded tokens. trl_tokens: TRL takes as many pairs as fit in them at the whole context; None: 8,
+    its own default.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    tokens: int = 4096
+    trl_tokens: int | None = None
+
+
+CPU = Setting()
+GPU = Setting("cuda", "bfloat16", 8192, 8192)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a method on a model at a context, and the pairs that are trained on and scored."""
+    """What is measured: a method on a model at a context, and the pairs that are trained on and scored.
+
+    `lora`: adapters that are trained in the model's place. `alone`: with no contender but the kit.
+    """
 
     method: str
     model: str
@@ -33,6 +54,13 @@ class Case:
     test: pd.DataFrame
     batch_pairs: int
     source: str
+    setting: Setting = CPU
+    lora: Lora | None = None
+    alone: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.setting.dtype)
 
     @property
     def name(self) -> str:
@@ -50,16 +78,20 @@ class Contender:
     def __init__(self, case: Case):
         self.case = case
         self.tokenizer = models.load_tokenizer(str(case.folder))
-        self.model = self.load()
-        self.weights = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.model = self.load().to(case.setting.device)
+        self.weights = [(p, p.detach().clone()) for p in self.model.parameters() if p.requires_grad]
 
     def load(self):
-        reward = self.case.method == "reward"
-        return (models.RewardModel.load if reward else models.load_language_model)(str(self.case.folder), seed=SEED)
+        case, load = self.case, models.load_language_model
+        if case.method == "reward":
+            load = models.RewardModel.load
+        return load(str(case.folder), lora=case.lora, seed=SEED, dtype=case.dtype)
 
+    @torch.no_grad()
     def reset(self) -> None:
         """Weights as loaded, no gradients."""
-        self.model.load_state_dict(self.weights)
+        for parameter, value in self.weights:
+            parameter.copy_(value)
         self.model.zero_grad()
 
     def prepare(self, task: str) -> None:
@@ -79,32 +111,39 @@ class Kit(Contender):
 
     def train(self) -> float:
         case, losses = self.case, []
-        spec = runspec.RunSpec(
-            str(case.folder), "", "", "gt", SEED, method=case.method, beta=BETA.get(case.method), gamma=GAMMA,
-            batch_pairs=case.batch_pairs, max_length=case.context,
-        )  # fmt: skip
+        spec, device = self._spec, torch.device(case.setting.device)
         pairs = case.train.assign(label=1.0)
         if case.method == "dpo":
-            table = predict_logps(self.model, pairs, self.tokenizer, case.context, 2 * spec.tokens_per_batch)
-            held = (table["chosen_logp"] - table["rejected_logp"]).to_numpy()
-            objective = objectives.preference_objective(spec, pairs, held, torch.device("cpu"))
+            held = self._summed_margins(pairs).to_numpy()
+            objective = objectives.preference_objective(spec, pairs, held, device)
         else:
-            objective = objectives.training_objective(spec, pairs, Path(), torch.device("cpu"))
+            objective = objectives.training_objective(spec, pairs, Path(), device)
         steps = runs.Alone(spec, Path()).steps(objectives.training_texts(spec, pairs, self.tokenizer))
         total = n_steps(len(pairs), spec.batch_pairs, 1)
-        fit(
-            self.model, steps, objective, Schedule(RATE, decay=False), total, report=lambda _, loss: losses.append(loss)
-        )
+        schedule = Schedule(RATE, decay=False)
+        fit(self.model, steps, objective, schedule, total, case.dtype, lambda _, loss: losses.append(loss))
         return losses[-1]
 
     def score(self) -> float:
+        if self.case.method == "dpo":  # the reference's part of a DPO run comes from its warm start
+            return float(self._summed_margins(self.case.test).mean())
+        return float(runs.score(self._spec, self.model, self.case.test, self.tokenizer, Path())["margin"].mean())
+
+    @property
+    def _spec(self) -> runspec.RunSpec:
+        case, where = self.case, self.case.setting
+        return runspec.RunSpec(
+            str(case.folder), "", "", "gt", SEED, method=case.method, beta=BETA.get(case.method), gamma=GAMMA,
+            batch_pairs=case.batch_pairs, max_length=case.context, lora=case.lora, device=where.device,
+            dtype=where.dtype, tokens_per_batch=where.tokens,
+        )  # fmt: skip
+
+    def _summed_margins(self, pairs: pd.DataFrame) -> pd.Series:
+        """log p(chosen) - log p(rejected) of each pair, in nats."""
         case = self.case
-        spec = runspec.RunSpec(str(case.folder), "", "", "gt", SEED, method=case.method, max_length=case.context)
-        if case.method != "dpo":
-            return float(runs.score(spec, self.model, case.test, self.tokenizer, Path())["margin"].mean())
-        budget = 2 * spec.tokens_per_batch  # the reference's part of a DPO run comes from its warm start
-        table = predict_logps(self.model, case.test, self.tokenizer, case.context, budget)
-        return float((table["chosen_logp"] - table["rejected_logp"]).mean())
+        how = (self.tokenizer, case.context, 2 * case.setting.tokens, case.dtype)
+        table = predict_logps(self.model, pairs, *how)
+        return table["chosen_logp"] - table["rejected_logp"]
 
 
 class Padded(Kit):
@@ -128,16 +167,17 @@ class Research(Contender):
     def train(self) -> float:
         case = self.case
         return research_loop.train(
-            self.model, case.in_order, self.tokenizer, case.method, case.context, case.batch_pairs, RATE
+            self.model, case.in_order, self.tokenizer, case.method, case.context, case.batch_pairs, RATE, case.dtype
         )
 
     def score(self) -> float:
         case = self.case
-        return float(research_loop.score(self.model, case.test, self.tokenizer, case.method, case.context).mean())
+        margins = research_loop.score(self.model, case.test, self.tokenizer, case.method, case.context, case.dtype)
+        return float(margins.mean())
 
 
 class Trl(Contender):
-    """TRL's trainer of the method, in batches of its own default size; making the trainer is not timed."""
+    """TRL's trainer of the method, in batches of the setting's size; making the trainer is not timed."""
 
     precomputed = False
 
@@ -172,7 +212,9 @@ class Trl(Contender):
 
     @property
     def _per_device(self) -> int:
-        return min(PER_DEVICE, self.case.batch_pairs)
+        case = self.case
+        room = case.setting.trl_tokens
+        return min(room // (2 * case.context) if room else TRL_PAIRS, case.batch_pairs)
 
     def _trainer(self):
         from datasets import Dataset, disable_progress_bars
@@ -182,7 +224,8 @@ class Trl(Contender):
         disable_progress_bars()
         case, texts = self.case, ["prompt", "chosen", "rejected"]
         settings = {
-            "use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "gradient_checkpointing": False,
+            "use_cpu": case.setting.device == "cpu", "bf16": case.dtype == torch.bfloat16, "report_to": [],
+            "disable_tqdm": True, "gradient_checkpointing": False,
             "per_device_train_batch_size": self._per_device, "per_device_eval_batch_size": self._per_device,
             "gradient_accumulation_steps": case.batch_pairs // self._per_device, "max_length": case.context,
             "num_train_epochs": 1, "learning_rate": RATE, "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
@@ -196,7 +239,7 @@ class Trl(Contender):
             train, test = (Dataset.from_pandas(table[texts]) for table in (case.in_order, case.test))
         if case.method == "dpo":
             config = DPOConfig(**settings, beta=BETA["dpo"], precompute_ref_log_probs=self.precomputed)
-            made, held = DPOTrainer, self.load()
+            made, held = DPOTrainer, self.load().to(case.setting.device)
             return made(
                 self.model, held, config, train_dataset=train, eval_dataset=test, processing_class=self.tokenizer
             )
@@ -252,8 +295,10 @@ CONTENDERS = {
 }
 
 
-def contenders_of(method: str, tricks: bool = False) -> list[str]:
+def contenders_of(method: str, tricks: bool = False, alone: bool = False) -> list[str]:
     """Those that train by a method. TRL's SFT averages over tokens, not over texts, so that it has another loss."""
+    if alone:
+        return ["w2s"]
     left_out = {("sft", "TRL"), *((m, "TRL, reference precomputed") for m in ("reward", "sft", "simpo"))}
     return [
         name

@@ -1,4 +1,4 @@
-"""What the benchmark works on: pairs, a tokenizer learned from them, and GPT-2-shaped models with random weights."""
+"""What the benchmark works on: pairs, a tokenizer learned from them, and models with random weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from w2s import data
 from w2s.batches import encode
-from w2s.params import HOME, ParameterError, StudyParams
+from w2s.params import HOME, Lora, ParameterError, StudyParams
 
 disable_progress_bar()
 END, PAD, POSITIONS, VOCABULARY = "<|endoftext|>", "<|pad|>", 512, 8192
@@ -26,21 +26,43 @@ WORDS = {"prompt": (2.5, 0.5), "chosen": (2.8, 1.0), "rejected": (3.1, 1.0)}
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of the benchmark: layers, width, heads and rows of its embedding matrix."""
+    """A model of the benchmark: layers, width, heads and rows of its embedding matrix.
+
+    Of GPT-2's shape; of Mistral's where `mlp` is given, the width of its MLP, with a quarter as many key heads.
+    `lora`: adapters are trained on weights of the case's dtype, not the whole model.
+    """
 
     layers: int
     width: int
     heads: int
     vocabulary: int = VOCABULARY
+    mlp: int | None = None
+    lora: Lora | None = None
 
     @property
     def name(self) -> str:
         return f"{self.layers}x{self.width}"
 
+    def config(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+        """Its configuration, dropout off."""
+        ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        if self.mlp:
+            return MistralConfig(
+                vocab_size=self.vocabulary, max_position_embeddings=POSITIONS, hidden_size=self.width,
+                num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.heads // 4,
+                intermediate_size=self.mlp, sliding_window=None, **ends,
+            )  # fmt: skip
+        return GPT2Config(
+            vocab_size=self.vocabulary, n_positions=POSITIONS, n_embd=self.width, n_layer=self.layers,
+            n_head=self.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ends,
+        )  # fmt: skip
+
 
 SHAPES = [Shape(4, 128, 4), Shape(6, 384, 6)]
 LARGE = Shape(12, 768, 12, 50257)
+BILLIONS = [Shape(48, 1600, 25, 50257), Shape(32, 4096, 32, 32000, mlp=14336, lora=Lora(rank=8, alpha=16))]
 TINY = Shape(2, 16, 2, 1024)
+TINY_BILLIONS = [Shape(2, 32, 2, 1024), Shape(2, 64, 4, 1024, mlp=128, lora=Lora(rank=2, alpha=4))]
 
 
 def real_pairs() -> tuple[pd.DataFrame, pd.DataFrame] | None:
@@ -82,15 +104,13 @@ def learned_tokenizer(pairs: pd.DataFrame, size: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
 
 
-def write_model(folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A random model in Hugging Face format, dropout off."""
+def write_model(folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast, device: str = "cpu") -> None:
+    """A random model in Hugging Face format, made on `device`; in half precision where only adapters are trained."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=shape.vocabulary, n_positions=POSITIONS, n_embd=shape.width, n_layer=shape.layers,
-        n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    dtype = torch.bfloat16 if shape.lora else torch.float32
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape.config(tokenizer), dtype=dtype)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

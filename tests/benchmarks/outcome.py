@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from w2s import figures
 from w2s.params import HOME
 
 CASE = ["method", "model", "context", "task"]
-SAME = 1e-4  # how far losses of the last step may lie apart
+WHERE = ["device", "dtype"]
+SAME = {"float32": 1e-4, "bfloat16": 2e-2}  # how far losses of the last step may lie apart
 WITHOUT = "without "
 PROFILE = -100  # the repetition that is profiled, not timed
 SHARES = {  # of a pass's time, with what they are called
@@ -23,11 +26,16 @@ SHARES = {  # of a pass's time, with what they are called
 # Times the research loop's and TRL's speed in training, and the research loop's in scoring; of TRL's memory.
 GOALS = {"reward": (3, 5), "dpo": (4, 10), "simpo": (3, 6)}
 SCORING_GOAL, MEMORY_GOAL = 8, 0.5
+# On a GPU those of a model of 124 million parameters, and the share of the ceiling with billions of them.
+GPU_MODEL, GPU_GOALS, GPU_SHARE = "12x768", (20, 2), 0.45
 OTHERS = ["w2s, padded", "research loop", "TRL", "TRL, reference precomputed"]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a case and contender: ms per pair (median, low, high), pairs/s, peak memory, shares of kernels."""
+    """One row a case and contender of a device: ms per pair (median, low, high), pairs/s, peak memory, shares.
+
+    of_ceiling: operations a second of matrix products and attention, as a share of what the device can do.
+    """
     timed, tried = rows[rows["repetition"] > 0], rows[rows["repetition"] != PROFILE]
     timed = timed.assign(ms=1000 * timed["seconds"] / timed["pairs"])
     groups = timed.groupby([*CASE, "contender"], sort=False)
@@ -36,36 +44,49 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     keys = [*CASE, "contender"]
     table = table.merge(tried.groupby(keys)["memory"].max().rename("memory_mib"), on=keys)
     table = table.merge(groups["outcome"].last().rename("outcome"), on=keys)
-    shares = rows[rows["repetition"] == PROFILE]
-    return table.merge(shares[[*keys, *SHARES]], on=keys, how="left")
+    looked = rows[rows["repetition"] == PROFILE].reindex(columns=[*keys, *SHARES, "flops", "ceiling", "pairs"])
+    table = table.merge(looked, on=keys, how="left")
+    table["of_ceiling"] = table["flops"] / table.pop("pairs") * table["pairs_per_s"] / table["ceiling"]
+    return table
 
 
 def with_earlier(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The rows, and those of other cases that an earlier call left in the folder."""
+    """The rows, and those of other cases or devices that an earlier call left in the folder."""
     path = folder / "tables" / "benchmark_rows.parquet"
     if not path.exists():
         return rows
-    earlier, case = pd.read_parquet(path), CASE[:-1]
+    earlier, case = pd.read_parquet(path), [*WHERE, *CASE[:-1]]
     new = earlier[case].apply(tuple, axis=1).isin(rows[case].apply(tuple, axis=1))
     return pd.concat([earlier[~new], rows], ignore_index=True)
 
 
-def differences(table: pd.DataFrame) -> list[str]:
+def parts(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Device, dtype and rows of each device, the CPU first."""
+    for device, dtype in sorted(set(rows[WHERE].itertuples(index=False, name=None)), key=lambda part: part[0] != "cpu"):
+        yield device, dtype, rows[(rows["device"] == device) & (rows["dtype"] == dtype)]
+
+
+def differences(table: pd.DataFrame, dtype: str = "float32") -> list[str]:
     """One line for each contender whose last loss or mean margin is not the kit's."""
     lines = []
     for case, part in table.groupby(CASE, sort=False):
         own = part.set_index("contender").loc["w2s", "outcome"]
         for row in part.itertuples():
-            if abs(row.outcome - own) > SAME * max(1.0, abs(own)):
+            if abs(row.outcome - own) > SAME[dtype] * max(1.0, abs(own)):
                 lines.append(f"{' '.join(map(str, case))}: w2s has {own:.6f}, {row.contender} {row.outcome:.6f}")
     return lines
 
 
-def report_differences(table: pd.DataFrame) -> int:
-    """Print them; returns 1 where there are any."""
-    lines = differences(table)
-    print("\n".join(lines) or f"All contenders agree on the last loss and the mean margin to {SAME}.")
-    return int(bool(lines))
+def report(rows: pd.DataFrame) -> int:
+    """Print the tables, and contenders that differ; returns 1 where there are any."""
+    differ = False
+    for device, dtype, part in parts(rows):
+        table = summary(part)
+        lines = differences(table, dtype)
+        differ |= bool(lines)
+        print(f"{device}, {dtype}", as_text(table), peaks(table), details(table), sep="\n\n")
+        print("\n".join(lines) or f"All contenders agree on the last loss and the mean margin to {SAME[dtype]}.")
+    return int(differ)
 
 
 def as_text(table: pd.DataFrame) -> str:
@@ -84,12 +105,14 @@ def as_text(table: pd.DataFrame) -> str:
 def tricks(table: pd.DataFrame) -> str:
     """In Markdown: how many times as long the kit takes without each of its tricks."""
     times = table.pivot_table(index="contender", columns=CASE, values="ms", sort=False)
-    parts = times[times.index.str.startswith(WITHOUT)].dropna(axis=1)
-    if parts.empty:
+    without = times[times.index.str.startswith(WITHOUT)].dropna(axis=1)
+    if without.empty:
         return "Not measured."
-    ratios = parts / times.loc["w2s", parts.columns]
-    lines = [[name.removeprefix(WITHOUT), *(f"{x:.2f}" for x in row)] for name, row in zip(parts.index, ratios.values)]
-    return _markdown(["", *(f"{case[0]}, {case[3]}" for case in parts.columns)], lines)
+    ratios = without / times.loc["w2s", without.columns]
+    lines = [
+        [name.removeprefix(WITHOUT), *(f"{x:.2f}" for x in row)] for name, row in zip(without.index, ratios.values)
+    ]
+    return _markdown(["", *(f"{case[0]}, {case[3]}" for case in without.columns)], lines)
 
 
 def goals(table: pd.DataFrame) -> str:
@@ -110,9 +133,37 @@ def goals(table: pd.DataFrame) -> str:
     return _markdown([*CASE[:-1], *head, "memory of TRL's, training", "memory of TRL's, scoring"], lines)
 
 
+def gpu_goals(table: pd.DataFrame) -> str:
+    """In Markdown: how training on a GPU stands to GPU_GOALS and GPU_SHARE; what is short of one is in bold."""
+    lines, training = [], table[(table["task"] == "train") & table["method"].isin(GOALS)]
+    for case, part in training.groupby(CASE[:-1], sort=False):
+        rows = part.set_index("contender")
+        own, cells = rows.loc["w2s"], ["", "", ""]
+        if case[1] == GPU_MODEL:
+            for i, name in enumerate(("research loop", "TRL")):
+                cells[i] = _against(rows.loc[name, "ms"] / own["ms"], GPU_GOALS[i])
+        elif len(rows) == 1:  # with billions of parameters the kit is alone
+            cells[2] = _against(own["of_ceiling"], GPU_SHARE)
+        if any(cells):
+            lines.append([*map(str, case), *cells])
+    return _markdown([*CASE[:-1], "times the research loop", "times TRL", "share of the ceiling"], lines)
+
+
+def peaks(table: pd.DataFrame) -> str:
+    """In Markdown: how near the kit's passes are to what the device can do, by operations and not by time."""
+    lines = [
+        [*(str(row[key]) for key in CASE), f"{row['flops'] / 1e12:.3g}", f"{row['ceiling'] / 1e12:.3g}",
+         f"{row['of_ceiling']:.0%}"]
+        for row in table[table["contender"] == "w2s"].dropna(subset="of_ceiling").to_dict("records")
+    ]  # fmt: skip
+    if not lines:
+        return "Not measured."
+    return _markdown([*CASE, "TFLOP of a pass", "ceiling, TFLOP/s", "share of it"], lines)
+
+
 def _against(value: float, goal: float, most: bool = False) -> str:
     """A ratio and its goal, which is the least it should be, or the most."""
-    value = round(value, 2 if most else 1)
+    value = round(value, 2 if goal < 1 else 1)
     met = value <= goal if most else value >= goal
     return f"{value} ({goal})" if met else f"**{value}** ({goal})"
 
@@ -149,17 +200,25 @@ def _markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write(table: pd.DataFrame, rows: pd.DataFrame, folder: Path, docs: bool = False) -> None:
-    """Table and figure under `folder`; with `docs` also docs/performance.md and its figure."""
-    grid = plot(rows)
-    figures.save(grid.figure, folder, "benchmark", table, caption=CAPTION)
+def write(rows: pd.DataFrame, folder: Path, docs: bool = False) -> None:
+    """Table and figures under `folder`; with `docs` also docs/performance.md and its figures."""
+    for device, dtype, part in parts(rows):
+        name, table = figure_name(device), summary(part).assign(device=device, dtype=dtype)
+        grid = plot(part)
+        figures.save(grid.figure, folder, name.replace("performance", "benchmark"), table, caption=CAPTION)
+        if docs:
+            grid.figure.savefig(HOME / "docs" / f"{name}.png", dpi=150, bbox_inches="tight", facecolor="white")
     figures.save_table(rows, folder, "benchmark_rows")
     if docs:
-        grid.figure.savefig(HOME / "docs" / "performance.png", dpi=150, bbox_inches="tight", facecolor="white")
-        (HOME / "docs" / "performance.md").write_text(page(table, rows), encoding="utf-8")
+        (HOME / "docs" / "performance.md").write_text(page(rows), encoding="utf-8")
 
 
 CAPTION = "Time per pair: medians with minimum and maximum. Further left is faster; the scale is logarithmic."
+
+
+def figure_name(device: str) -> str:
+    """That of the CPU has no device in it."""
+    return "performance" if device == "cpu" else "performance_" + "_".join(re.findall(r"[a-z0-9]+", device.lower()))
 
 
 def plot(rows: pd.DataFrame) -> sns.FacetGrid:
@@ -181,17 +240,26 @@ def plot(rows: pd.DataFrame) -> sns.FacetGrid:
     return grid
 
 
-def page(table: pd.DataFrame, rows: pd.DataFrame) -> str:
+def page(rows: pd.DataFrame) -> str:
     """The text of docs/performance.md."""
+    sections = [_section(device, dtype, part) for device, dtype, part in parts(rows)]
+    on_gpu = any(device != "cpu" for device in rows["device"])
+    return "\n".join([*sections, *([] if on_gpu else [NO_GPU])])
+
+
+def _section(device: str, dtype: str, rows: pd.DataFrame) -> str:
+    """What a device's rows say."""
+    table = summary(rows)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
     data = " and ".join(sorted(rows["data"].dropna().unique()))
     n = {task: int(part["pairs"].max()) for task, part in rows.dropna(subset="pairs").groupby("task")}
     repetitions, days = int(rows["repetition"].max()), " and ".join(sorted(rows["date"].dropna().unique()))
-    return PAGE.format(
-        date=days, machine=machine(), python=platform.python_version(), versions=versions,
-        data=data, details=details(table), goals=goals(table), profiles=profiles(table),
+    return (PAGE if device == "cpu" else GPU_PAGE).format(
+        date=days, machine=machine(), device=device, python=platform.python_version(), versions=versions,
+        data=data, details=details(table), goals=goals(table) if device == "cpu" else gpu_goals(table),
+        profiles=profiles(table) if device == "cpu" else "", peaks=peaks(table), figure=figure_name(device),
         train=n["train"], score=n["score"], repetitions=repetitions, table=as_text(table), tricks=tricks(table),
-        differences="\n".join(differences(table)) or f"None: all agree to {SAME}.", caption=CAPTION,
+        differences="\n".join(differences(table, dtype)) or f"None: all agree to {SAME[dtype]}.", caption=CAPTION,
     )  # fmt: skip
 
 
@@ -206,7 +274,7 @@ PAGE = """# Speed and memory
 
 `w2s bench --write-docs` wrote this page on {date}: {machine}, one core, float32, Python {python}, {versions}.
 
-![Time per pair](performance.png)
+![Time per pair]({figure}.png)
 
 *{caption}*
 
@@ -253,6 +321,11 @@ products and a softmax is slower), and DPO has those of its reference besides.
 At context 128 the others lose less: their batches have less padding. The kit's memory follows from
 `tokens_per_batch`, 4,096 here in training and twice that in scoring, TRL's from its 8 pairs.
 
+Operations of matrix products and attention (a causal one counted whole), and their rate as a share of the rate of one
+product of two large matrices, which the kit's own kernel takes in the same process:
+
+{peaks}
+
 ## What each trick brings
 
 How many times as long the kit takes without it, all others in place (4x128, context 512); no padding and the prompt
@@ -267,6 +340,35 @@ little or nothing.
 ## Memory, and the rest
 
 {details}
+"""
 
-Nothing here has been measured on a GPU.
+NO_GPU = "Nothing here has been measured on a GPU."
+
+GPU_PAGE = """# On a GPU
+
+`w2s bench --device cuda --write-docs` measured this on {date}: {device}, bfloat16 by autocast, {versions}.
+
+![Time per pair]({figure}.png)
+
+*{caption}*
+
+As above, but on a GPU: time is that of a clock, and memory what PyTorch has given to tensors. Contenders compute in
+bfloat16, with weights and Adam's moments in float32. The kit takes 8,192 padded tokens at once and TRL as many pairs as
+fit in them at the whole context. The models of billions of parameters have GPT-2 XL's and Mistral's shapes; the
+second trains adapters of rank 8 on bfloat16 weights, and the kit is alone there.
+
+{table}
+
+Contenders whose last training loss or mean margin differs from the kit's: {differences}
+
+Training; in brackets what was aimed at, in bold what falls short of it:
+
+{goals}
+
+Operations of matrix products and attention (a causal one counted whole), and their rate as a share of the rate of one
+product of two large matrices, measured in the same process:
+
+{peaks}
+
+{details}
 """

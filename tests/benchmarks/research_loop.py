@@ -15,20 +15,24 @@ from torch import Tensor
 
 from w2s.batches import encode, pad
 from w2s.losses import dpo_loss, response_logps, reward_loss, simpo_loss
+from w2s.train import autocast
 
 EVALUATED = 32  # pairs in one batch of the evaluation
 
 Text = tuple[Tensor, Tensor, Tensor]  # ids, attention mask and response mask, each (rows, length)
 
 
-def texts_of(pairs: pd.DataFrame, tokenizer, max_length: int, side: str, end: bool, rows: int) -> list[Text]:
+def texts_of(
+    pairs: pd.DataFrame, tokenizer, max_length: int, side: str, end: bool, rows: int, device: torch.device
+) -> list[Text]:
     """The texts of one side, `rows` at a time, padded to the longest of them."""
     ids, starts = encode(tokenizer, pairs["prompt"], pairs[side], max_length, end)
     made = []
     for begin in range(0, len(ids), rows):
         padded, mask = pad(ids[begin : begin + rows])
         first = torch.tensor(starts[begin : begin + rows])
-        made.append((padded, mask, mask * (torch.arange(padded.shape[1])[None] >= first[:, None])))
+        response = mask * (torch.arange(padded.shape[1])[None] >= first[:, None])
+        made.append((padded.to(device), mask.to(device), response.to(device)))
     return made
 
 
@@ -49,7 +53,7 @@ def loss_of(method: str, model, reference, chosen: Text, rejected: Text) -> Tens
         return -value(model, chosen, method)
     margin = value(model, chosen, method) - value(model, rejected, method)
     if method == "reward":
-        return reward_loss(margin, torch.ones(1))
+        return reward_loss(margin, torch.ones_like(margin))
     if method == "simpo":
         return simpo_loss(margin)
     with torch.no_grad():
@@ -58,21 +62,29 @@ def loss_of(method: str, model, reference, chosen: Text, rejected: Text) -> Tens
 
 
 def train(
-    model, pairs: pd.DataFrame, tokenizer, method: str, max_length: int, batch_pairs: int, learning_rate: float
+    model,
+    pairs: pd.DataFrame,
+    tokenizer,
+    method: str,
+    max_length: int,
+    batch_pairs: int,
+    learning_rate: float,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """One pass over the pairs in their order; returns the mean loss of the last step."""
     model.train()
     reference = copy.deepcopy(model).eval() if method == "dpo" else None
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimizer, device = torch.optim.Adam(model.parameters(), lr=learning_rate), next(model.parameters()).device
     chosen, rejected = (
-        texts_of(pairs, tokenizer, max_length, side, method != "reward", 1) for side in ("chosen", "rejected")
+        texts_of(pairs, tokenizer, max_length, side, method != "reward", 1, device) for side in ("chosen", "rejected")
     )
     total = 0.0
     for i, (one, other) in enumerate(zip(chosen, rejected, strict=True)):
         if i % batch_pairs == 0:
             optimizer.zero_grad()
             total, n = 0.0, min(batch_pairs, len(pairs) - i)
-        loss = loss_of(method, model, reference, one, other).sum() / n
+        with autocast(device, dtype):
+            loss = loss_of(method, model, reference, one, other).sum() / n
         loss.backward()
         total += loss.item()
         if (i + 1) % batch_pairs == 0 or i + 1 == len(pairs):
@@ -81,12 +93,15 @@ def train(
 
 
 @torch.no_grad()
-def score(model, pairs: pd.DataFrame, tokenizer, method: str, max_length: int) -> np.ndarray:
+def score(
+    model, pairs: pd.DataFrame, tokenizer, method: str, max_length: int, dtype: torch.dtype = torch.float32
+) -> np.ndarray:
     """Margins (n,) of a pair table; log-probabilities summed, but for SimPO's means."""
     model.eval()
-    compared = "dpo" if method == "sft" else method
+    compared, device = "dpo" if method == "sft" else method, next(model.parameters()).device
     sides = []
     for side in ("chosen", "rejected"):
-        texts = texts_of(pairs, tokenizer, max_length, side, method != "reward", EVALUATED)
-        sides.append(torch.cat([value(model, text, compared) for text in texts]))
-    return (sides[0] - sides[1]).numpy()
+        texts = texts_of(pairs, tokenizer, max_length, side, method != "reward", EVALUATED, device)
+        with autocast(device, dtype):
+            sides.append(torch.cat([value(model, text, compared).float() for text in texts]))
+    return (sides[0] - sides[1]).cpu().numpy()
