@@ -111,6 +111,8 @@ def write_model(folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast, 
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape.config(tokenizer), dtype=dtype)
     model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # the contenders have processes of their own
     tokenizer.save_pretrained(folder)
 
 
