@@ -44,6 +44,13 @@ def outcome():
     return outcome
 
 
+@pytest.fixture
+def pages():
+    import page
+
+    return page
+
+
 def test_words_choose_the_cases(tmp_path):
     import bench
     import material
@@ -168,16 +175,15 @@ def test_losses_that_differ_are_named(outcome, capsys):
     assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
 
 
-def test_the_page_names_machine_versions_and_date(outcome):
+def test_the_page_names_machine_versions_and_date(pages):
     made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]}, dict.fromkeys(ALL, 0.5))
     score = made.assign(task="score")
-    page = outcome.page(pd.concat([made, score]))
-    assert page.endswith("measured on a GPU.") and "on a GPU" not in page.removesuffix("measured on a GPU.")
-    assert all(word in page for word in (outcome.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
+    page = pages.text("cpu", "float32", pd.concat([made, score]))
+    assert all(word in page for word in (pages.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
     assert "None: all agree" in page and "{" not in page
 
 
-def test_a_gpu_has_goals_of_its_own(outcome):
+def test_a_gpu_has_goals_of_its_own(outcome, pages):
     """Twenty times the research loop and half of TRL with 124 million parameters; half the ceiling with billions."""
     kind = {"device": "NVIDIA X1", "dtype": "bfloat16"}
     small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]}, dict.fromkeys(ALL, 0.5))
@@ -193,10 +199,8 @@ def test_a_gpu_has_goals_of_its_own(outcome):
         ("cpu", len(small)),
         ("NVIDIA X1", len(gpu)),
     ]
-    score = both.assign(task="score")
-    page = outcome.page(pd.concat([both, score], ignore_index=True))
-    assert "NVIDIA X1, bfloat16 by autocast" in page and "performance_nvidia_x1.png" in page and "{" not in page
-    assert "measured on a GPU." not in page
+    page = pages.text("NVIDIA X1", "bfloat16", pd.concat([gpu, gpu.assign(task="score")], ignore_index=True))
+    assert "NVIDIA X1, bfloat16 by autocast" in page and "(performance_nvidia_x1.png)" in page and "{" not in page
     assert outcome.differences(outcome.summary(small), "float32") == []
     off = small.assign(outcome=small["outcome"].where(small["contender"] == "w2s", 0.51))
     assert len(outcome.differences(outcome.summary(off), "float32")) == 2

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: does it run")
     bench.add_argument("--large", action="store_true", help="also 12 layers x 768 with GPT-2's vocabulary size")
     bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cuda: one GPU, all models, bfloat16")
-    bench.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
+    bench.add_argument("--write-docs", action="store_true", help="write the device's page in docs/ as well")
     bench.set_defaults(command=run_benchmark)
     return parser
 

@@ -26,6 +26,7 @@ import contenders
 import material
 import measuring
 import outcome
+import page
 import pandas as pd
 from contenders import CPU, GPU, Case, Setting
 from outcome import PROFILE
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         made = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
     rows = pd.DataFrame(made) if args.quick else outcome.with_earlier(pd.DataFrame(made), args.to)
-    outcome.write(rows, args.to, docs=args.write_docs)
+    page.write(rows, args.to, docs=args.write_docs)
     return outcome.report(rows)
 
 
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition; a table of their own")
     parser.add_argument("--large", action="store_true", help="also 12x768 with 50257 entries; always on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU, with all models")
-    parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md as well")
+    parser.add_argument("--write-docs", action="store_true", help="write the device's page in docs/ as well")
     return parser
 
 
