@@ -13,7 +13,7 @@ import torch
 from conftest import small_params
 from torch import nn
 
-from w2s import confidence, labelling, models, objectives, runs, runspec, store
+from w2s import confidence, labelling, models, objectives, predict, runs, runspec, store
 from w2s.batches import Batch
 from w2s.data import training_pairs
 from w2s.losses import dpo_loss, response_logps, simpo_loss
@@ -123,7 +123,10 @@ def test_a_first_token_has_no_prediction():
         torch.testing.assert_close(text_logps(Bigram(), batch, average).detach(), values)
 
 
-def test_text_logps_are_those_of_the_full_logits():
+@pytest.mark.parametrize("at_once", [3, 256])
+def test_text_logps_are_those_of_the_full_logits(monkeypatch, at_once):
+    """However many tokens' logits are made at once."""
+    monkeypatch.setitem(predict.AT_ONCE, "cpu", at_once)
     batch = batch_of(CHOSEN, ([START, 1, 0, 2], 2), REJECTED, ([START, 1], 1))
     for average in (False, True):
         full = response_logps(CHANCES.log()[batch.input_ids], batch.input_ids, batch.response_mask, average)

@@ -101,7 +101,7 @@ def _logits(spec: RunSpec, root: Path) -> float:
     if spec.method == "reward":
         return 0.0
     tokens = spec.tokens_per_batch * _response_share(spec.data, root)
-    return 4 * (tokens + 2 * min(tokens, AT_ONCE)) * _config(spec).vocab_size
+    return 4 * (tokens + 2 * min(tokens, AT_ONCE[torch.device(spec.device).type])) * _config(spec).vocab_size
 
 
 @lru_cache

@@ -16,7 +16,7 @@ from w2s.models import RewardModel
 from w2s.packed import last_states
 from w2s.train import autocast
 
-AT_ONCE = 1024  # tokens whose logits are made at once: fewer cost time in training, more cost memory
+AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
 
 
 def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
@@ -34,8 +34,8 @@ def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
     rows, before = counted.nonzero(as_tuple=True)
     targets = batch.input_ids[:, 1:][counted]
     states = last_states(model.base_model, batch.input_ids, batch.attention_mask, batch.layout, rows, before)
-    head, blocks = model.get_output_embeddings(), zip(*(x.split(AT_ONCE) for x in (states, targets)), strict=True)
-    each = -torch.cat([next_token_loss(head(block), following) for block, following in blocks])
+    head, blocks = model.get_output_embeddings(), (x.split(AT_ONCE[states.device.type]) for x in (states, targets))
+    each = -torch.cat([next_token_loss(head(block), following) for block, following in zip(*blocks, strict=True)])
     total = torch.zeros(len(counted), dtype=each.dtype, device=each.device).index_add(0, rows, each)
     return total / counted.sum(1) if average else total
 
