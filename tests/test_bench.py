@@ -9,8 +9,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from transformers import AttentionInterface
 
-from w2s import cli
+from w2s import batches, cli, packed, predict
 from w2s.params import HOME, ParameterError
 
 
@@ -124,12 +125,14 @@ def test_goals_and_profile_by_hand(outcome):
 
 
 def test_each_trick_by_hand(outcome):
-    """Times without one against the kit's; they stand in a table of their own."""
-    made = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]}, dict.fromkeys(NAMES, 0.5))
-    table = outcome.summary(made)
-    assert outcome.tricks(table).splitlines() == ["|  | dpo, train |", "| --- | --- |", "| GELU | 1.50 |"]
-    assert "GELU" not in outcome.as_text(table) + outcome.details(table)
-    assert outcome.tricks(table[table["contender"] != "without GELU"]) == "Not measured."
+    """Times without one, or with one, against the kit's; a task in which none was measured has no column."""
+    train = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]}, dict.fromkeys(NAMES, 0.5))
+    score = rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}, {"w2s": 0.5, "with flex": 0.5}).assign(task="score")
+    table = outcome.summary(pd.concat([train, score]))
+    assert outcome.tricks(table, "without ").splitlines()[::2] == ["|  | dpo, train |", "| GELU | 1.50 (1.00) |"]
+    assert outcome.tricks(table, "with ").splitlines()[::2] == ["|  | dpo, score |", "| flex | 0.50 (1.00) |"]
+    assert not any(name in outcome.as_text(table) + outcome.details(table) for name in ("GELU", "flex"))
+    assert outcome.tricks(table[table["contender"] != "with flex"], "with ") == "Not measured."
 
 
 def test_cases_measured_before_stay(outcome, tmp_path):
@@ -145,14 +148,50 @@ def test_cases_measured_before_stay(outcome, tmp_path):
     assert both[both["method"] == "dpo"]["seconds"].dropna().tolist() == [2.0, 2.0]
 
 
-def test_a_trick_is_something_that_the_kit_has(monkeypatch):
+def test_a_trick_is_something_that_the_kit_has():
     """Taken away by name: a name that is not there would take nothing away."""
     import contenders
+    import tricks
 
-    for module, name, instead in contenders.TRICKS.values():
+    for module, name, instead in tricks.TRICKS.values():
         assert getattr(module, name) != instead
-    assert len(contenders.contenders_of("reward", tricks=True)) == len(contenders.contenders_of("reward")) + 6
-    assert contenders.contenders_of("sft") == ["w2s", "w2s, padded", "research loop"]
+    few, all_of_them = (contenders.contenders_of("dpo", "score", given) for given in (False, True))
+    assert len(all_of_them) == len(few) + len(tricks.TRICKS) + len(tricks.TRIED)
+    assert contenders.contenders_of("sft", "train") == ["w2s", "w2s, padded", "research loop"]
+
+
+def test_what_was_tried_has_the_same_outcome(tmp_path, monkeypatch):
+    """In one process here, one after the other; what each changes in the kit is put back."""
+    import bench
+    import measuring
+    import tricks
+
+    monkeypatch.setattr(batches.Layout, "of", batches.Layout.of)
+    monkeypatch.setattr(predict, "next_token_loss", predict.next_token_loss)
+    monkeypatch.setitem(predict.AT_ONCE, "cpu", predict.AT_ONCE["cpu"])
+    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "simpo")
+    found = {}
+    for task in bench.TASKS:
+        for name in ["w2s", *("with " + trick for trick in tricks.TRIED)]:
+            if name in bench.contenders.contenders_of("simpo", task, tricks=True):
+                try:
+                    measuring.load(name, case)
+                    found[name, task] = measuring.measure(name, case.name, task)["outcome"]
+                finally:
+                    AttentionInterface.register(packed.NAME, packed.attend)
+    assert len(found) == 2 * len(tricks.TRIED) + 1  # flex attention does not train
+    for (name, task), value in found.items():
+        assert value == pytest.approx(found["w2s", task], abs=1e-5), name
+
+
+def test_without_a_compiler_less_is_tried(monkeypatch):
+    import tricks
+
+    assert tricks.without_use("dpo", "train") == {"flex attention over the row"}
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert {name for name in tricks.TRIED if name not in tricks.without_use("dpo", "score")} == {
+        "one tree mask over the row", "rows of a multiple of 64 tokens", "four times as many logits at once",
+    }  # fmt: skip
 
 
 def test_the_profile_counts_the_products_of_the_kit(tmp_path):
@@ -221,7 +260,7 @@ def test_what_a_gpu_would_run_in_bfloat16_on_a_cpu(tmp_path):
     ]  # fmt: skip
     for case in (case for case in cases if case.method in ("reward", "dpo") or case.alone):
         found = {}
-        for name in bench.contenders.contenders_of(case.method, alone=case.alone):
+        for name in bench.contenders.contenders_of(case.method, "train", alone=case.alone):
             measuring.load(name, case)
             found[name] = [measuring.measure(name, case.name, task)["outcome"] for task in ("score", "train")]
         assert len(found) == (1 if case.alone else 5 if case.method == "dpo" else 4)

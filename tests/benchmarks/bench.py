@@ -121,11 +121,11 @@ def chosen(cases: list[Case], words: list[str]) -> list[Case]:
 def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
     """Rows: contender, task, repetition, seconds, outcome, memory; repetitions up to 0 warm up, PROFILE is profiled."""
     tricks = case.setting is CPU and case.model == TRICKS_ON and case.context == CONTEXTS[0]
-    names = contenders.contenders_of(case.method, tricks, case.alone)
+    names = {task: contenders.contenders_of(case.method, task, tricks, case.alone) for task in TASKS}
     where = {"device": measuring.device_name(case.setting.device), "dtype": case.setting.dtype}
     with ExitStack() as stack:
         workers = {}
-        for name in names:
+        for name in dict.fromkeys(name for found in names.values() for name in found):
             pool = (
                 ThreadPoolExecutor(1) if one_process else ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
             )
@@ -133,7 +133,7 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
             workers[name].submit(measuring.load, name, case).result()
         for task in TASKS:
             for repetition in range(1 - (1 if one_process else WARM_UPS), repetitions + 1):
-                for name in names:
+                for name in names[task]:
                     row = workers[name].submit(measuring.measure, name, case.name, task).result()
                     kind = where | {"method": case.method, "model": case.model, "context": case.context, "task": task}
                     n = len(case.train if task == "train" else case.test)

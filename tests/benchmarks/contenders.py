@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import research_loop
 import torch
+from outcome import WITH, WITHOUT
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from tricks import TRICKS, TRIED, without_use
 
-from w2s import batches, cpu, models, objectives, runs, runspec
-from w2s import packed as packed_rows
-from w2s.batches import Layout, encode, n_steps
+from w2s import models, objectives, runs, runspec
+from w2s.batches import encode, n_steps
 from w2s.params import BETA, GAMMA, Lora
 from w2s.predict import predict_logps
 from w2s.train import Schedule, fit
@@ -260,21 +261,6 @@ class TrlPrecomputed(Trl):
     precomputed = True
 
 
-def _attend_everywhere(module, query, key, value, packed: Layout, **options):
-    return packed_rows.attend(module, query, key, value, None, replace(packed, ends=None), **options)
-
-
-# What makes the kit fast, and what each does without: module, name, what stands there instead.
-TRICKS = {
-    "products by oneDNN": (cpu, "_multiply_by_onednn", lambda: None),
-    "memory kept": (cpu, "KEEP_MEMORY", {}),
-    "attention in groups of one length": (batches, "ALIKE", 0.0),
-    "the last block at the wanted tokens": (packed_rows, "LastBlock", lambda block: None),
-    "its attention at the ends of texts": (packed_rows, "_attend_at_ends", _attend_everywhere),
-    "GELU in one kernel": (models, "GELU", {}),
-}
-
-
 class Without(Kit):
     """The kit without one of its TRICKS; in a process of its own."""
 
@@ -285,23 +271,36 @@ class Without(Kit):
         return super().load()
 
 
+class With(Kit):
+    """The kit with a trick that it does not have, of those TRIED; in a process of its own."""
+
+    trick: str
+
+    def load(self):
+        model = super().load()
+        TRIED[self.trick](model)
+        return model
+
+
 CONTENDERS = {
     "w2s": Kit,
     "w2s, padded": Padded,
     "research loop": Research,
     "TRL": Trl,
     "TRL, reference precomputed": TrlPrecomputed,
-    **{f"without {trick}": type("Without", (Without,), {"trick": trick}) for trick in TRICKS},
+    **{WITHOUT + trick: type("Without", (Without,), {"trick": trick}) for trick in TRICKS},
+    **{WITH + trick: type("With", (With,), {"trick": trick}) for trick in TRIED},
 }
 
 
-def contenders_of(method: str, tricks: bool = False, alone: bool = False) -> list[str]:
-    """Those that train by a method. TRL's SFT averages over tokens, not over texts, so that it has another loss."""
+def contenders_of(method: str, task: str, tricks: bool = False, alone: bool = False) -> list[str]:
+    """Those that do a task of a method. TRL's SFT averages over tokens, not over texts, so that it has another loss."""
     if alone:
         return ["w2s"]
     left_out = {("sft", "TRL"), *((m, "TRL, reference precomputed") for m in ("reward", "sft", "simpo"))}
+    left_out |= {(method, WITH + trick) for trick in without_use(method, task)}
     return [
         name
         for name, made in CONTENDERS.items()
-        if (method, name) not in left_out and (tricks or not issubclass(made, Without))
+        if (method, name) not in left_out and (tricks or not issubclass(made, Without | With))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pandas as pd
 CASE = ["method", "model", "context", "task"]
 WHERE = ["device", "dtype"]
 SAME = {"float32": 1e-4, "bfloat16": 2e-2}  # how far losses of the last step may lie apart
-WITHOUT = "without "
+WITHOUT, WITH = "without ", "with "  # one of the kit's tricks; one that was tried
 PROFILE = -100  # the repetition that is profiled, not timed
 SHARES = {  # of a pass's time, with what they are called
     "products": "matrix products", "attention": "attention", "log_softmax": "log-softmax", "tokenizing": "tokenizing",
@@ -95,17 +96,19 @@ def as_text(table: pd.DataFrame) -> str:
     return _markdown(["method", "model", "context", "task", "w2s", *OTHERS], lines)
 
 
-def tricks(table: pd.DataFrame) -> str:
-    """In Markdown: how many times as long the kit takes without each of its tricks."""
-    times = table.pivot_table(index="contender", columns=CASE, values="ms", sort=False)
-    without = times[times.index.str.startswith(WITHOUT)].dropna(axis=1)
-    if without.empty:
+def tricks(table: pd.DataFrame, prefix: str) -> str:
+    """In Markdown: how many times as long the kit takes, and in brackets how much memory, WITHOUT or WITH each."""
+    keys = [CASE[0], CASE[-1]]
+    changed = table[table["contender"].str.startswith(prefix)]
+    if changed.empty:
         return "Not measured."
-    ratios = without / times.loc["w2s", without.columns]
-    lines = [
-        [name.removeprefix(WITHOUT), *(f"{x:.2f}" for x in row)] for name, row in zip(without.index, ratios.values)
-    ]
-    return _markdown(["", *(f"{case[0]}, {case[3]}" for case in without.columns)], lines)
+    own = table[table["contender"] == "w2s"].merge(changed[CASE].drop_duplicates()).set_index(keys)
+    lines = []
+    for name, part in changed.groupby("contender", sort=False):
+        found = part.set_index(keys)[["ms", "memory_mib"]] / own[["ms", "memory_mib"]]
+        cells = ["" if math.isnan(x.ms) else f"{x.ms:.2f} ({x.memory_mib:.2f})" for x in found.itertuples()]
+        lines.append([name.removeprefix(prefix), *cells])
+    return _markdown(["", *map(", ".join, found.index)], lines)
 
 
 def goals(table: pd.DataFrame) -> str:
@@ -179,7 +182,7 @@ def details(table: pd.DataFrame) -> str:
     lines = [
         [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
          f"{row['outcome']:.5f}"]
-        for row in table.to_dict("records") if not row["contender"].startswith(WITHOUT)
+        for row in table.to_dict("records") if not row["contender"].startswith((WITHOUT, WITH))
     ]  # fmt: skip
     return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin"], lines)
 

@@ -37,7 +37,7 @@ def figure_name(device: str) -> str:
 
 def plot(rows: pd.DataFrame) -> sns.FacetGrid:
     """ms per pair by method and contender; a column for each model and context, a row for each task."""
-    timed = rows[(rows["repetition"] > 0) & ~rows["contender"].str.startswith(outcome.WITHOUT)]
+    timed = rows[(rows["repetition"] > 0) & ~rows["contender"].str.startswith((outcome.WITHOUT, outcome.WITH))]
     timed = timed.assign(
         ms=1000 * timed["seconds"] / timed["pairs"],
         case=timed["model"] + ", context " + timed["context"].astype(str),
@@ -67,7 +67,8 @@ def text(device: str, dtype: str, rows: pd.DataFrame) -> str:
         "goals": outcome.goals(table) if on_cpu else outcome.gpu_goals(table),
     }  # fmt: skip
     if on_cpu:
-        tables |= {"profiles": outcome.profiles(table), "tricks": outcome.tricks(table)}
+        tables |= {"profiles": outcome.profiles(table), "tricks": outcome.tricks(table, outcome.WITHOUT)}
+        tables["tried"] = outcome.tricks(table, outcome.WITH)
     return (PAGE if on_cpu else GPU_PAGE).format(
         date=days, machine=machine(), device=device, python=platform.python_version(), versions=versions, data=data,
         train=n["train"], score=n["score"], repetitions=repetitions, figure=figure_name(device), caption=CAPTION,
@@ -140,14 +141,22 @@ product of two large matrices, which the kit's own kernel takes in the same proc
 
 ## What each trick brings
 
-How many times as long the kit takes without it, all others in place (4x128, context 512); no padding and the prompt
-once are the column "w2s, padded" above. `tests/benchmarks/contenders.py` names them, `w2s/cpu.py` and
-`w2s/packed.py` are where they are.
+How many times as long the kit takes without it, and in brackets how much memory, all others in place (4x128, context
+512); no padding and the prompt once are the column "w2s, padded" above. `tests/benchmarks/tricks.py` names them,
+`w2s/cpu.py` and `w2s/packed.py` are where they are.
 
 {tricks}
 
 A reward asks for one token a text of the last block, its end; SFT, DPO and SimPO ask for most of them, and gain
 little or nothing.
+
+The same with what was tried and is not in the kit: less than 1 would have been faster.
+
+{tried}
+
+Compiled products are MKL's, which the kit's by oneDNN outrun on this processor. Flex attention has no gradient on a
+CPU. Pinned memory, and batches made by a thread while the model computes, can pay on a GPU alone: here each run has one
+core, and has it busy.
 
 ## Memory, and the rest
 
