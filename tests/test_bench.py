@@ -116,9 +116,11 @@ def test_goals_and_profile_by_hand(outcome):
     train = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 10.0], "research loop": [9.0, 2.04]}, dict.fromkeys(ALL, 0.5))
     score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]}, dict.fromkeys(ALL, 0.5))
     train.loc[train["contender"] == "TRL", "memory"] *= 3
+    train["tensors"] = train["contender"].map({"w2s": 30.0, "TRL": 120.0}).where(train["repetition"] == PROFILE)
     table = outcome.summary(pd.concat([train, score.assign(task="score")]))
     found = outcome.goals(table).splitlines()[-1]
-    assert found == "| dpo | 4x128 | 512 | **2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) |"
+    ratios = "**2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) | 0.25 (0.5) |"
+    assert found == f"| dpo | 4x128 | 512 | {ratios}  |"  # tensors in scoring were not measured
     assert outcome.profiles(table).splitlines()[-1] == (
         "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% | 8.0 | 10.7 |"
     )
@@ -205,6 +207,20 @@ def test_the_profile_counts_the_products_of_the_kit(tmp_path):
     assert 0.05 < found["products"] < 0.9 and 0 < found["attention"] < 0.5
     assert found["tokenizing"] > 0 and found["python"] > 0 and sum(found.values()) < 1
     assert found["log_softmax"] == 0  # of reward models
+
+
+def test_what_tensors_take_grows_with_a_block(tmp_path):
+    """Of a block of four times as many texts about four times as much; not what the model itself takes."""
+    import bench
+    import measuring
+
+    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "reward")
+    alike = case.test.loc[[0] * 32].assign(id=range(32))
+    found = []
+    for n in (8, 32):
+        measuring.load("w2s", replace(case, test=alike.head(n)))
+        found.append(measuring.tensors("w2s", case.name, "score")["tensors"])
+    assert 3 < found[1] / found[0] < 4.5
 
 
 def test_losses_that_differ_are_named(outcome, capsys):

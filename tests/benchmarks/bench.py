@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections import ChainMap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import ProcessPoolExecutor
@@ -41,6 +42,7 @@ METHODS, CONTEXTS = ("reward", "sft", "dpo", "simpo"), (512, 128)
 TASKS = ("score", "train")  # in this order, as the kit's process keeps the memory that it once had
 TRAINED, SCORED, BATCH = 64, 128, 32  # pairs
 WARM_UPS = 2  # repetitions that are not timed: in the first ones a process still asks the system for memory
+LOOKS = {"w2s": (measuring.shares, measuring.operations, measuring.tensors), "TRL": (measuring.tensors,)}
 TRICKS_ON = "4x128"  # and the longest context: what each of the kit's tricks brings
 
 
@@ -139,9 +141,10 @@ def measured(case: Case, repetitions: int, one_process: bool) -> Iterator[dict]:
                     n = len(case.train if task == "train" else case.test)
                     kind |= {"contender": name, "repetition": repetition, "pairs": n, "data": case.source}
                     yield kind | row | {"date": date.today().isoformat()}
-            looks = (measuring.shares, measuring.operations)
-            found = [workers["w2s"].submit(look, "w2s", case.name, task).result() for look in looks]
-            yield kind | {"contender": "w2s", "repetition": PROFILE} | found[0] | found[1]
+            for name, looks in LOOKS.items():
+                if name in names[task]:
+                    found = [workers[name].submit(look, name, case.name, task).result() for look in looks]
+                    yield kind | {"contender": name, "repetition": PROFILE} | dict(ChainMap(*found))
         print(f"done: {case.name}", flush=True)
 
 

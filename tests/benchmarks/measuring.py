@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -97,6 +98,24 @@ def operations(name: str, case_name: str, task: str) -> dict[str, float]:
         "flops": float(counted.get_total_flops()),
         "ceiling": ceiling(contender.case.setting.device, contender.case.dtype),
     }
+
+
+def tensors(name: str, case_name: str, task: str) -> dict[str, float]:
+    """In a contender's process: the most memory that a pass's tensors take at once, in MiB; a GPU's is its peak.
+
+    What a process holds is more: memory that was freed stays with it, in pieces.
+    """
+    contender, _ = _loaded[name, case_name]
+    if contender.case.setting.device != "cpu":
+        return {}
+    with quiet():
+        contender.reset()
+        contender.prepare(task)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            getattr(contender, task)()
+    found = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(found, key=lambda event: event.start_ns()))
+    return {"tensors": max(held) / 2**20}
 
 
 @torch.no_grad()

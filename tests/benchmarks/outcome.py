@@ -38,7 +38,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     keys = [*CASE, "contender"]
     table = table.merge(tried.groupby(keys)["memory"].max().rename("memory_mib"), on=keys)
     table = table.merge(groups["outcome"].last().rename("outcome"), on=keys)
-    looked = rows[rows["repetition"] == PROFILE].reindex(columns=[*keys, *SHARES, "flops", "ceiling", "pairs"])
+    looked = rows[rows["repetition"] == PROFILE].reindex(
+        columns=[*keys, *SHARES, "flops", "ceiling", "tensors", "pairs"]
+    )
     table = table.merge(looked, on=keys, how="left")
     table["of_ceiling"] = table["flops"] / table.pop("pairs") * table["pairs_per_s"] / table["ceiling"]
     return table
@@ -115,18 +117,24 @@ def goals(table: pd.DataFrame) -> str:
     """In Markdown: how each case stands to GOALS, SCORING_GOAL and MEMORY_GOAL; what is short of one is in bold."""
     lines = []
     for case, part in table[table["method"].isin(GOALS)].groupby(CASE[:-1], sort=False):
-        ms, memory = (part.pivot(index="contender", columns="task", values=key) for key in ("ms", "memory_mib"))
+        ms, memory, tensors = (
+            part.pivot(index="contender", columns="task", values=key) for key in ("ms", "memory_mib", "tensors")
+        )
         faster, (research, trl) = ms / ms.loc["w2s"], GOALS[case[0]]
-        less = memory.loc["w2s"] / memory.loc["TRL"]
         cells = [
             _against(faster.loc["research loop", "train"], research),
             _against(faster.loc["TRL", "train"], trl),
             _against(faster.loc["research loop", "score"], SCORING_GOAL),
-            *(_against(less[task], MEMORY_GOAL, most=True) for task in ("train", "score")),
+            *(
+                _against(used.loc["w2s", task] / used.loc["TRL", task], MEMORY_GOAL, most=True)
+                for used in (memory, tensors)
+                for task in ("train", "score")
+            ),
         ]
         lines.append([*map(str, case), *cells])
     head = ["training, times the research loop", "training, times TRL", "scoring, times the research loop"]
-    return _markdown([*CASE[:-1], *head, "memory of TRL's, training", "memory of TRL's, scoring"], lines)
+    head += [f"{what} of TRL's, {task}" for what in ("memory", "tensors") for task in ("training", "scoring")]
+    return _markdown([*CASE[:-1], *head], lines)
 
 
 def gpu_goals(table: pd.DataFrame) -> str:
@@ -158,7 +166,9 @@ def peaks(table: pd.DataFrame) -> str:
 
 
 def _against(value: float, goal: float, most: bool = False) -> str:
-    """A ratio and its goal, which is the least it should be, or the most."""
+    """A ratio and its goal, which is the least it should be, or the most; nothing where it was not measured."""
+    if math.isnan(value):
+        return ""
     value = round(value, 2 if goal < 1 else 1)
     met = value <= goal if most else value >= goal
     return f"{value} ({goal})" if met else f"**{value}** ({goal})"
@@ -178,13 +188,13 @@ def profiles(table: pd.DataFrame) -> str:
 
 
 def details(table: pd.DataFrame) -> str:
-    """The rest in Markdown: pairs per second, peak memory, outcome."""
+    """The rest in Markdown: pairs per second, peak memory, that of the pass's tensors, outcome."""
     lines = [
         [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
-         f"{row['outcome']:.5f}"]
+         "" if math.isnan(row["tensors"]) else f"{row['tensors']:.0f}", f"{row['outcome']:.5f}"]
         for row in table.to_dict("records") if not row["contender"].startswith((WITHOUT, WITH))
     ]  # fmt: skip
-    return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "last loss, or mean margin"], lines)
+    return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "of tensors, MiB", "last loss, or mean margin"], lines)
 
 
 def _time(row: dict) -> str:
