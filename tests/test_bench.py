@@ -133,6 +133,13 @@ def test_each_trick_by_hand(outcome):
     table = outcome.summary(pd.concat([train, score]))
     assert outcome.tricks(table, "without ").splitlines()[::2] == ["|  | dpo, train |", "| GELU | 1.50 (1.00) |"]
     assert outcome.tricks(table, "with ").splitlines()[::2] == ["|  | dpo, score |", "| flex | 0.50 (1.00) |"]
+    norms = rows({"w2s": [9.0, 0.2], "with norms": [9.0, 0.4]}, {"w2s": 0.5, "with norms": 0.5})
+    assert outcome.tricks(outcome.summary(pd.concat([norms, score])), "with ").splitlines() == [
+        "|  | dpo, train | dpo, score |",
+        "| --- | --- | --- |",
+        "| norms | 2.00 (1.00) |  |",
+        "| flex |  | 0.50 (1.00) |",
+    ]
     assert not any(name in outcome.as_text(table) + outcome.details(table) for name in ("GELU", "flex"))
     assert outcome.tricks(table[table["contender"] != "with flex"], "with ") == "Not measured."
 

@@ -107,10 +107,10 @@ def tricks(table: pd.DataFrame, prefix: str) -> str:
     own = table[table["contender"] == "w2s"].merge(changed[CASE].drop_duplicates()).set_index(keys)
     lines = []
     for name, part in changed.groupby("contender", sort=False):
-        found = part.set_index(keys)[["ms", "memory_mib"]] / own[["ms", "memory_mib"]]
+        found = part.set_index(keys).reindex(own.index)[["ms", "memory_mib"]] / own[["ms", "memory_mib"]]
         cells = ["" if math.isnan(x.ms) else f"{x.ms:.2f} ({x.memory_mib:.2f})" for x in found.itertuples()]
         lines.append([name.removeprefix(prefix), *cells])
-    return _markdown(["", *map(", ".join, found.index)], lines)
+    return _markdown(["", *map(", ".join, own.index)], lines)
 
 
 def goals(table: pd.DataFrame) -> str:

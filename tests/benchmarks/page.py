@@ -157,7 +157,7 @@ The same with what was tried and is not in the kit: less than 1 would have been 
 
 {tried}
 
-Compiled products are MKL's, which the kit's by oneDNN outrun on this processor. Flex attention has no gradient on a
+What torch.compile makes of an MLP multiplies in PyTorch's own way, not by oneDNN. Flex attention has no gradient on a
 CPU. Pinned memory, and batches made by a thread while the model computes, can pay on a GPU alone: here each run has one
 core, and has it busy.
 
