@@ -119,7 +119,7 @@ def test_goals_and_profile_by_hand(outcome):
     train["tensors"] = train["contender"].map({"w2s": 30.0, "TRL": 120.0}).where(train["repetition"] == PROFILE)
     table = outcome.summary(pd.concat([train, score.assign(task="score")]))
     found = outcome.goals(table).splitlines()[-1]
-    ratios = "**2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) | 0.25 (0.5) |"
+    ratios = "**2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) | 0.25 |"
     assert found == f"| dpo | 4x128 | 512 | {ratios}  |"  # tensors in scoring were not measured
     assert outcome.profiles(table).splitlines()[-1] == (
         "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% | 8.0 | 10.7 |"

@@ -115,7 +115,7 @@ def tricks(table: pd.DataFrame, prefix: str) -> str:
 
 def goals(table: pd.DataFrame) -> str:
     """In Markdown: how each case stands to GOALS, SCORING_GOAL and MEMORY_GOAL; what is short of one is in bold."""
-    lines = []
+    lines, tasks = [], ("train", "score")
     for case, part in table[table["method"].isin(GOALS)].groupby(CASE[:-1], sort=False):
         ms, memory, tensors = (
             part.pivot(index="contender", columns="task", values=key) for key in ("ms", "memory_mib", "tensors")
@@ -125,11 +125,8 @@ def goals(table: pd.DataFrame) -> str:
             _against(faster.loc["research loop", "train"], research),
             _against(faster.loc["TRL", "train"], trl),
             _against(faster.loc["research loop", "score"], SCORING_GOAL),
-            *(
-                _against(used.loc["w2s", task] / used.loc["TRL", task], MEMORY_GOAL, most=True)
-                for used in (memory, tensors)
-                for task in ("train", "score")
-            ),
+            *(_against(memory.loc["w2s", task] / memory.loc["TRL", task], MEMORY_GOAL, most=True) for task in tasks),
+            *(_filled(tensors.loc["w2s", task] / tensors.loc["TRL", task], ".2f") for task in tasks),
         ]
         lines.append([*map(str, case), *cells])
     head = ["training, times the research loop", "training, times TRL", "scoring, times the research loop"]
@@ -166,12 +163,15 @@ def peaks(table: pd.DataFrame) -> str:
 
 
 def _against(value: float, goal: float, most: bool = False) -> str:
-    """A ratio and its goal, which is the least it should be, or the most; nothing where it was not measured."""
-    if math.isnan(value):
-        return ""
+    """A ratio and its goal, which is the least it should be, or the most."""
     value = round(value, 2 if goal < 1 else 1)
     met = value <= goal if most else value >= goal
     return f"{value} ({goal})" if met else f"**{value}** ({goal})"
+
+
+def _filled(value: float, how: str) -> str:
+    """A number in the format `how`; nothing where it was not measured."""
+    return "" if math.isnan(value) else format(value, how)
 
 
 def profiles(table: pd.DataFrame) -> str:
@@ -191,7 +191,7 @@ def details(table: pd.DataFrame) -> str:
     """The rest in Markdown: pairs per second, peak memory, that of the pass's tensors, outcome."""
     lines = [
         [*(str(row[key]) for key in (*CASE, "contender")), f"{row['pairs_per_s']:.0f}", f"{row['memory_mib']:.0f}",
-         "" if math.isnan(row["tensors"]) else f"{row['tensors']:.0f}", f"{row['outcome']:.5f}"]
+         _filled(row["tensors"], ".0f"), f"{row['outcome']:.5f}"]
         for row in table.to_dict("records") if not row["contender"].startswith((WITHOUT, WITH))
     ]  # fmt: skip
     return _markdown([*CASE, "contender", "pairs/s", "peak MiB", "of tensors, MiB", "last loss, or mean margin"], lines)

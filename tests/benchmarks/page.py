@@ -133,9 +133,9 @@ products and a softmax is slower), and DPO has those of its reference besides.
 
 At context 128 the others lose less: their batches have less padding. Memory is that of the process, as above;
 tensors are the most that a pass makes and holds at once, without what the process keeps of freed memory in pieces too
-small for the next tensor (without "memory kept" below it is less, and slower). The kit's tensors follow from
-`tokens_per_batch`, 4,096 here in training and twice that in scoring, TRL's from its 8 pairs, at context 128 at most
-2,048 tokens.
+small for the next tensor (without "memory kept", below, that is mostly less, and the pass slower). The kit's tensors
+follow from `tokens_per_batch`, 4,096 here in training and twice that in scoring, TRL's from its 8 pairs, at context
+128 at most 2,048 tokens.
 
 Operations of matrix products and attention (a causal one counted whole), and their rate as a share of the rate of one
 product of two large matrices, which the kit's own kernel takes in the same process:
