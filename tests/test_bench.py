@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pandas as pd
@@ -148,13 +149,31 @@ def test_cases_measured_before_stay(outcome, tmp_path):
     """A case that is measured again loses its earlier rows, all of them."""
     old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, dict.fromkeys(NAMES, 0.5))
     old = pd.concat([old, old.assign(method="reward")], ignore_index=True)
-    assert outcome.with_earlier(old, tmp_path).equals(old)
+    assert outcome.replaced(outcome.earlier(tmp_path), old).equals(old)
     (tmp_path / "tables").mkdir()
     old.to_parquet(tmp_path / "tables" / "benchmark_rows.parquet")
     new = rows({"w2s": [2.0, 2.0]}, dict.fromkeys(NAMES, 0.5))
-    both = outcome.with_earlier(new, tmp_path)
+    both = outcome.replaced(outcome.earlier(tmp_path), new)
     assert set(both[both["method"] == "reward"]["contender"]) == {"w2s", "TRL"}
     assert both[both["method"] == "dpo"]["seconds"].dropna().tolist() == [2.0, 2.0]
+
+
+def test_a_contender_that_is_killed_costs_its_case_alone(tmp_path, capsys, monkeypatch):
+    """The cases before it are in the table."""
+    import bench
+
+    def measured(case, *_):
+        if case.method == "simpo":
+            raise BrokenProcessPool("killed")
+        found = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]}, {"w2s": 0.5, "TRL": 0.5})
+        yield from found.assign(method=case.method).to_dict("records")
+
+    monkeypatch.setattr(bench, "measured", measured)
+    monkeypatch.setattr(bench.os, "sched_setaffinity", lambda *_: None, raising=False)
+    monkeypatch.setattr(bench.os, "environ", dict(bench.os.environ))
+    assert bench.main(["reward", "simpo", "--quick", "--to", str(tmp_path)]) == 2
+    assert "simpo 2x16 128: a contender's process was killed" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "tables" / "benchmark.csv")["method"]) == {"reward"}
 
 
 def test_a_trick_is_something_that_the_kit_has():

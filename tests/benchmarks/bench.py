@@ -18,7 +18,7 @@ import tempfile
 from collections import ChainMap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -47,7 +47,7 @@ TRICKS_ON = "4x128"  # and the longest context: what each of the kit's tricks br
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and write; returns 0, 1 where contenders disagree on a loss, 2 for wrong input."""
+    """Measure, and write after each case; returns 0, 1 where contenders disagree on a loss, 2 for wrong input."""
     args = _parser().parse_args(argv)
     os.environ |= SETTINGS
     setting = GPU if args.device == "cuda" else CPU
@@ -60,9 +60,18 @@ def main(argv: list[str] | None = None) -> int:
         except (ParameterError, ValueError) as error:
             print(f"w2s bench: {error}", file=sys.stderr)
             return 2
-        made = [row for case in cases for row in measured(case, 1 if args.quick else args.repetitions, args.quick)]
-    rows = pd.DataFrame(made) if args.quick else outcome.with_earlier(pd.DataFrame(made), args.to)
-    page.write(rows, args.to, docs=args.write_docs)
+        rows = pd.DataFrame() if args.quick else outcome.earlier(args.to)
+        for case in cases:
+            try:
+                found = list(measured(case, 1 if args.quick else args.repetitions, args.quick))
+            except BrokenProcessPool:
+                print(f"w2s bench: {case.name}: a contender's process was killed, most likely for want of memory; "
+                      "measure this case alone or on a larger machine", file=sys.stderr)  # fmt: skip
+                return 2
+            rows = outcome.replaced(rows, pd.DataFrame(found))
+            page.write(rows, args.to)
+    if args.write_docs:
+        page.write(rows, args.to, docs=True)
     return outcome.report(rows)
 
 

@@ -46,14 +46,19 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def with_earlier(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The rows, and those of other cases or devices that an earlier call left in the folder."""
+def earlier(folder: Path) -> pd.DataFrame:
+    """The rows that an earlier call left in the folder."""
     path = folder / "tables" / "benchmark_rows.parquet"
-    if not path.exists():
-        return rows
-    earlier, case = pd.read_parquet(path), [*WHERE, *CASE[:-1]]
-    new = earlier[case].apply(tuple, axis=1).isin(rows[case].apply(tuple, axis=1))
-    return pd.concat([earlier[~new], rows], ignore_index=True)
+    return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+
+
+def replaced(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Rows with new ones, in the place of those of the same cases and devices."""
+    if rows.empty:
+        return new
+    case = [*WHERE, *CASE[:-1]]
+    old = rows[case].apply(tuple, axis=1).isin(new[case].apply(tuple, axis=1))
+    return pd.concat([rows[~old], new], ignore_index=True)
 
 
 def parts(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
