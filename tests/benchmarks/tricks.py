@@ -14,12 +14,13 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from w2s import batches, cpu, models, packed, predict
+from w2s import batches, cpu, models, predict
+from w2s import packed as packed_rows
 from w2s.batches import Layout
 
 
 def _attend_everywhere(module, query, key, value, row: Layout, **options):
-    return packed.attend(module, query, key, value, None, replace(row, ends=None), **options)
+    return packed_rows.attend(module, query, key, value, None, replace(row, ends=None), **options)
 
 
 # What each does without: module, name, what stands there instead, before the model is loaded.
@@ -27,8 +28,8 @@ TRICKS = {
     "products by oneDNN": (cpu, "_multiply_by_onednn", lambda: None),
     "memory kept": (cpu, "KEEP_MEMORY", {}),
     "attention in groups of one length": (batches, "ALIKE", 0.0),
-    "the last block at the wanted tokens": (packed, "LastBlock", lambda block: None),
-    "its attention at the ends of texts": (packed, "_attend_at_ends", _attend_everywhere),
+    "the last block at the wanted tokens": (packed_rows, "LastBlock", lambda block: None),
+    "its attention at the ends of texts": (packed_rows, "_attend_at_ends", _attend_everywhere),
     "GELU in one kernel": (models, "GELU", {}),
 }
 
@@ -51,7 +52,7 @@ def _over_the_row(masked: Callable[[Layout], object], attention: Callable) -> Ca
             last[:] = packed, masked(packed)
         return attention(query, key, value, last[1]).transpose(1, 2), None
 
-    return lambda model: AttentionInterface.register(packed.NAME, attend)
+    return lambda model: AttentionInterface.register(packed_rows.NAME, attend)
 
 
 def _block_mask(row: Layout):
