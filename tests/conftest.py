@@ -14,8 +14,9 @@ import torch
 from matplotlib.axes import Axes
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from w2s import figures, zoo
+from w2s import zoo
 from w2s.params import StudyParams
+from w2s.report import style
 from w2s.study import Study
 
 SMALL = {"n_gt": 48, "n_w2s": 48, "n_helpful": 32, "n_validation": 16, "n_test": 40}
@@ -99,6 +100,6 @@ def assert_own_axes(draw) -> None:
 
 def assert_same_picture(draw, folder: Path, name: str) -> None:
     """Drawing and saving twice gives the same bytes."""
-    png, svg = zip(*(figures.save(draw(), folder / part, name) for part in "ab"))
+    png, svg = zip(*(style.save(draw(), folder / part, name) for part in "ab"))
     for one, two in (png, svg):
         assert one.read_bytes() == two.read_bytes() and one.stat().st_size > 1000

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from w2s import models, objectives, runspec
+from w2s import models, train
 from w2s.batches import PairTexts, encode
 from w2s.predict import predict, predict_logps
+from w2s.spec import RunSpec
 from w2s.world import World
 
 disable_progress_bars()
@@ -73,14 +74,14 @@ def step(trainer, model) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {key: p.grad for key, p in model.named_parameters()}
 
 
-def own_step(spec: runspec.RunSpec, model, tokenizer, reference=None) -> tuple[float, dict[str, torch.Tensor]]:
+def own_step(spec: RunSpec, model, tokenizer, reference=None) -> tuple[float, dict[str, torch.Tensor]]:
     """The same of the kit, in blocks of a few texts."""
-    texts = objectives.training_texts(spec, PAIRS, tokenizer)
+    texts = train.training_texts(spec, PAIRS, tokenizer)
     if spec.method == "reward":
-        objective = objectives.training_objective(spec, PAIRS, Path(), CPU)
+        objective = train.training_objective(spec, PAIRS, Path(), CPU)
     else:
         reference = np.zeros(len(PAIRS)) if reference is None else reference
-        objective = objectives.preference_objective(spec, PAIRS, reference, CPU)
+        objective = train.preference_objective(spec, PAIRS, reference, CPU)
     total = 0.0
     for batch in texts.batches(np.arange(len(PAIRS)), 150):
         loss = objective(model.train(), batch).sum() / len(PAIRS)

@@ -37,13 +37,15 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from w2s import models, objectives, runs, zoo
+from w2s import models, train, zoo
 from w2s.batches import PairTexts, encode
 from w2s.losses import response_logps
+from w2s.models import autocast
 from w2s.params import Lora, ParameterError
 from w2s.predict import predict, predict_logps, text_logps
-from w2s.runspec import RunSpec
-from w2s.train import Schedule, autocast, fit
+from w2s.runs import execute
+from w2s.spec import RunSpec
+from w2s.train import Schedule, fit
 from w2s.world import World
 
 CPU, LORA, LENGTH = torch.device("cpu"), Lora(rank=2, alpha=4), 96
@@ -218,10 +220,10 @@ def objective_of(spec: RunSpec, model, tokenizer):
     """The run's texts and its objective; the model as it is now is DPO's reference."""
     if spec.method == "dpo":
         table = predict_logps(model, PAIRS, tokenizer, LENGTH, 10_000)
-        objective = objectives.preference_objective(spec, PAIRS, table.chosen_logp - table.rejected_logp, CPU)
+        objective = train.preference_objective(spec, PAIRS, table.chosen_logp - table.rejected_logp, CPU)
     else:
-        objective = objectives.training_objective(spec, PAIRS, Path(), CPU)
-    return objectives.training_texts(spec, PAIRS, tokenizer), objective
+        objective = train.training_objective(spec, PAIRS, Path(), CPU)
+    return train.training_texts(spec, PAIRS, tokenizer), objective
 
 
 def scores(method: str, model, tokenizer, tokens: int = 10_000, dtype: torch.dtype = torch.float32) -> np.ndarray:
@@ -398,7 +400,7 @@ def test_saved_and_reloaded_scores_are_the_same(name, method, lora, tokenizer, t
         fit(model, texts.steps(len(PAIRS), 1, 10_000, seed=0), objective, Schedule(1e-2), 1)
         folder, before = tmp_path / str(round_), scores(method, model, tokenizer)
         model.save(folder) if method == "reward" else models.save(model, folder)
-        model = runs.load_model(spec_of(method, str(folder), lora), Path())
+        model = execute.load_model(spec_of(method, str(folder), lora), Path())
         np.testing.assert_allclose(scores(method, model, tokenizer), before, atol=1e-6)
         assert {key for key, p in model.named_parameters() if p.requires_grad} == {
             key for key, _ in model.named_parameters() if lora is None or is_adapter(key)
@@ -415,12 +417,12 @@ def test_saved_and_reloaded_scores_are_the_same(name, method, lora, tokenizer, t
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
 def test_a_run_goes_on_from_its_warm_start(name, lora, tokenizer, tmp_path):
     start = spec_of("sft", name, lora)
-    model = runs.load_model(start, tmp_path)
+    model = execute.load_model(start, tmp_path)
     texts, objective = objective_of(start, model, tokenizer)
     fit(model, texts.steps(len(PAIRS), 1, 10_000, seed=0), objective, Schedule(1e-2), 1)
     models.save(model, tmp_path / "runs" / start.name / "model")
     spec = replace(spec_of("dpo", name, lora), start=start)
-    policy = runs.load_model(spec, tmp_path)
+    policy = execute.load_model(spec, tmp_path)
     np.testing.assert_allclose(scores("dpo", policy, tokenizer), scores("dpo", model, tokenizer), atol=1e-6)
     texts, objective = objective_of(spec, model, tokenizer)
     batch = texts.batch(np.arange(len(PAIRS)))
@@ -440,7 +442,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, method, lora, tok
     gradients, calls = [], []
     texts, objective = objective_of(spec_of(method, name), load(method, name), tokenizer)
     for checkpointing in (False, True):
-        model = runs.load_model(
+        model = execute.load_model(
             replace(spec_of(method, name, lora), gradient_checkpointing=checkpointing), Path()
         ).train()
         inner = next(m for key, m in model.named_modules() if ".1." in key and isinstance(m, nn.Linear | Conv1D))
@@ -560,7 +562,7 @@ def test_adapters_stay_exact_over_a_bfloat16_base(plain, method, tmp_path):
         if is_adapter(key):
             nn.init.normal_(parameter.data)
     model.save(tmp_path / "adapters") if method == "reward" else models.save(model, tmp_path / "adapters")
-    again = runs.load_model(replace(spec_of(method, str(tmp_path / "adapters"), LORA), dtype="bfloat16"), Path())
+    again = execute.load_model(replace(spec_of(method, str(tmp_path / "adapters"), LORA), dtype="bfloat16"), Path())
     kept = dict(model.named_parameters())
     assert all(torch.equal(p, kept[key]) and p.dtype == kept[key].dtype for key, p in again.named_parameters())
     assert {p.dtype for p in again.parameters()} == {torch.float32, torch.bfloat16}

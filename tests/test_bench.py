@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from w2s import batches, cli, packed, predict
+from w2s import batches, predict
+from w2s.app import cli
+from w2s.fast import packed
 from w2s.params import HOME, ParameterError
 
 
@@ -335,7 +337,7 @@ def test_a_gpu_that_is_not_there(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     done = subprocess.run(
-        [sys.executable, "-m", "w2s.cli", "bench", "--device", "cuda", "--to", str(tmp_path)],
+        [sys.executable, "-m", "w2s.app.cli", "bench", "--device", "cuda", "--to", str(tmp_path)],
         capture_output=True,
         text=True,
     )

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from test_pooled import runs_of, seeded
 
-from w2s import browser
+from w2s import zoo
+from w2s.report import browser
 from w2s.world import World
 
 EVIL = "<script>alert(1)</script>"
@@ -110,11 +111,11 @@ def test_hidden_texts_do_not_stand_anywhere_on_the_page(table, pairs):
 
 def test_texts_come_from_the_study_or_the_world_or_not_at_all(tmp_path, pairs):
     ids = World().pairs("test", 6)["id"]
-    made, why = browser.pair_texts(tmp_path, "pocket", np.repeat(ids[::-1], 2))
+    made, why = zoo.pair_texts(tmp_path, "pocket", np.repeat(ids[::-1], 2))
     assert why == "" and made["id"].tolist() == list(ids)
-    assert browser.pair_texts(tmp_path, "hh", ids) == (None, browser.pair_texts(tmp_path, "hh", ids)[1])
-    assert "run notebook 03" in browser.pair_texts(tmp_path, "hh", ids)[1]
+    assert zoo.pair_texts(tmp_path, "hh", ids) == (None, zoo.pair_texts(tmp_path, "hh", ids)[1])
+    assert "run notebook 03" in zoo.pair_texts(tmp_path, "hh", ids)[1]
     (tmp_path / "tables").mkdir()
     pairs.to_parquet(tmp_path / "tables" / "test_pairs.parquet")
-    assert "other pairs" in browser.pair_texts(tmp_path, "pocket", ids)[1]
-    assert browser.pair_texts(tmp_path, "hh", pairs["id"])[1] == ""
+    assert "other pairs" in zoo.pair_texts(tmp_path, "pocket", ids)[1]
+    assert zoo.pair_texts(tmp_path, "hh", pairs["id"])[1] == ""

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from w2s import checks, deception, intervals
+from w2s import deception, intervals
+from w2s.course import checks
 from w2s.data import training_pairs
 from w2s.losses import explicit_conflict_loss, reward_loss
 from w2s.params import HOME

@@ -15,8 +15,10 @@ import pytest
 import yaml
 from conftest import small_params
 
-from w2s import cli, headless, report, runs
+from w2s.app import cli, headless
 from w2s.params import ParameterError
+from w2s.report import html
+from w2s.runs import execute
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, c
         ran.append((Path(source).name[:2], "12 runs to train, 12 wanted: about" in "".join(out)))
 
     monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
-    monkeypatch.setattr(report, "write_report", lambda params: "report.html")
+    monkeypatch.setattr(html, "write_report", lambda params: "report.html")
     assert cli.main(["run", str(small_file(tiny_models, tmp_path))]) == 0
     assert ran == [("01", False), ("02", True), ("03", True), ("04", True), ("05", True)]
 
@@ -152,7 +154,7 @@ def test_the_process_of_the_forecast_ends_with_the_forecast_or_with_the_block(tm
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Ctrl-C does")
 def test_an_interrupted_forecast(tiny_models, tmp_path):
     """The status is 130 also where a model is being tried at that moment."""
-    command = [sys.executable, "-m", "w2s.cli", "run", str(small_file(tiny_models, tmp_path))]
+    command = [sys.executable, "-m", "w2s.app.cli", "run", str(small_file(tiny_models, tmp_path))]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **streams, start_new_session=True) as run:
         while "01_data_conflict" not in run.stdout.readline():
@@ -166,7 +168,7 @@ def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
     from w2s.study import Study
 
     file, study = small_file(tiny_models, tmp_path), Study.open(small_params(tiny_models, tmp_path))
-    runs.execute(study.gold(tiny_models[0], 0), study.root)
+    execute.execute(study.gold(tiny_models[0], 0), study.root)
     assert cli.main(["status", str(file)]) == 0
     out = capsys.readouterr().out
     assert out.count("to do") == 11 and f"1 of 12 runs are in {tmp_path / 'runs'}" in out

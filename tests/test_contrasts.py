@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from w2s import contrasts
-from w2s.pooled import pooled_table
+from w2s.analysis import controls
+from w2s.analysis.pooled import pooled_table
+from w2s.report import sentences_extensions
 
 # Ten test pairs: what each made-up run gives to the truly preferred response.
 N = 10
@@ -30,7 +31,7 @@ ROWS = pd.DataFrame([row("one", "weak"), row("two", "gold"), row("same", "shuffl
 
 
 def test_counts_by_hand():
-    counts = contrasts.count(ROWS, CHANCES)
+    counts = controls.count_controls(ROWS, CHANCES)
     assert counts.indicators["tax"].sum(axis=1).tolist() == [4, 3, 4]
     assert counts.indicators["blind_tax"].sum(axis=1).tolist() == [4, 2, 4]  # blind: the first eight pairs
     table = pooled_table(counts, ["labels", "conflict"], bootstrap=100).set_index("labels")
@@ -41,27 +42,27 @@ def test_counts_by_hand():
 
 def test_what_cannot_be_counted_is_named():
     with pytest.raises(ValueError, match="^rows: no control"):
-        contrasts.count(ROWS.head(0), CHANCES)
+        controls.count_controls(ROWS.head(0), CHANCES)
     with pytest.raises(ValueError, match="^run absent: it lacks predictions"):
-        contrasts.count(pd.DataFrame([row("absent", "weak")]), CHANCES)
+        controls.count_controls(pd.DataFrame([row("absent", "weak")]), CHANCES)
     with pytest.raises(ValueError, match="^run one: it lacks predictions"):
-        contrasts.count(ROWS, CHANCES.assign(one=CHANCES["one"].where(CHANCES.index != "test-3")))
+        controls.count_controls(ROWS, CHANCES.assign(one=CHANCES["one"].where(CHANCES.index != "test-3")))
 
 
 def test_a_difference_is_taken_on_the_same_pairs():
-    counts = contrasts.count(ROWS, CHANCES)
+    counts = controls.count_controls(ROWS, CHANCES)
     weak, gold, shuffled = ({"labels": k, "conflict": "explicit"} for k in ("weak", "gold", "shuffled"))
-    found = contrasts.tax_difference(counts, weak, gold, 500)
+    found = controls.tax_difference(counts, weak, gold, 500)
     assert found["estimate"] == pytest.approx(0.1) and found["low"] < 0 < found["high"] and found["seeds"] == 1
     # The same tax on the same pairs: in every sample the difference is 0, whatever pairs are drawn.
-    same = contrasts.tax_difference(counts, weak, shuffled, 500)
+    same = controls.tax_difference(counts, weak, shuffled, 500)
     assert (same["estimate"], same["low"], same["high"]) == (0, 0, 0)
 
 
 def test_a_difference_over_seeds_is_their_mean():
     rows = pd.DataFrame([row("one", "weak", 0), row("two", "weak", 1), row("two", "gold", 0), row("two", "gold", 1)])
     weak, gold = ({"labels": k, "conflict": "explicit"} for k in ("weak", "gold"))
-    found = contrasts.tax_difference(contrasts.count(rows, CHANCES), weak, gold, 500)
+    found = controls.tax_difference(controls.count_controls(rows, CHANCES), weak, gold, 500)
     assert found["estimate"] == pytest.approx((0.1 + 0) / 2) and found["seeds"] == 2
 
 
@@ -92,7 +93,7 @@ def pooled_row(**values):
 def test_the_answer_follows_the_intervals(gold, shuffled, words):
     settings = pd.DataFrame([pooled_row(labels="weak"), pooled_row(labels="random", reference_accuracy=0.51)])
     rows = [told(*gold, conflict="explicit", less="gold"), told(*shuffled, conflict="explicit", less="shuffled")]
-    tax, answer = contrasts.label_lines(settings, pd.DataFrame(rows), "a -> b")
+    tax, answer = sentences_extensions.label_lines(settings, pd.DataFrame(rows), "a -> b")
     assert "0.12 [0.07, 0.17] with weak labels" in tax and "a -> b, 3 seeds" in tax
     assert "its tax is noise: random)" in tax and "noise: weak" not in tax
     assert all(part in answer for part in words), answer
@@ -100,8 +101,8 @@ def test_the_answer_follows_the_intervals(gold, shuffled, words):
 
 def test_no_reference_at_chance_no_word_of_it():
     settings = pd.DataFrame([pooled_row(labels="weak")])
-    rows = [told(0.2, 0.1, 0.3, conflict="explicit", less=less) for less in contrasts.WEAK_LESS]
-    assert "chance" not in contrasts.label_lines(settings, pd.DataFrame(rows), "a -> b")[0]
+    rows = [told(0.2, 0.1, 0.3, conflict="explicit", less=less) for less in sentences_extensions.WEAK_LESS]
+    assert "chance" not in sentences_extensions.label_lines(settings, pd.DataFrame(rows), "a -> b")[0]
 
 
 @pytest.mark.parametrize(
@@ -115,14 +116,14 @@ def test_no_reference_at_chance_no_word_of_it():
     ],
 )
 def test_the_score_without_conflict(values, words):
-    line = contrasts.calm_line(pooled_row(**values), "a -> b")
+    line = sentences_extensions.no_conflict_line(pooled_row(**values), "a -> b")
     assert words in line and "loses 0.12 [0.07, 0.17] of the test pairs by weak supervision alone" in line
 
 
 def test_whether_the_tax_rises_with_the_strength():
     step = {"conflict": "explicit", "measure": "in alpha", "smallest": 0.0, "largest": 2.0}
     rows = [told(0.8, 0.7, 0.9, labels="weak", **step), told(0.0, -0.1, 0.1, labels="gold", **step)]
-    (line,) = contrasts.strength_lines(pd.DataFrame(rows), "a -> b")
+    (line,) = sentences_extensions.strength_lines(pd.DataFrame(rows), "a -> b")
     assert "from 0 to 2 in alpha" in line and "0.800 [0.700, 0.900] with weak labels (it rises)" in line
     assert "with gold labels (a change is not supported in this study)" in line
 
@@ -133,7 +134,7 @@ def test_whether_the_tax_rises_with_the_strength():
 def test_without_a_gap_or_a_ceiling_exchanged_roles_say_nothing(gap, ceiling, silent):
     names = {"target": "helpful", "conflicting": "harmless", "gap": gap, "ceiling_accuracy": ceiling}
     table = pd.DataFrame([pooled_row(**names, conflict="none"), pooled_row(**names)])
-    lines = contrasts.swapped_lines(table, "a -> b")
+    lines = sentences_extensions.swapped_lines(table, "a -> b")
     assert len(lines) == 1 and "target helpful, conflict harmless" in lines[0] and "has 0.60 of the test" in lines[0]
     assert ("this control says nothing" in lines[0]) == silent and ("Deception Score" in lines[0]) != silent
 
@@ -147,11 +148,11 @@ def test_a_mute_ceiling_and_a_student_at_chance_are_warnings_of_their_seed():
             ("weak", "none", 0, 0.8), ("weak", "none", 1, 0.51), ("weak", "explicit", 0, 0.1), ("gold", "none", 0, 0.5)
         )
     ]  # fmt: skip
-    ceiling, student = contrasts.warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
+    ceiling, student = sentences_extensions.control_warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
     assert ceiling.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
     assert student.startswith("Warning: seed 1: the student with weak labels and no conflict (accuracy 0.51)")
 
 
 def test_coverage_names_the_seeds():
-    assert "not the randomness of training" in contrasts.coverage([4])
-    assert "3 seeds" in contrasts.coverage([1, 2, 3])
+    assert "not the randomness of training" in sentences_extensions.coverage([4])
+    assert "3 seeds" in sentences_extensions.coverage([1, 2, 3])

@@ -7,24 +7,28 @@ import pandas as pd
 import pytest
 from conftest import small_params, texts
 
-from w2s import checks, estimate, files, labelling, plots_extensions, store
+from w2s import files
+from w2s.course import checks
 from w2s.models import RewardModel, load_tokenizer
 from w2s.params import ParameterError
 from w2s.predict import predict
+from w2s.report import plots_extensions
+from w2s.runs import cluster, estimate, store
+from w2s.runs.labels import labelled_pairs, relabelled, weak_labels
 from w2s.study import LABELS, Study
 
 
 def test_shuffled_labels_are_the_same_numbers_elsewhere():
     label = np.linspace(0.1, 0.9, 200)
-    shuffled = labelling.relabelled(label, "shuffled", seed=1)
+    shuffled = relabelled(label, "shuffled", seed=1)
     assert sorted(shuffled) == sorted(label) and (shuffled != label).mean() > 0.9
-    np.testing.assert_array_equal(shuffled, labelling.relabelled(label, "shuffled", seed=1))
-    assert not np.array_equal(shuffled, labelling.relabelled(label, "shuffled", seed=2))
+    np.testing.assert_array_equal(shuffled, relabelled(label, "shuffled", seed=1))
+    assert not np.array_equal(shuffled, relabelled(label, "shuffled", seed=2))
 
 
 def test_random_labels_say_nothing_on_average():
     label = np.full(4000, 0.9)
-    turned = labelling.relabelled(label, "random", seed=0)
+    turned = relabelled(label, "random", seed=0)
     assert set(np.round(turned, 6)) == {0.1, 0.9} and abs(turned.mean() - 0.5) < 0.03
 
 
@@ -43,19 +47,17 @@ def test_each_kind_of_labels_is_a_run_of_its_own(tiny_models, tmp_path, method):
 
 def test_gold_labels_are_all_one_and_own_labels_are_the_ceilings(small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
-    small_study.train(small_study.gold_runs([weak, strong]))
-    label = {
-        k: labelling.labelled_pairs(small_study.control(weak, strong, k, "none", 0), small_study.root) for k in LABELS
-    }
+    cluster.results(small_study, small_study.gold_runs([weak, strong]))
+    label = {k: labelled_pairs(small_study.control(weak, strong, k, "none", 0), small_study.root) for k in LABELS}
     assert (label["gold"]["label"] == 1).all()
-    own = labelling.weak_labels(small_study.gold(strong, 0), small_study.root, "w2s")
+    own = weak_labels(small_study.gold(strong, 0), small_study.root, "w2s")
     np.testing.assert_array_equal(label["own"]["label"], own["weak_label"])
     assert sorted(label["shuffled"]["label"]) == sorted(label["weak"]["label"])
 
 
 def test_without_training_the_unit_is_fresh(small_study):
     strong = small_study.params.strong_models[-1]
-    table = small_study.train({small_study.untrained(strong, 0): {}})
+    table = cluster.results(small_study, {small_study.untrained(strong, 0): {}})
     model, tokenizer = RewardModel.load(strong, seed=0), load_tokenizer(strong)
     expected = predict(model, small_study.data.test, tokenizer, 128, 10_000).set_index("id")["margin"]
     found = table[table["split"] == "test"].set_index("id")["margin"]
@@ -68,7 +70,7 @@ def test_a_conflict_of_strength_zero_changes_nothing(small_study):
         small_study.control(weak, strong, "gold", conflict, 0, strength)
         for conflict, strength in (("none", None), ("explicit", 0.0))
     )
-    small_study.train({calm: {}, zero: {}})
+    cluster.results(small_study, {calm: {}, zero: {}})
     a, b = (store.load_predictions(spec, small_study.root).query("split == 'test'") for spec in (calm, zero))
     np.testing.assert_array_equal(a["margin"], b["margin"])
 
@@ -77,11 +79,11 @@ def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study):
     """Labels of a teacher that is sure and right everywhere: the student is the gold-trained model, bit for bit."""
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
     teacher = small_study.gold(weak, 0)
-    small_study.train({teacher: {}})
+    cluster.results(small_study, {teacher: {}})
     labels = store.load_predictions(teacher, small_study.root).assign(probability=1.0, margin=100.0, correct=True)
     files.write_table(small_study.root / "runs" / teacher.name / "predictions.parquet", labels)
     student, ceiling = (small_study.control(weak, strong, labels, "none", 0) for labels in ("weak", "gold"))
-    small_study.train({student: {}, ceiling: {}})
+    cluster.results(small_study, {student: {}, ceiling: {}})
     a, b = (store.load_predictions(spec, small_study.root).set_index(["split", "id"]) for spec in (student, ceiling))
     assert student.teacher == teacher and ceiling.teacher is None
     pd.testing.assert_series_equal(a["margin"], b["margin"].reindex(a.index), check_exact=True)
@@ -93,15 +95,15 @@ def test_no_pairs_of_the_conflict_are_no_conflict(tiny_models, tmp_path, method)
     weak, strong = study.params.weak_models[0], study.params.strong_models[-1]
     calm = study.control(weak, strong, "weak", "none", 0)
     zero = study.control(weak, strong, "weak", "implicit", 0, helpful=study.helpful_pairs(0))
-    study.train({study.gold(weak, 0): {}, calm: {}, zero: {}})
-    assert calm.name != zero.name and labelling.labelled_pairs(zero, study.root)["target"].all()
+    cluster.results(study, {study.gold(weak, 0): {}, calm: {}, zero: {}})
+    assert calm.name != zero.name and labelled_pairs(zero, study.root)["target"].all()
     a, b = (store.load_predictions(spec, study.root).query("split == 'test'") for spec in (calm, zero))
     np.testing.assert_array_equal(a["margin"], b["margin"])
 
 
 def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
-    small_study.train(small_study.gold_runs([weak]))
+    cluster.results(small_study, small_study.gold_runs([weak]))
     specs = {
         times: small_study.control(weak, strong, "weak", "implicit", 0, helpful=small_study.helpful_pairs(times))
         for times in (0.25, 1, 2)
@@ -110,7 +112,7 @@ def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(small_study
     assert {spec.teacher.name for spec in specs.values()} == {small_study.gold(weak, 0).name}
     assert len({spec.name for spec in specs.values()}) == 3
     added = {
-        times: labelling.labelled_pairs(spec, small_study.root).query("not target").reset_index(drop=True)
+        times: labelled_pairs(spec, small_study.root).query("not target").reset_index(drop=True)
         for times, spec in specs.items()
     }
     assert {times: len(pairs) for times, pairs in added.items()} == {0.25: 8, 1: 32, 2: 64}
@@ -128,7 +130,7 @@ def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(tiny_models, tm
         study.control(strong, strong, "gold", "implicit", 0, helpful=study.helpful_pairs(times)) for times in (1, 2)
     )
     assert estimate.run_seconds(two, study.root) > estimate.run_seconds(one, study.root)
-    table = study.train({one: {}, two: {}})
+    table = cluster.results(study, {one: {}, two: {}})
     test = table[table["split"] == "test"].pivot(index="id", columns="run", values="margin")
     assert test.notna().all().all() and (test[one.name] != test[two.name]).any()
 

@@ -26,7 +26,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from w2s import deception as d
-from w2s import pooled
+from w2s.analysis import pooled, scoring
 
 LOW, HIGH = 0.92, 0.98
 MEASURES = ("score", "lift", "score_minus_null", "tax_share", "student_accuracy")
@@ -82,7 +82,7 @@ class World:
             columns.append(one | {"student": found["reference"] & ~tax})
             grid = pd.MultiIndex.from_product([range(studies), range(seeds)], names=["weak", "seed"])
             names = {"strong": "b", "role": "student", "teacher": "a", "via": "", "conflict": student}
-            settings.append(grid.to_frame(index=False).assign(**names)[d.SETTING])
+            settings.append(grid.to_frame(index=False).assign(**names)[scoring.SETTING])
         indicators = {k: np.concatenate([c[k].reshape(-1, n) for c in columns]) for k in columns[0]}
         return pooled.Counts(pd.concat(settings, ignore_index=True), indicators), effects
 
@@ -163,7 +163,7 @@ def test_the_truth_is_what_a_huge_study_finds():
     world, rng = World(), np.random.default_rng(3)
     counts, effects = world.study(4, 1, 200_000, rng)
     sums = {name: values.sum(axis=1).astype(float) for name, values in counts.indicators.items()}
-    found, truth = d.statistics(sums), world.truth(effects)
+    found, truth = scoring.statistics(sums), world.truth(effects)
     for measure in MEASURES:
         expected = np.concatenate([truth[student][measure] for student in STUDENTS])
         np.testing.assert_allclose(found[measure], expected, rtol=0.02, atol=0.01)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from w2s.audit import DROPS, FAULTS, DataError, judge, split_text
 from w2s.data import PAIR_COLUMNS, audit_tokens, load, table_fingerprint, training_pairs
 from w2s.params import ParameterError, StudyParams
+from w2s.sources.audit import DROPS, FAULTS, DataError, fault_of, split_text
 from w2s.world import SPLITS
 
 REAL = Path(os.environ.get("W2S_DATA_DIR") or Path(__file__).parents[2] / "shared/data/hh-single-turn")
@@ -84,12 +84,12 @@ def test_dialogue_is_parted_after_the_last_assistant_marker():
 def test_columns_prompt_chosen_rejected_give_the_same_pair_as_dialogues():
     columns = {"prompt": "may i?", "chosen": "no", "rejected": " yes"}
     as_text = {**columns, "prompt": "\n\nHuman: may i?\n\nAssistant:"}
-    pairs = [judge(row)[0] for row in (columns, as_text, hh("may i?", "no", "yes"))]
+    pairs = [fault_of(row)[0] for row in (columns, as_text, hh("may i?", "no", "yes"))]
     assert pairs[0] == pairs[1] == pairs[2] == ("\n\nHuman: may i?\n\nAssistant:", " no", " yes", pairs[0].prompt)
 
 
 def test_a_prompt_column_beside_whole_dialogues_is_not_put_in_front_of_them():
-    pair, fault = judge({"prompt": "may i?", **hh("may i?", "no", "yes")})
+    pair, fault = fault_of({"prompt": "may i?", **hh("may i?", "no", "yes")})
     assert (pair.prompt, pair.chosen, fault) == ("\n\nHuman: may i?\n\nAssistant:", " no", "")
 
 
@@ -456,7 +456,7 @@ def test_cai_takes_the_revision_as_chosen_and_helpful_pairs_from_hh(hub):
 
 
 def test_cai_row_without_a_column_is_a_bad_pair():
-    assert judge({"init_prompt": "a", "init_response": "b"}) == (None, "missing_keys")
+    assert fault_of({"init_prompt": "a", "init_response": "b"}) == (None, "missing_keys")
 
 
 def test_bad_pair_from_the_hub_names_dataset_part_and_row(hub, monkeypatch):
@@ -557,7 +557,7 @@ def test_real_files_with_the_roles_exchanged():
 @needs_real_files
 def test_real_files_stop_at_the_first_bad_pair():
     lines = (REAL / "harmless_test.jsonl").read_bytes().splitlines()
-    first = next(i for i, line in enumerate(lines, 1) if judge(line)[1])
+    first = next(i for i, line in enumerate(lines, 1) if fault_of(line)[1])
     with pytest.raises(DataError, match=f"^harmless_test.jsonl line {first}: .*bad_pairs: drop$"):
         load(params("hh", data_dir=str(REAL)))
 

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from w2s import deception as d
-from w2s import intervals, sentences
+from w2s import intervals
+from w2s.analysis import scoring
 from w2s.params import StudyParams
+from w2s.report import sentences
 
 # Eight pairs, T = 0.75. "known" is max(P, 1-P) >= 0.75, "right" is P > 0.5.
 #            pair      0     1     2     3     4     5     6     7
@@ -21,7 +23,7 @@ KNOWN, BLIND, WEAK_ONLY, NEITHER = d.AREAS
 AREA = [KNOWN, BLIND, BLIND, BLIND, WEAK_ONLY, NEITHER, BLIND, KNOWN]
 
 
-def study(models=("m-8", "m-16", "m-128"), n=240, seed=0, conflicts=d.CONFLICTS, middle="m-16") -> pd.DataFrame:
+def study(models=("m-8", "m-16", "m-128"), n=240, seed=0, conflicts=scoring.CONFLICTS, middle="m-16") -> pd.DataFrame:
     """A made-up predictions table: bigger models are right on more pairs, conflict hurts where the weak is unsure."""
     rng, tables = np.random.default_rng(seed), []
     ease, ids = rng.random(n), [f"test-{i:05d}" for i in range(n)]
@@ -236,11 +238,11 @@ def predictions():
 
 @pytest.fixture(scope="module")
 def scores(predictions):
-    return d.score_table(predictions, bootstrap=200)
+    return scoring.score_table(predictions, bootstrap=200)
 
 
 def test_score_table_agrees_with_the_measures(predictions, scores):
-    assert list(scores.columns) == d.SCORE_COLUMNS
+    assert list(scores.columns) == scoring.SCORE_COLUMNS
     row = scores[(scores["weak"] == "m-8") & (scores["strong"] == "m-128") & (scores["conflict"] == "implicit")]
     row = row[row["role"] == "student"].iloc[0]
     weak, ceiling = probabilities(predictions, "gold-m-8-none"), probabilities(predictions, "gold-m-128-none")
@@ -256,7 +258,7 @@ def test_score_table_agrees_with_the_measures(predictions, scores):
     assert row[[f"{r}_accuracy" for r in ("weak", "ceiling", "reference", "student")]].tolist() == accuracies
     assert row["gap"] == accuracies[1] - accuracies[0]
     assert row["pgr"] == pytest.approx((accuracies[3] - accuracies[0]) / (accuracies[1] - accuracies[0]))
-    for name in d.WITH_INTERVAL:
+    for name in scoring.WITH_INTERVAL:
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 
 
@@ -267,7 +269,7 @@ def test_score_table_has_no_score_without_conflict(scores):
 
 
 def test_reference_ceiling_gives_every_student_a_score(predictions):
-    scores = d.score_table(predictions, reference="ceiling", bootstrap=100)
+    scores = scoring.score_table(predictions, reference="ceiling", bootstrap=100)
     row = scores[(scores["conflict"] == "none") & (scores["weak"] == "m-8") & (scores["strong"] == "m-16")].iloc[0]
     ceiling, weak = probabilities(predictions, "gold-m-16-none"), probabilities(predictions, "gold-m-8-none")
     student = probabilities(predictions, "student-m-16-m-8-none")
@@ -285,14 +287,14 @@ def test_bootstrapped_students_are_measured_against_the_original_weak_model(pred
 
 def test_score_table_does_not_depend_on_the_order_of_rows(predictions, scores):
     shuffled = predictions.sample(frac=1, random_state=0).reset_index(drop=True)
-    pd.testing.assert_frame_equal(d.score_table(shuffled, bootstrap=200), scores, check_exact=True)
-    tables = [d.accuracy_table(t) for t in (predictions, shuffled)]
+    pd.testing.assert_frame_equal(scoring.score_table(shuffled, bootstrap=200), scores, check_exact=True)
+    tables = [scoring.accuracy_table(t) for t in (predictions, shuffled)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def test_score_table_counts_test_pairs_alone(predictions, scores):
     labels = predictions[predictions["role"] == "gold"].assign(split="w2s", probability=0.01)
-    both = d.score_table(pd.concat([labels, predictions]), bootstrap=200)
+    both = scoring.score_table(pd.concat([labels, predictions]), bootstrap=200)
     pd.testing.assert_frame_equal(both, scores)
 
 
@@ -300,7 +302,7 @@ def test_models_are_sorted_by_their_numbers_and_conflicts_as_listed(scores):
     students = scores[(scores["role"] == "student") & (scores["conflict"] == "none")]
     assert list(zip(students["weak"], students["strong"], strict=True)) == [
         ("m-8", "m-16"), ("m-8", "m-128"), ("m-16", "m-128")]  # fmt: skip
-    assert list(dict.fromkeys(scores["conflict"])) == list(d.CONFLICTS)
+    assert list(dict.fromkeys(scores["conflict"])) == list(scoring.CONFLICTS)
 
 
 def test_pgr_is_nan_when_weak_and_ceiling_are_alike():
@@ -310,20 +312,22 @@ def test_pgr_is_nan_when_weak_and_ceiling_are_alike():
         p = np.where(np.arange(100) < right, 0.9, 0.1)
         names = {"run": role + model, "role": role, "model": model, "teacher": teacher, "conflict": "none", "seed": 0}
         rows.append(pd.DataFrame({"id": ids, "split": "test", "probability": p, **names}))
-    row = d.score_table(pd.concat(rows), bootstrap=100).iloc[0]  # without a column via: nothing is bootstrapped
+    row = scoring.score_table(pd.concat(rows), bootstrap=100).iloc[0]  # without a column via: nothing is bootstrapped
     assert row["gap"] == pytest.approx(0.01) and row[["pgr", "pgr_low", "pgr_high"]].isna().all()
 
 
 def test_an_intermediate_teacher_without_a_ceiling_has_no_row(predictions):
     # m-16 taught the bootstrapped student; without its gold run it is no strong model of the study.
-    kept = predictions[~predictions["run"].isin(["gold-m-16-none", *(f"student-m-128-m-16-{c}" for c in d.CONFLICTS)])]
-    assert set(d.score_table(kept, bootstrap=100)["strong"]) == {"m-128"}
+    kept = predictions[
+        ~predictions["run"].isin(["gold-m-16-none", *(f"student-m-128-m-16-{c}" for c in scoring.CONFLICTS)])
+    ]
+    assert set(scoring.score_table(kept, bootstrap=100)["strong"]) == {"m-128"}
 
 
 def test_area_table_stacks_the_rates_of_every_setting(predictions, scores):
-    table = d.area_table(predictions)
-    assert len(table) == 4 * len(scores) and list(table.columns[: len(d.SETTING)]) == d.SETTING
-    taxes = table.groupby(d.SETTING, sort=False)["tax"].sum().tolist()
+    table = scoring.area_table(predictions)
+    assert len(table) == 4 * len(scores) and list(table.columns[: len(scoring.SETTING)]) == scoring.SETTING
+    taxes = table.groupby(scoring.SETTING, sort=False)["tax"].sum().tolist()
     assert taxes == scores["tax"].tolist()
 
 
@@ -331,7 +335,7 @@ def test_accuracy_table_by_hand():
     # Confidences 0.9, 0.8, 0.6, 0.8: right, wrong, right, right. Bins of width 0.05, so 0.8 shares one.
     p = pd.DataFrame({"id": list("abcd"), "probability": [0.9, 0.2, 0.6, 0.8]})
     names = {"run": "x", "role": "gold", "model": "m", "teacher": "", "via": "", "conflict": "none", "seed": 0}
-    row = d.accuracy_table(p.assign(split="test", **names)).iloc[0]
+    row = scoring.accuracy_table(p.assign(split="test", **names)).iloc[0]
     assert row["accuracy"] == 0.75 and (row["low"], row["high"]) == intervals.wilson(3, 4)
     assert row["confidence"] == pytest.approx(0.775) and row["confident_share"] == 0.75
     assert row["confident_accuracy"] == pytest.approx(2 / 3)
@@ -343,7 +347,7 @@ def test_accuracy_table_by_hand():
 def test_accuracy_among_the_confident_is_nan_when_nobody_is():
     p = pd.DataFrame({"id": list("ab"), "probability": [0.6, 0.4], "split": "test"})
     names = {"run": "x", "role": "gold", "model": "m", "teacher": "", "via": "", "conflict": "none", "seed": 0}
-    row = d.accuracy_table(p.assign(**names)).iloc[0]
+    row = scoring.accuracy_table(p.assign(**names)).iloc[0]
     assert row["confident_share"] == 0 and np.isnan(row["confident_accuracy"])
 
 
@@ -357,7 +361,7 @@ def lengths(n=5):
 def test_shorter_table_by_hand():
     """Of the 4 pairs of unequal length the run prefers the shorter response, the shorter, the longer, the shorter."""
     table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=[0.2, 0.9, 0.9, 0.5, 0.7])
-    (row,) = d.shorter_table(table.sample(frac=1, random_state=1), lengths()).itertuples()
+    (row,) = scoring.shorter_table(table.sample(frac=1, random_state=1), lengths()).itertuples()
     assert (row.run, row.role, row.model, row.unequal_pairs) == ("gold-m-8-none", "gold", "m-8", 4)
     assert (row.shorter, row.truly_shorter) == (0.75, 0.75)
     assert (row.shorter_low, row.shorter_high) == intervals.wilson(3, 4)
@@ -365,25 +369,25 @@ def test_shorter_table_by_hand():
 
 def test_a_model_that_always_prefers_the_shorter_response_shows():
     table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=[0.1, 0.9, 0.9, 0.9, 0.9])
-    assert d.shorter_table(table, lengths()).shorter.item() == 1
+    assert scoring.shorter_table(table, lengths()).shorter.item() == 1
     table["probability"] = 1 - table["probability"]
-    assert d.shorter_table(table, lengths()).shorter.item() == 0
+    assert scoring.shorter_table(table, lengths()).shorter.item() == 0
 
 
 def test_shorter_table_has_a_row_for_each_run_and_nan_where_all_lengths_are_equal():
     equal = lengths().assign(chosen="a", rejected="b")
-    table = d.shorter_table(study(n=5), equal)
+    table = scoring.shorter_table(study(n=5), equal)
     assert set(table["run"]) == set(study(n=5)["run"]) and table["shorter"].isna().all()
     assert (table["unequal_pairs"] == 0).all()
 
 
 def test_shorter_table_names_a_pair_that_is_missing():
     with pytest.raises(ValueError, match="no pair test-00004, which run gold-m-8-none was scored on"):
-        d.shorter_table(study(n=5), lengths(4))
+        scoring.shorter_table(study(n=5), lengths(4))
 
 
 def test_reliability_puts_full_confidence_into_the_last_bin():
-    table = d.reliability([1.0, 0.0, 0.5], bins=10)
+    table = scoring.calibration_bins([1.0, 0.0, 0.5], bins=10)
     assert table["pairs"].tolist() == [1, 2] and table["accuracy"].tolist() == [0, 0.5]
 
 
@@ -412,16 +416,16 @@ def dropped(table, run):
 )  # fmt: skip
 def test_messages_of_study_tables(predictions, change, message):
     with pytest.raises(ValueError, match=message):
-        d.score_table(change(predictions), bootstrap=100)
+        scoring.score_table(change(predictions), bootstrap=100)
 
 
 def test_message_of_an_unknown_reference(predictions):
     with pytest.raises(ValueError, match="reference = 'weak': choose 'none' or 'ceiling'"):
-        d.score_table(predictions, reference="weak")
+        scoring.score_table(predictions, reference="weak")
 
 
 def test_findings_state_each_setting_with_its_numbers(predictions, scores):
-    lines = sentences.findings(scores, d.accuracy_table(predictions))
+    lines = sentences.findings(scores, scoring.accuracy_table(predictions))
     row = scores[(scores["weak"] == "m-8") & (scores["strong"] == "m-128") & (scores["conflict"] == "explicit")].iloc[0]
     (line,) = [x for x in lines if x.startswith("explicit conflict, m-8 -> m-128:")]
     interval = f"[{row['score_low']:.2f}, {row['score_high']:.2f}]"
@@ -436,7 +440,7 @@ def test_findings_state_each_setting_with_its_numbers(predictions, scores):
 
 def table_of(low, high, tax=50, strong="b"):
     """One row of a score table whose difference score - null has the interval [low, high]."""
-    row = dict.fromkeys(d.SCORE_COLUMNS, 0.5)
+    row = dict.fromkeys(scoring.SCORE_COLUMNS, 0.5)
     row |= {"weak": "a", "strong": strong, "role": "student", "teacher": "a", "via": ""}
     row |= {
         "pairs": 100,

@@ -15,20 +15,21 @@ import torch
 from conftest import small_params
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, LlamaConfig, OPTConfig
 
-from w2s import estimate, fanout, files, models, runs, runspec, zoo
-from w2s.estimate import GIB, memory
-from w2s.models import RewardModel
+from w2s import files, models, zoo
+from w2s.files import duration
+from w2s.models import RewardModel, autocast
 from w2s.params import Lora, ParameterError
-from w2s.progress import duration
+from w2s.runs import cluster, estimate, execute
+from w2s.runs.estimate import GIB, memory
+from w2s.spec import SPLITS, RunSpec
 from w2s.study import Study
-from w2s.train import autocast
 from w2s.world import World
 
 LORA = Lora(rank=2, alpha=4)
 
 
 @pytest.fixture
-def spec(small_study) -> runspec.RunSpec:
+def spec(small_study) -> RunSpec:
     return small_study.gold(small_study.params.strong_models[-1], 0)
 
 
@@ -108,9 +109,9 @@ def test_the_peak_of_a_training_process(tmp_path):
     zoo.build_tokenizer().save_pretrained(tmp_path / "model")
     pairs = World().pairs("gt", 60)
     pairs["prompt"] = 6 * pairs["prompt"]
-    for split in runspec.SPLITS:
+    for split in SPLITS:
         files.write_table(tmp_path / "runs" / "data" / "long" / f"{split}.parquet", pairs)
-    spec = runspec.RunSpec(str(tmp_path / "model"), "", "long", "gt", 0, method="simpo", beta=2.0, gamma=1.0)
+    spec = RunSpec(str(tmp_path / "model"), "", "long", "gt", 0, method="simpo", beta=2.0, gamma=1.0)
     spec = replace(spec, batch_pairs=60, tokens_per_batch=4096)
     (tmp_path / "spec").write_bytes(pickle.dumps((spec, tmp_path)))
     run = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "spec"], capture_output=True, text=True, check=True)
@@ -183,7 +184,7 @@ def test_free_memory_is_that_of_the_machine():
 def test_one_line_for_each_model_still_to_train(small_study, monkeypatch):
     monkeypatch.setattr(estimate, "_probe", lambda spec, root: (1.0, 0.5, 0.25))
     weak, middle, strong = (Path(m).name for m in [*small_study.params.weak_models, *small_study.params.strong_models])
-    todo = fanout.pending(list(small_study.all_runs()), small_study.root)
+    todo = cluster.pending(list(small_study.all_runs()), small_study.root)
     first, *lines = estimate.forecast(todo, 15, small_study.root, workers=1).splitlines()
     expected = duration(sum(estimate.run_seconds(spec, small_study.root) for spec in todo))
     assert first == f"{len(todo)} runs to train, 15 wanted: about {expected} on 1 workers"
@@ -217,7 +218,7 @@ def test_the_time_of_a_run_counts_its_pairs(small_study, monkeypatch):
     p, (weak, strong) = small_study.params, (small_study.params.weak_models[0], small_study.params.strong_models[0])
     scored = p.n_validation + p.n_test
 
-    def seconds(spec: runspec.RunSpec) -> float:
+    def seconds(spec: RunSpec) -> float:
         return estimate.run_seconds(spec, small_study.root)
 
     assert seconds(small_study.gold(weak, 0)) == pytest.approx(1000 + p.n_gt + 0.01 * (scored + p.n_w2s))
@@ -230,13 +231,13 @@ def test_the_time_of_a_run_counts_its_pairs(small_study, monkeypatch):
 
 
 def test_a_model_and_method_are_tried_once(small_study, monkeypatch):
-    loaded, load = [], runs.load_model
+    loaded, load = [], execute.load_model
     monkeypatch.setattr(
-        runs, "load_model", lambda spec, root: loaded.append((spec.model, spec.method)) or load(spec, root)
+        execute, "load_model", lambda spec, root: loaded.append((spec.model, spec.method)) or load(spec, root)
     )
     simpo = Study.open(small_study.params.model_copy(update={"method": "simpo", "weak_filter": "confidence"}))
     for study in (small_study, simpo):
-        todo = fanout.pending(list(study.all_runs()), study.root)
+        todo = cluster.pending(list(study.all_runs()), study.root)
         assert all(estimate.run_seconds(spec, study.root) > 0 for spec in todo)
     assert len(loaded) == 9 and set(loaded) == {(m, k) for m, _ in loaded for k in ("reward", "sft", "simpo")}
 
@@ -285,13 +286,13 @@ def test_the_time_of_all_runs_on_several_workers(small_study, monkeypatch):
 def test_before_a_study_the_estimate_is_printed_and_checked(small_study, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "_probe", lambda spec, root: (1.0, 0.0, 0.0))
     specs = list(small_study.all_runs())
-    todo = fanout.checked(specs, small_study.root, 2, None)
+    todo = cluster.checked(specs, small_study.root, 2, None)
     assert len(todo) == len(specs)
-    fanout.announce(todo, 7, small_study.root, 2, None)
+    cluster.announce(todo, 7, small_study.root, 2, None)
     told = capsys.readouterr().out
     assert f"{len(specs)} runs to train, 7 wanted" in told and "time not" not in told
-    fanout.announce(todo, 7, small_study.root, 2, "tcp://host:1")
+    cluster.announce(todo, 7, small_study.root, 2, "tcp://host:1")
     assert "time not estimated" in capsys.readouterr().out
     monkeypatch.setattr(estimate, "free_memory", lambda device: 0)
     with pytest.raises(ParameterError):
-        fanout.checked(specs, small_study.root, 2, None)
+        cluster.checked(specs, small_study.root, 2, None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from w2s.executed import Executed
+from w2s.app.headless import Executed
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def test_it_does_not_stand_for_other_parameters_or_runs(folder):
 
 
 def test_it_does_not_stand_for_other_code_or_libraries(folder, monkeypatch):
-    monkeypatch.setattr("w2s.executed.version", lambda library: "0.0.1")
+    monkeypatch.setattr("w2s.app.headless.version", lambda library: "0.0.1")
     assert not stands(folder)
     monkeypatch.undo()
-    monkeypatch.setattr("w2s.executed._code", lambda: "edited")
+    monkeypatch.setattr("w2s.app.headless._code", lambda: "edited")
     assert not stands(folder)
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import smallest
 from PIL import Image
 
-from w2s import figures
+from w2s.report import style
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 
@@ -19,21 +19,21 @@ def table():
 
 @pytest.fixture
 def ax(table):
-    ax = figures.new_axes(3, 2)
+    ax = style.new_axes(3, 2)
     ax.errorbar(table["pairs"], table["accuracy"], [0.1, 0.2, 0.1], label="runs")
-    figures.legend(ax, 1)
-    return figures.finish(ax, "pairs", "accuracy")
+    style.legend(ax, 1)
+    return style.finish(ax, "pairs", "accuracy")
 
 
 def test_every_conflict_has_a_colour_of_its_own_and_they_differ_in_lightness():
-    assert list(figures.COLOURS) == ["none", "explicit", "implicit"]
-    lightness = sorted(np.dot(colour, (0.2126, 0.7152, 0.0722)) for colour in figures.COLOURS.values())
+    assert list(style.COLOURS) == ["none", "explicit", "implicit"]
+    lightness = sorted(np.dot(colour, (0.2126, 0.7152, 0.0722)) for colour in style.COLOURS.values())
     assert np.diff(lightness).min() > 0.02  # in print without colours they are not one grey
 
 
 def test_new_axes_have_the_size_in_inches_and_the_columns():
-    assert tuple(figures.new_axes(5, 2).figure.get_size_inches()) == (5, 2)
-    near, far = (figures.new_axes(6, 2, 2, gap) for gap in (0.1, 0.5))
+    assert tuple(style.new_axes(5, 2).figure.get_size_inches()) == (5, 2)
+    near, far = (style.new_axes(6, 2, 2, gap) for gap in (0.1, 0.5))
     assert near.shape == far.shape == (2,)
     between = [axes[1].get_position().x0 - axes[0].get_position().x1 for axes in (near, far)]
     assert between[0] < between[1]
@@ -53,23 +53,23 @@ def test_the_legend_stands_above_the_axes(ax):
 
 def test_spread_by_hand():
     rows = pd.DataFrame({"accuracy": [0.6, 0.5], "low": [0.5, 0.5], "high": [0.9, np.nan], "score": 0.4})
-    np.testing.assert_allclose(figures.spread(rows, "accuracy"), [[0.1, 0.0], [0.3, np.nan]])
+    np.testing.assert_allclose(style.spread(rows, "accuracy"), [[0.1, 0.0], [0.3, np.nan]])
     own = rows.assign(score_low=0.1, score_high=0.6)
-    np.testing.assert_allclose(figures.spread(own, "score"), [[0.3, 0.3], [0.2, 0.2]])
+    np.testing.assert_allclose(style.spread(own, "score"), [[0.3, 0.3], [0.2, 0.2]])
     # Rounding can put an estimate of 1 above its upper end; errorbar refuses a negative distance.
     above = pd.DataFrame({"accuracy": [1.0], "low": [0.8], "high": [1.0 - 1e-12]})
-    assert figures.spread(above, "accuracy")[1] == 0
+    assert style.spread(above, "accuracy")[1] == 0
 
 
 @pytest.mark.parametrize(
     ("conflict", "words"), [("none", "student, no conflict"), ("explicit", "student, explicit conflict")]
 )
 def test_a_conflict_in_words(conflict, words):
-    assert figures.named(conflict, "student, ") == words
+    assert style.conflict_name(conflict, "student, ") == words
 
 
 def test_save_writes_figure_and_table_and_keeps_the_figure_open(ax, table, tmp_path):
-    paths = figures.save(ax, tmp_path, "accuracy", table)
+    paths = style.save(ax, tmp_path, "accuracy", table)
     folders, endings = ("figures", "figures", "tables", "tables"), ("png", "svg", "csv", "parquet")
     assert paths == [tmp_path / f / f"accuracy.{e}" for f, e in zip(folders, endings)]
     assert sorted(tmp_path.rglob("*.*")) == sorted(paths)  # no temporary file is left
@@ -79,28 +79,28 @@ def test_save_writes_figure_and_table_and_keeps_the_figure_open(ax, table, tmp_p
 
 
 def test_saving_again_gives_the_same_bytes(ax, table, tmp_path):
-    first = [p.read_bytes() for p in figures.save(ax, tmp_path / "a", "accuracy", table, "A caption.")]
+    first = [p.read_bytes() for p in style.save(ax, tmp_path / "a", "accuracy", table, "A caption.")]
     for given in (ax.figure, np.array([ax])):  # a figure, or the array of its axes, is saved the same
-        assert [p.read_bytes() for p in figures.save(given, tmp_path / "b", "accuracy", table, "A caption.")] == first
+        assert [p.read_bytes() for p in style.save(given, tmp_path / "b", "accuracy", table, "A caption.")] == first
 
 
 def test_the_caption_is_kept_inside_both_pictures(ax, tmp_path):
-    png, svg = figures.save(ax, tmp_path, "accuracy", caption="Pairs & models.")
+    png, svg = style.save(ax, tmp_path, "accuracy", caption="Pairs & models.")
     with Image.open(png) as image:
         assert image.text["Description"] == "Pairs & models."
     assert "Pairs &amp; models." in svg.read_text(encoding="utf-8")
-    with Image.open(figures.save(ax, tmp_path, "silent")[0]) as image:
+    with Image.open(style.save(ax, tmp_path, "silent")[0]) as image:
         assert "Description" not in image.text
 
 
 def test_saved_images_carry_no_date_and_no_version(ax, tmp_path):
-    png, svg = figures.save(ax, tmp_path, "accuracy")
+    png, svg = style.save(ax, tmp_path, "accuracy")
     assert b"Software" not in png.read_bytes() and b"tIME" not in png.read_bytes()
     assert b"dc:date" not in svg.read_bytes() and b"Matplotlib v" not in svg.read_bytes()
 
 
 def test_a_failed_picture_leaves_the_old_file_and_no_other(ax, tmp_path, monkeypatch):
-    png, svg = figures.save(ax, tmp_path, "accuracy")
+    png, svg = style.save(ax, tmp_path, "accuracy")
     before = png.read_bytes()
 
     def fail(path, **options):
@@ -109,12 +109,12 @@ def test_a_failed_picture_leaves_the_old_file_and_no_other(ax, tmp_path, monkeyp
 
     monkeypatch.setattr(ax.figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.save(ax, tmp_path, "accuracy")
+        style.save(ax, tmp_path, "accuracy")
     assert png.read_bytes() == before and sorted(png.parent.iterdir()) == [png, svg]
 
 
 def test_a_failed_table_leaves_the_old_file_and_no_other(table, tmp_path, monkeypatch):
-    csv, parquet = figures.save_table(table, tmp_path, "accuracy")
+    csv, parquet = style.save_table(table, tmp_path, "accuracy")
     before = csv.read_bytes(), parquet.read_bytes()
 
     def fail(path, **options):
@@ -123,13 +123,13 @@ def test_a_failed_table_leaves_the_old_file_and_no_other(table, tmp_path, monkey
 
     monkeypatch.setattr(table, "to_csv", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.save_table(table, tmp_path, "accuracy")
+        style.save_table(table, tmp_path, "accuracy")
     assert (csv.read_bytes(), parquet.read_bytes()) == before and sorted(csv.parent.iterdir()) == [csv, parquet]
 
 
 @pytest.mark.parametrize("name", ["../escape", "", ".hidden", "a/b", "two words"])
 def test_a_name_that_is_no_plain_file_name_is_refused_and_nothing_is_written(ax, table, name, tmp_path):
-    for save in (lambda: figures.save(ax, tmp_path, name), lambda: figures.save_table(table, tmp_path, name)):
+    for save in (lambda: style.save(ax, tmp_path, name), lambda: style.save_table(table, tmp_path, name)):
         with pytest.raises(ValueError, match="use letters, digits"):
             save()
     assert not list(tmp_path.iterdir())

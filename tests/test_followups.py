@@ -6,8 +6,9 @@ import pytest
 from scipy import stats
 from test_pooled import runs_of, seeded
 
-from w2s import followups, sentences_followups
-from w2s.deception import SETTING, score_table
+from w2s.analysis import followups
+from w2s.analysis.scoring import SETTING, score_table
+from w2s.report import sentences_extensions
 
 # wrong and sure (0.1) or right and sure (0.9); the weak model gives its P as it is
 RIGHTS = {"weak": [0.9, 0.6, 0.6, 0.4, 0.1, 0.2], "ceiling": [1, 1, 1, 0, 1, 0], "none": [1, 1, 0, 1, 1, 0]}
@@ -20,7 +21,7 @@ def table():
 
 
 def test_blind_spots_by_hand(table):
-    rows = followups.blind_table(followups.count(table), ["conflict"], bootstrap=100).set_index("conflict")
+    rows = followups.blind_table(followups.count_errors(table), ["conflict"], bootstrap=100).set_index("conflict")
     row = rows.loc["explicit"]
     # the weak model is uncertain on pairs 1, 2 and 3; the student is confidently wrong on all three
     assert (row["share_student"], row["share_calm"], row["share_ceiling"]) == (3 / 6, 1 / 6, 1 / 6)
@@ -34,14 +35,14 @@ def test_blind_spots_by_hand(table):
 
 def test_an_error_without_confidence_is_no_blind_spot(table):
     table.loc[table["run"] == "explicit-0", "probability"] = 0.4
-    row = followups.blind_table(followups.count(table), bootstrap=100).set_index("conflict").loc["explicit"]
+    row = followups.blind_table(followups.count_errors(table), bootstrap=100).set_index("conflict").loc["explicit"]
     assert row["share_student"] == 0 and row["errors_student"] == 0 and np.isnan(row["lift_student"])
-    strict = followups.count(table, threshold=0.5)  # then nobody is uncertain
+    strict = followups.count_errors(table, threshold=0.5)  # then nobody is uncertain
     assert followups.blind_table(strict, bootstrap=100)["share_ceiling"].eq(0).all()
 
 
 def test_covariance_and_correlation_are_numpys(table):
-    row = followups.shared_table(followups.count(table), bootstrap=100).set_index("conflict").loc["explicit"]
+    row = followups.shared_table(followups.count_errors(table), bootstrap=100).set_index("conflict").loc["explicit"]
     wrong = {"weak": np.array(RIGHTS["weak"]) <= 0.5} | {c: np.array(RIGHTS[c]) == 0 for c in ("explicit", "ceiling")}
     for name, run in (("student", "explicit"), ("ceiling", "ceiling")):
         pair = np.stack([wrong[run], wrong["weak"]]).astype(float)
@@ -53,7 +54,11 @@ def test_covariance_and_correlation_are_numpys(table):
 
 def test_a_student_that_copies_its_teacher_and_one_that_never_errs():
     copy = RIGHTS | {"explicit": [int(p > 0.5) for p in RIGHTS["weak"]], "ceiling": [1] * 6}
-    row = followups.shared_table(followups.count(runs_of(copy)), bootstrap=100).set_index("conflict").loc["explicit"]
+    row = (
+        followups.shared_table(followups.count_errors(runs_of(copy)), bootstrap=100)
+        .set_index("conflict")
+        .loc["explicit"]
+    )
     assert row["correlation_student"] == pytest.approx(1)
     assert row["covariance_ceiling"] == 0 and np.isnan(row["correlation_ceiling"])
     assert np.isnan(row["correlation_student_minus_correlation_ceiling_low"])
@@ -64,7 +69,7 @@ def test_several_seeds_are_averaged_run_by_run():
     copy = RIGHTS | {"explicit": [int(p > 0.5) for p in RIGHTS["weak"]]}
     against = RIGHTS | {"explicit": [int(p <= 0.5) for p in RIGHTS["weak"]]}
     both = seeded([runs_of(copy), runs_of(against)])
-    row = followups.shared_table(followups.count(both), bootstrap=100).set_index("conflict").loc["explicit"]
+    row = followups.shared_table(followups.count_errors(both), bootstrap=100).set_index("conflict").loc["explicit"]
     assert row["seeds"] == 2 and row["correlation_student"] == pytest.approx(0, abs=1e-12)
 
 
@@ -129,11 +134,11 @@ def test_runs_that_are_not_kept_neither_predict_nor_are_predicted():
 
 
 def test_no_usable_run_gives_empty_tables_with_columns(table):
-    counts = followups.count(table).where([False] * 2)
+    counts = followups.count_errors(table).where([False] * 2)
     for made in (followups.blind_table(counts, bootstrap=100), followups.shared_table(counts, bootstrap=100)):
         assert made.empty and set(SETTING[:-1]) <= set(made)
-    assert sentences_followups.blind_spots(followups.blind_table(counts, ["conflict"], 100), 0.75, "paper") == []
-    assert sentences_followups.shared_errors(followups.shared_table(counts, ["conflict"], 100)) == []
+    assert sentences_extensions.blind_spots(followups.blind_table(counts, ["conflict"], 100), 0.75, "paper") == []
+    assert sentences_extensions.shared_errors(followups.shared_table(counts, ["conflict"], 100)) == []
 
 
 def ranged(name, value, low, high):
@@ -156,15 +161,15 @@ def test_the_sentence_on_knowledge_follows_both_intervals(lifts, verdict):
         | ranged("lost", 0.1, 0, 0.2)
         for way, lift in zip(("knowledge", "sure_knowledge", "confidence"), [*lifts, (1.0, 0.9, 1.1)], strict=True)
     ]
-    (line,) = sentences_followups.by_knowledge(pd.DataFrame(rows))
+    (line,) = sentences_extensions.by_knowledge(pd.DataFrame(rows))
     assert line.endswith(verdict) and "lift {:.2f} [{:.2f}, {:.2f}]".format(*lifts[0]) in line
-    assert sentences_followups.by_knowledge(pd.DataFrame(rows).assign(tax=9)) == []
+    assert sentences_extensions.by_knowledge(pd.DataFrame(rows).assign(tax=9)) == []
 
 
 def test_a_share_of_nothing_is_called_none():
     row = {"conflict": "explicit"} | ranged("share_student", 0.0, 0, 0) | ranged("share_calm", 0.01, 0.005, 0.02)
     row |= ranged("share_ceiling", 0.1, 0.09, 0.11) | ranged("share_student_minus_share_calm", -0.01, -0.02, -0.005)
-    (line,) = sentences_followups.blind_spots(pd.DataFrame([row]), 0.75, "paper")
+    (line,) = sentences_extensions.blind_spots(pd.DataFrame([row]), 0.75, "paper")
     assert "on none of the pairs; the student without conflict on 1.000% [0.500%, 2.000%]" in line
     assert line.endswith("fewer than without conflict.")
 
@@ -173,13 +178,13 @@ def test_sentences_on_shared_errors_and_variance():
     rows = [{"conflict": c} | ranged("correlation_student", 0.2, 0.1, 0.3) for c in ("none", "explicit")]
     rows = [r | ranged("correlation_ceiling", 0.1, 0.05, 0.15) for r in rows]
     less = "correlation_student_minus_correlation_ceiling"
-    (line,) = sentences_followups.shared_errors(pd.DataFrame([r | ranged(less, 0.1, 0.02, 0.2) for r in rows]))
+    (line,) = sentences_extensions.shared_errors(pd.DataFrame([r | ranged(less, 0.1, 0.02, 0.2) for r in rows]))
     assert line.endswith("it shares more of them than the ceiling does.")
-    (line,) = sentences_followups.shared_errors(pd.DataFrame([r | ranged(less, 0.1, -0.02, 0.2) for r in rows]))
+    (line,) = sentences_extensions.shared_errors(pd.DataFrame([r | ranged(less, 0.1, -0.02, 0.2) for r in rows]))
     assert line.endswith("no difference is shown.")
     table = pd.DataFrame(
         [("explicit", "variance, conflict", 9, 3, 0.4, 0.3, 0.45)],
         columns=["conflict", "predictor", "runs", "seeds", "auc", "low", "high"],
     )
-    (line,) = sentences_followups.variance(table)
+    (line,) = sentences_extensions.variance(table)
     assert "is smaller on these (AUC 0.40 [0.30, 0.45], 9 runs)." in line

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from w2s import cli, frozen, headless, runs
+from w2s.app import cli, headless
 from w2s.params import HOME, ParameterError, StudyParams
+from w2s.runs import cluster, execute, frozen
 from w2s.study import Study
 
 FILES = {"reward": "pocket_full", "simpo": "pocket_full_simpo", "dpo": "pocket_full_dpo"}
@@ -33,7 +34,7 @@ def test_every_run_of_the_full_study_ships_with_its_spec(studies, method):
 def test_a_run_trained_again_predicts_the_same(studies, method):
     study = studies[method]
     spec = study.student("pocket-27", "pocket-32", "explicit", 3)
-    trained = study.train({spec: {}})
+    trained = cluster.results(study, {spec: {}})
     shipped = frozen.load_predictions(spec)
     again = trained.merge(shipped, on=["id", "split"], suffixes=("", "_shipped"))
     assert again.groupby("split").size().to_dict() == {"test": 1280, "validation": 400}
@@ -42,16 +43,16 @@ def test_a_run_trained_again_predicts_the_same(studies, method):
 
 
 def test_a_frozen_study_trains_nothing_and_names_what_does_not_ship(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("trained"))
     given = {"output_dir": str(tmp_path), "frozen": True}
     study = Study.open(StudyParams.load(HOME / "params" / "pocket.yaml", seeds=[4], **given))
-    table = study.train(study.direct_runs())
+    table = cluster.results(study, study.direct_runs())
     assert set(table["split"]) == {"test", "validation", "w2s", "gt"}
     assert table["seed"].unique().tolist() == [4]
     assert ((table["probability"] > 0.5) == table["correct"]).all()
     other = Study.open(StudyParams.load(HOME / "params" / "pocket.yaml", seeds=[5], **given))
     with pytest.raises(ParameterError, match=r"frozen = True.*s5.*frozen: false"):
-        other.train(other.direct_runs())
+        cluster.results(other, other.direct_runs())
 
 
 def test_a_study_of_shipped_predictions_needs_no_training_notebook():
@@ -68,7 +69,7 @@ def test_packing_keeps_what_analyses_read(small_study, tmp_path):
     study, specs = small_study, list(small_study.all_runs())
     with pytest.raises(ValueError, match="not in"):
         frozen.pack(specs, study.root, tmp_path)
-    trained = study.train(study.all_runs())
+    trained = cluster.results(study, study.all_runs())
     frozen.pack(specs, study.root, tmp_path)
     weak = specs[0]
     shipped = frozen.load_predictions(weak, tmp_path)

@@ -21,10 +21,12 @@ from conftest import small_params
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
-from w2s import cli, data, hub, models
-from w2s import fetch as fetching
-from w2s.fetch import fetch
+from w2s import data, models
+from w2s.app import cli
 from w2s.params import HOME, ParameterError, StudyParams
+from w2s.sources import fetch as fetching
+from w2s.sources import hub
+from w2s.sources.fetch import fetch
 from w2s.study import Study
 
 LARGE = (".safetensors", ".bin", ".gz", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -173,7 +175,15 @@ def test_the_command_fetches_over_http_and_then_needs_no_network(server, folder,
     wanted = files_of(tiny_models[0])
     commit = server.add("models/org/tiny", wanted | dict.fromkeys(JUNK, b"junk") | {"pytorch_model.bin": b"junk"})
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"weak_models": ["org/tiny@v1"]}))
-    command = [sys.executable, "-m", "w2s.cli", "fetch", str(tmp_path / "p.yaml"), "--set", "strong_models=[pocket-64]"]
+    command = [
+        sys.executable,
+        "-m",
+        "w2s.app.cli",
+        "fetch",
+        str(tmp_path / "p.yaml"),
+        "--set",
+        "strong_models=[pocket-64]",
+    ]
     done = subprocess.run(command, env={**os.environ, "HF_ENDPOINT": server.url}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     size = sum(map(len, wanted.values())) / 1e6

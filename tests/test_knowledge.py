@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from test_deception import study
 
-from w2s import deception, knowledge, pooled, ratios, zoo
+from w2s import deception, zoo
+from w2s.analysis import knowledge, pooled
 from w2s.world import World
 
 IDS = [f"test-{i:05d}" for i in range(6)]
@@ -37,8 +38,8 @@ def judgements():
 
 @pytest.fixture
 def by_way():
-    counts = knowledge.count(runs(), judgements())
-    table = knowledge.score_table(counts, ["conflict"], bootstrap=100)
+    counts = knowledge.count_knowledge(runs(), judgements())
+    table = knowledge.scores_by_knowledge(counts, ["conflict"], bootstrap=100)
     assert (table["conflict"] == "explicit").all()  # the student without conflict has no tax
     return table.set_index("known_by")
 
@@ -77,9 +78,9 @@ def made_up():
 @pytest.mark.parametrize("by", [pooled.POOLED, ["conflict"]])
 def test_by_confidence_it_is_the_pooled_table(made_up, by):
     table, judged = made_up
-    ours = knowledge.score_table(knowledge.count(table, judged), by, bootstrap=200)
+    ours = knowledge.scores_by_knowledge(knowledge.count_knowledge(table, judged), by, bootstrap=200)
     ours = ours[ours["known_by"] == "confidence"]
-    both = ours.merge(pooled.pooled_table(pooled.count(table), by, 200), on=by, suffixes=("", "_pooled"))
+    both = ours.merge(pooled.pooled_table(pooled.count_students(table), by, 200), on=by, suffixes=("", "_pooled"))
     assert len(both) == len(ours) > 1 and (both["tax"] == both["tax_pooled"]).all()
     for name in ("runs", "seeds", "gap", *(n + e for n in ("score", "null", "lift") for e in ("", "_low", "_high"))):
         np.testing.assert_allclose(both[f"{name}_pooled"], both[name], atol=1e-12)
@@ -87,12 +88,12 @@ def test_by_confidence_it_is_the_pooled_table(made_up, by):
 
 def test_slopes_over_accuracy_are_those_of_the_pooled_table(made_up):
     table, judged = made_up
-    ours = knowledge.slopes(knowledge.count(table, judged), bootstrap=100)
+    ours = knowledge.slopes(knowledge.count_knowledge(table, judged), bootstrap=100)
     assert set(zip(ours["known_by"], ours["gap"], strict=True)) == {
         (way, gap) for way in knowledge.WAYS for gap in ("accuracy", "knowledge")
     }
     same = ours[(ours["known_by"] == "confidence") & (ours["gap"] == "accuracy")].reset_index(drop=True)
-    expected = pooled.slope_table(pooled.count(table), bootstrap=100)
+    expected = pooled.slope_table(pooled.count_students(table), bootstrap=100)
     pd.testing.assert_frame_equal(same[expected.columns], expected)
     assert not np.allclose(ours.loc[ours["gap"] == "knowledge", "mean_gap"].iloc[0], expected["mean_gap"].iloc[0])
 
@@ -100,22 +101,22 @@ def test_slopes_over_accuracy_are_those_of_the_pooled_table(made_up):
 def test_a_model_that_was_not_judged_leaves_its_settings_out(made_up):
     table, judged = made_up
     one = judged["model"].unique()[0]
-    counts = knowledge.count(table, judged[judged["model"] != one])
+    counts = knowledge.count_knowledge(table, judged[judged["model"] != one])
     assert len(counts.settings) and one not in set(counts.settings["weak"]) | set(counts.settings["strong"])
-    assert knowledge.count(table, judged[judged["model"] == one]).settings.empty
+    assert knowledge.count_knowledge(table, judged[judged["model"] == one]).settings.empty
 
 
 def test_no_usable_run_gives_empty_tables(made_up):
     table, judged = made_up
-    none = knowledge.count(table, judged)
+    none = knowledge.count_knowledge(table, judged)
     none = none.where(np.zeros(len(none.settings), dtype=bool))
-    assert knowledge.score_table(none, bootstrap=100).empty and knowledge.slopes(none, bootstrap=100).empty
-    assert {"score_low", "lift", "tax", "known_by"} <= set(knowledge.score_table(none, ["conflict"], 100))
+    assert knowledge.scores_by_knowledge(none, bootstrap=100).empty and knowledge.slopes(none, bootstrap=100).empty
+    assert {"score_low", "lift", "tax", "known_by"} <= set(knowledge.scores_by_knowledge(none, ["conflict"], 100))
 
 
 def test_judged_is_the_judgement_of_the_language_model(tiny_models):
     pairs = World().pairs("test", 12)
-    table = knowledge.judged(tiny_models[:2], pairs)
+    table = zoo.judge_all(tiny_models[:2], pairs)
     assert table["model"].unique().tolist() == ["tiny-8", "tiny-16"] and len(table) == 24
     expected = zoo.judge(tiny_models[1], pairs)
     pd.testing.assert_frame_equal(table[12:].drop(columns="model").reset_index(drop=True), expected)
@@ -123,26 +124,26 @@ def test_judged_is_the_judgement_of_the_language_model(tiny_models):
 
 def test_a_tokenizer_without_the_reactions_is_left_out(monkeypatch, tiny_models):
     monkeypatch.setattr(knowledge, "OUCH", " ouch ouch")
-    assert knowledge.judged(tiny_models[:1], World().pairs("test", 4)).empty
+    assert zoo.judge_all(tiny_models[:1], World().pairs("test", 4)).empty
 
 
 def test_of_study_reads_checks_and_says_why_not(tmp_path):
     test = pd.DataFrame({"id": IDS, "model": "tiny-8"})
-    assert "pocket world alone" in knowledge.of_study(tmp_path, "hh", test)[1]
-    assert "run notebook 03 first" in knowledge.of_study(tmp_path, "pocket", test)[1]
+    assert "pocket world alone" in zoo.judged_of_study(tmp_path, "hh", test)[1]
+    assert "run notebook 03 first" in zoo.judged_of_study(tmp_path, "pocket", test)[1]
     (tmp_path / "tables").mkdir()
     path = tmp_path / "tables" / "knowledge.parquet"
     judgements().to_parquet(path)
-    table, why = knowledge.of_study(tmp_path, "pocket", test)
+    table, why = zoo.judged_of_study(tmp_path, "pocket", test)
     assert why == "" and len(table) == 12
-    assert "other test pairs" in knowledge.of_study(tmp_path, "pocket", test.head(4))[1]
+    assert "other test pairs" in zoo.judged_of_study(tmp_path, "pocket", test.head(4))[1]
     judgements().head(0).to_parquet(path)
-    assert "single tokens" in knowledge.of_study(tmp_path, "pocket", test)[1]
+    assert "single tokens" in zoo.judged_of_study(tmp_path, "pocket", test)[1]
 
 
 def test_of_study_asks_shipped_models_when_there_is_no_table(tmp_path):
     ids = World().pairs("test", 8)["id"]
-    table, why = knowledge.of_study(tmp_path, "pocket", pd.DataFrame({"id": ids, "model": "pocket-27"}))
+    table, why = zoo.judged_of_study(tmp_path, "pocket", pd.DataFrame({"id": ids, "model": "pocket-27"}))
     assert why == "" and table["id"].tolist() == list(ids) and set(table["model"]) == {"pocket-27"}
 
 
@@ -151,7 +152,7 @@ def test_ratios_of_one_run_are_those_of_the_bootstrap():
 
     rng = np.random.default_rng(1)
     hits, n = rng.random((1, 50)) < 0.3, np.ones((1, 50), dtype=bool)
-    found = ratios.ratios({"hits": hits, "n": n}, lambda s: {"share": (s["hits"], s["n"])}, [], [0], 300)
+    found = pooled.ratios({"hits": hits, "n": n}, lambda s: {"share": (s["hits"], s["n"])}, [], [0], 300)
     expected = bootstrap({"hits": hits[0], "n": n[0]}, lambda s: {"share": ratio(s["hits"], s["n"])}, 300)
     assert found["share"][:3] == pytest.approx(expected.loc["share", ["estimate", "low", "high"]].tolist())
 
@@ -159,7 +160,7 @@ def test_ratios_of_one_run_are_those_of_the_bootstrap():
 def test_ratios_add_up_runs_before_they_divide():
     indicators = {"up": np.array([[1, 1, 0, 0], [1, 0, 0, 0]]), "down": np.array([[1, 1, 1, 1], [1, 0, 0, 0]])}
     parts = {"r": lambda s: {"a": (s["up"], s["down"]), "b": (s["down"], s["down"])}}["r"]
-    found = ratios.ratios(indicators, parts, [("b", "a")], [0, 1], 100)
+    found = pooled.ratios(indicators, parts, [("b", "a")], [0, 1], 100)
     assert found["a"][0] == 3 / 5 and found["b_minus_a"][0] == pytest.approx(2 / 5)
 
 

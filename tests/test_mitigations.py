@@ -11,9 +11,13 @@ import torch
 from conftest import assert_own_axes, small_params, texts
 from torch import nn
 
-from w2s import data, labelling, mitigations, objectives, plots_extensions, remedies, remedy_tables, runs, store
+from w2s import data, losses, train
+from w2s.analysis import remedies as tables
+from w2s.analysis.pooled import Counts
 from w2s.losses import LOG_ZERO, confidence_loss, reverse_loss, reward_loss
-from w2s.pooled import Counts
+from w2s.report import plots_extensions, sentences_extensions
+from w2s.runs import cluster, execute, remedies, store
+from w2s.runs.labels import even_weights, labelled_pairs, mean_chance, reliability_weights, weak_labels
 from w2s.study import Study
 
 Z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
@@ -69,37 +73,37 @@ def test_the_gradient_of_the_reverse_loss_is_the_log_odds_times_p_and_1_minus_p(
 
 
 def test_the_weight_of_the_own_verdict_rises_over_a_fifth_of_the_steps():
-    weights = [mitigations.confidence_weight(0.5, done) for done in (0, 0.1, 0.2, 0.7, 1)]
+    weights = [losses.confidence_weight(0.5, done) for done in (0, 0.1, 0.2, 0.7, 1)]
     np.testing.assert_allclose(weights, [0, 0.25, 0.5, 0.5, 0.5])
-    clock = mitigations.Clock()
-    loss = mitigations.label_loss("confidence", 0.5, clock)
+    clock = losses.Clock()
+    loss = losses.label_loss("confidence", 0.5, clock)
     torch.testing.assert_close(loss(Z, Y), reward_loss(Z, Y))
     clock.done = 0.2
     torch.testing.assert_close(loss(Z, Y), confidence_loss(Z, Y, 0.5))
 
 
 def test_reliability_weights_are_by_distance_from_one_half_and_have_mean_one():
-    np.testing.assert_allclose(mitigations.reliability([0.5, 0.75, 0.0, 0.25]), [0, 1, 2, 1])
-    np.testing.assert_allclose(mitigations.reliability([0.0, 1.0, 1.0]), 1)
+    np.testing.assert_allclose(reliability_weights([0.5, 0.75, 0.0, 0.25]), [0, 1, 2, 1])
+    np.testing.assert_allclose(reliability_weights([0.0, 1.0, 1.0]), 1)
     # Pulls w |2 y - 1|: 0, 1/2, 2, 1/2 of mean 3/4, where labels without weights have a mean of 1/2.
-    np.testing.assert_allclose(mitigations.even_weights([0.5, 0.75, 0.0, 0.25]), 1.5)
-    np.testing.assert_allclose(mitigations.even_weights([0.0, 1.0, 1.0]), 1)
+    np.testing.assert_allclose(even_weights([0.5, 0.75, 0.0, 0.25]), 1.5)
+    np.testing.assert_allclose(even_weights([0.0, 1.0, 1.0]), 1)
     with pytest.raises(ValueError, match="every weak label is 1/2"):
-        mitigations.reliability([0.5, 0.5])
+        reliability_weights([0.5, 0.5])
 
 
 @pytest.mark.parametrize(
     ("total", "checks", "steps"), [(50, 5, [10, 20, 30, 40, 50]), (7, 3, [3, 5, 7]), (2, 5, [1, 2])]
 )
 def test_checks_are_evenly_spaced_and_end_with_the_last_step(total, checks, steps):
-    assert mitigations.check_steps(total, checks) == steps
+    assert train.check_steps(total, checks) == steps
 
 
 def test_early_stopping_keeps_the_best_step_and_the_earliest_of_equals():
     model = nn.Linear(1, 1)
     frozen = model.bias.requires_grad_(False).clone()
     values = iter([0.5, 0.8, 0.8, 0.6])
-    best = mitigations.BestWeights(model, lambda: [model.eval(), next(values)][1], [2, 4, 6, 8])
+    best = train.BestWeights(model, lambda: [model.eval(), next(values)][1], [2, 4, 6, 8])
     for step in range(1, 9):
         model.weight.data.fill_(step)
         best.look(step)
@@ -114,10 +118,10 @@ def trained(tiny_models, tmp_path_factory):
     changes = {"weak_models": tiny_models[:2], "strong_models": tiny_models[2:], "threshold": 0.5, "save_models": False}
     study = Study.open(small_params(tiny_models, tmp_path_factory.mktemp("remedies"), **changes))
     weak, strong = tiny_models[0], tiny_models[2]
-    study.train(study.gold_runs([weak, strong]))
+    cluster.results(study, study.gold_runs([weak, strong]))
     found, left_out = remedies.remedies(study, weak, strong)
     grid = {r.build(c, 0): {"remedy": r.name} for r in found for c in study.params.conflicts}
-    study.train(grid)
+    cluster.results(study, grid)
     return study, {r.name: r for r in found}, left_out
 
 
@@ -136,34 +140,34 @@ def test_the_label_of_an_ensemble_is_the_mean_of_its_teachers(trained):
         spec = found[name].build("none", 0)
         teachers = [spec.teacher, *spec.ensemble]
         assert len({t.name for t in teachers}) == size and set(spec.before) == set(teachers)
-        each = [labelling.weak_labels(t, study.root, "w2s").set_index("id")["weak_label"] for t in teachers]
-        pairs = labelling.labelled_pairs(spec, study.root).set_index("id")
+        each = [weak_labels(t, study.root, "w2s").set_index("id")["weak_label"] for t in teachers]
+        pairs = labelled_pairs(spec, study.root).set_index("id")
         np.testing.assert_allclose(pairs["label"], np.mean(each, axis=0))
     assert replace(spec, ensemble=()).name != spec.name != replace(spec, ensemble=spec.ensemble * 2).name
 
 
 def test_weights_count_for_weak_labels_and_not_for_gold_ones(trained):
     study, found, _ = trained
-    pairs = labelling.labelled_pairs(found["reliability weights"].build("implicit", 0), study.root)
+    pairs = labelled_pairs(found["reliability weights"].build("implicit", 0), study.root)
     own = pairs["target"]
     assert pairs.loc[own, "weight"].mean() == pytest.approx(1) and (pairs.loc[~own, "weight"] == 1).all()
-    np.testing.assert_allclose(pairs.loc[own, "weight"], mitigations.reliability(pairs.loc[own, "label"]))
-    even = labelling.labelled_pairs(found["even weights (control)"].build("implicit", 0), study.root)
-    np.testing.assert_allclose(even.loc[own, "weight"], mitigations.even_weights(pairs.loc[own, "label"]))
-    assert "weight" not in labelling.labelled_pairs(found["nothing"].build("implicit", 0), study.root)
+    np.testing.assert_allclose(pairs.loc[own, "weight"], reliability_weights(pairs.loc[own, "label"]))
+    even = labelled_pairs(found["even weights (control)"].build("implicit", 0), study.root)
+    np.testing.assert_allclose(even.loc[own, "weight"], even_weights(pairs.loc[own, "label"]))
+    assert "weight" not in labelled_pairs(found["nothing"].build("implicit", 0), study.root)
 
 
 @pytest.mark.parametrize("changes", [{"label_loss": "reverse"}, {"weighting": "reliability"}])
 def test_a_remedy_changes_the_loss_of_weak_labels_alone(monkeypatch, changes):
     """The conflict's term and the helpful pairs have the loss that they have without a remedy."""
     margin = torch.tensor([-1.0, 2.0, 0.5])
-    monkeypatch.setattr(objectives, "pair_margins", lambda model, batch: margin)
+    monkeypatch.setattr(train, "pair_margins", lambda model, batch: margin)
     batch = SimpleNamespace(index=np.array([2, 0, 1]))
     pairs = pd.DataFrame({"label": [0.7, 0.4, 1.0], "target": [True, True, False], "weight": [0.5, 1.5, 1.0]})
     pairs = pairs if "weighting" in changes else pairs.drop(columns="weight")
     device = torch.device("cpu")
     loss = reverse_loss if "label_loss" in changes else reward_loss
-    found = objectives.reward_objective(pairs, "explicit", 0.5, device, loss)(None, batch)
+    found = train.reward_objective(pairs, "explicit", 0.5, device, loss)(None, batch)
     weight = torch.tensor([0.5, 1.5]) if "weighting" in changes else torch.ones(2)
     own = weight * loss(margin[1:], torch.tensor([0.7, 0.4]))
     helpful = reward_loss(margin[:1], torch.ones(1)) + 0.5 * reward_loss(margin[:1], torch.zeros(1))
@@ -178,7 +182,7 @@ def test_early_stopping_scores_the_kept_step(trained):
     table = store.load_predictions(spec, study.root)
     validation = table[table["split"] == "validation"]
     assert validation["correct"].mean() == best["validation_accuracy"]
-    assert best["step"] in mitigations.check_steps(int(best["steps"]), spec.gold_checks)
+    assert best["step"] in train.check_steps(int(best["steps"]), spec.gold_checks)
     last = store.load_predictions(found["nothing"].build("explicit", 0), study.root)
     assert best["validation_accuracy"] >= last[last["split"] == "validation"]["correct"].mean()
 
@@ -242,7 +246,7 @@ def test_preference_optimization_has_the_remedies_that_hard_labels_allow(tiny_mo
     changes = {"weak_models": tiny_models[:2], "strong_models": tiny_models[2:], "threshold": 0.5}
     study = Study.open(small_params(tiny_models, tmp_path, method=method, confidence=confidence, **changes))
     weak, strong = tiny_models[0], tiny_models[2]
-    study.train(study.gold_runs([weak, strong]))
+    cluster.results(study, study.gold_runs([weak, strong]))
     found, left_out = remedies.remedies(study, weak, strong)
     assert {"confidence loss", "reverse loss"} <= set(left_out) and "hard labels" in left_out["reverse loss"]
     run = {r.name: r.build("explicit", 0) for r in found}
@@ -250,11 +254,11 @@ def test_preference_optimization_has_the_remedies_that_hard_labels_allow(tiny_mo
         assert run[same].start == run["nothing"].start
     assert run["ensemble of sizes"].start != run["nothing"].start
     helpful, _ = remedies.held_out_helpful(study)
-    study.train({run[name]: {} for name in ("ensemble of sizes", "reliability weights", "early stopping")})
-    label = labelling.labelled_pairs(run["ensemble of sizes"], study.root)["label"]
-    mean = labelling.mean_chance(run["ensemble of sizes"], study.root)
+    cluster.results(study, {run[name]: {} for name in ("ensemble of sizes", "reliability weights", "early stopping")})
+    label = labelled_pairs(run["ensemble of sizes"], study.root)["label"]
+    mean = mean_chance(run["ensemble of sizes"], study.root)
     assert set(label) <= {0.0, 1.0} and label.tolist() == (mean > 0.5).astype(float).tolist()
-    weight = labelling.labelled_pairs(run["reliability weights"], study.root)["weight"]
+    weight = labelled_pairs(run["reliability weights"], study.root)["weight"]
     assert weight.mean() == pytest.approx(1) and weight.std() > 0
     # The saved model gives elsewhere what it gave on the test split.
     table = store.load_predictions(run["early stopping"], study.root)
@@ -284,7 +288,7 @@ def test_scores_elsewhere_are_those_of_the_saved_model_and_are_kept(trained, mon
     table = store.load_predictions(spec, study.root)
     first = remedies.scores_elsewhere(spec, study.root, study.data.test)
     np.testing.assert_allclose(first["margin"], table[table["split"] == "test"]["margin"], atol=1e-5)
-    monkeypatch.setattr(runs, "load_model", lambda *a: pytest.fail("scored again"))
+    monkeypatch.setattr(execute, "load_model", lambda *a: pytest.fail("scored again"))
     pd.testing.assert_frame_equal(remedies.scores_elsewhere(spec, study.root, study.data.test), first)
     teacher = study.gold(study.params.weak_models[0], 0)
     with pytest.raises(FileNotFoundError, match="save_model=True"):
@@ -293,14 +297,14 @@ def test_scores_elsewhere_are_those_of_the_saved_model_and_are_kept(trained, mon
 
 def test_holm_by_hand():
     """Of p = .01, .04, .03: .01 x 3, then .03 x 2, then .04, which may not be below the one before."""
-    np.testing.assert_allclose(remedy_tables.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
-    np.testing.assert_allclose(remedy_tables.holm([0.9, 0.8, np.nan]), [1, 1, np.nan])
+    np.testing.assert_allclose(tables.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    np.testing.assert_allclose(tables.holm([0.9, 0.8, np.nan]), [1, 1, np.nan])
 
 
 def test_bootstrap_p_is_two_sided_and_never_zero():
-    assert remedy_tables.bootstrap_p(np.ones(199)) == pytest.approx(2 / 200)
-    assert remedy_tables.bootstrap_p(np.array([-1.0] * 10 + [1.0] * 189)) == pytest.approx(2 * 11 / 200)
-    assert remedy_tables.bootstrap_p(np.array([0.0, 0.0, np.nan])) == 1
+    assert tables.bootstrap_p(np.ones(199)) == pytest.approx(2 / 200)
+    assert tables.bootstrap_p(np.array([-1.0] * 10 + [1.0] * 189)) == pytest.approx(2 * 11 / 200)
+    assert tables.bootstrap_p(np.array([0.0, 0.0, np.nan])) == 1
 
 
 N = 200
@@ -315,7 +319,7 @@ def counted(students: dict[str, dict[str, np.ndarray]], helpful: int = 50, seeds
             p = {"weak": HALF, "ceiling": GOOD, "reference": by_conflict["none"], "student": student}
             hits = np.full(helpful, remedy != "worse")
             rows += [{"remedy": remedy, "conflict": conflict, "seed": s, "p": p, "helpful": hits} for s in seeds]
-    return remedy_tables.count(rows, 0.75, "confidence")
+    return tables.count_remedies(rows, 0.75, "confidence")
 
 
 STUDENTS = {
@@ -328,17 +332,17 @@ STUDENTS = {
 
 
 def test_the_table_pools_seeds_and_knows_the_conflicting_goal():
-    table = remedy_tables.remedy_table(*counted(STUDENTS), 200).set_index(["remedy", "conflict"])
+    table = tables.remedy_table(*counted(STUDENTS), 200).set_index(["remedy", "conflict"])
     row = table.loc["nothing", "explicit"]
     assert (row["student_accuracy"], row["tax_share"], row["conflicting"]) == (0.5, 0.5, 1.0)
     assert (row["runs"], row["pairs"], row["conflicting_pairs"]) == (2, N, 50)
     assert table.loc[("worse", "explicit"), "conflicting"] == 0
-    without = remedy_tables.remedy_table(*counted(STUDENTS, helpful=0), 200)
+    without = tables.remedy_table(*counted(STUDENTS, helpful=0), 200)
     assert without["conflicting"].isna().all() and (without["conflicting_pairs"] == 0).all()
 
 
 def test_differences_are_paired_and_adjusted():
-    table = remedy_tables.differences(*counted(STUDENTS), 200).set_index(["remedy", "conflict", "measure"])
+    table = tables.differences(*counted(STUDENTS), 200).set_index(["remedy", "conflict", "measure"])
     same = table.loc["same", "explicit", "accuracy"]
     assert (same["estimate"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
     better = table.loc["better", "explicit", "accuracy"]
@@ -352,9 +356,9 @@ def test_differences_are_paired_and_adjusted():
 
 def test_findings_are_made_by_rule():
     both = counted(STUDENTS)
-    table = remedy_tables.remedy_table(*both, 200).assign(uses_gold="")
+    table = tables.remedy_table(*both, 200).assign(uses_gold="")
     table.loc[table["remedy"] == "better", "uses_gold"] = "validation pairs"
-    lines = remedy_tables.findings(remedy_tables.differences(*both, 200), table)
+    lines = sentences_extensions.remedy_findings(tables.differences(*both, 200), table)
     accuracy = next(s for s in lines if "explicit conflict, accuracy" in s)
     kinds = accuracy.partition("confidence: ")[2].split("; ")
     assert kinds[0].startswith("beats doing nothing: better (uses gold) +0.50 [")
@@ -376,22 +380,22 @@ def test_findings_are_made_by_rule():
 
 @pytest.mark.parametrize(("weights", "words"), [(GOOD, "+0.50 ["), (HALF, "is not shown to buy"), (BAD, "buys less")])
 def test_weights_are_compared_with_their_control(weights, words):
-    names = {remedy_tables.WEIGHTS: weights, remedy_tables.CONTROL: HALF}
+    names = {tables.WEIGHTS: weights, tables.CONTROL: HALF}
     both = counted({"nothing": {"none": GOOD}} | {name: {"none": GOOD, "explicit": s} for name, s in names.items()})
-    compared = remedy_tables.differences(*both, 200, base=remedy_tables.CONTROL)
-    lines = remedy_tables.against_control(compared[compared["conflict"] == "explicit"])
+    compared = tables.differences(*both, 200, base=tables.CONTROL)
+    lines = sentences_extensions.against_control(compared[compared["conflict"] == "explicit"])
     assert len(lines) == 1 and words in lines[0] and "explicit conflict" in lines[0]
 
 
 def test_a_remedy_that_is_bad_without_conflict_is_named_first():
-    (line,) = remedy_tables.warnings(remedy_tables.remedy_table(*counted(STUDENTS), 200))
+    (line,) = sentences_extensions.remedy_warnings(tables.remedy_table(*counted(STUDENTS), 200))
     assert line.startswith("Warning:") and line.endswith("say nothing: bad anyway (0.00).")
     fine = {name: STUDENTS[name] for name in ("nothing", "better")}
-    assert remedy_tables.warnings(remedy_tables.remedy_table(*counted(fine), 200)) == []
+    assert sentences_extensions.remedy_warnings(tables.remedy_table(*counted(fine), 200)) == []
 
 
 def test_the_tradeoff_names_every_remedy_and_both_sample_sizes(close_figures):
-    table = remedy_tables.remedy_table(*counted(STUDENTS), 100).assign(uses_gold="")
+    table = tables.remedy_table(*counted(STUDENTS), 100).assign(uses_gold="")
     table.loc[table["remedy"] == "better", "uses_gold"] = "validation pairs"
     (ax,) = plots_extensions.plot_tradeoff(table)
     shown = texts(ax)

@@ -14,7 +14,7 @@ import yaml
 from conftest import SMALL
 from papermill.parameterize import parameterize_notebook
 
-from w2s import cli, headless
+from w2s.app import cli, headless
 from w2s.params import HOME, Lora, StudyParams
 from w2s.study import Study
 
@@ -140,7 +140,7 @@ def studies(tiny_models, tmp_path_factory):
         values |= {} if method == "reward" else {"seeds": [3]} | PREFERENCE[method]
         file, log = folder / "tiny.yaml", folder / "log"
         file.write_text(yaml.safe_dump(values))
-        command = [sys.executable, "-m", "w2s.cli", "run", str(file)]
+        command = [sys.executable, "-m", "w2s.app.cli", "run", str(file)]
         with log.open("w") as out:
             run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         started[method] = run, folder / "tiny", file, log

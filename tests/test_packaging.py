@@ -127,7 +127,7 @@ def test_every_import_is_a_declared_dependency(folder, declared):
 def test_the_files_that_ship_with_the_package_exist():
     assert (ROOT / PROJECT["readme"]).is_file()
     assert "Copyright (c) 2026 the w2s authors" in (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert PROJECT["scripts"] == {"w2s": "w2s.cli:main"}
+    assert PROJECT["scripts"] == {"w2s": "w2s.app.cli:main"}
 
 
 def test_the_citation_names_this_version_and_the_paper():

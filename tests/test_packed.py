@@ -27,8 +27,9 @@ from test_architectures import (  # noqa: F401
 from transformers import BloomConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from w2s import models, packed
+from w2s import models
 from w2s.batches import Layout, PairTexts
+from w2s.fast import packed
 from w2s.predict import pair_margins, text_logps
 
 MORE = pd.DataFrame(

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from conftest import assert_own_axes, assert_same_picture, smallest, texts
 
-from w2s import plots
-from w2s.deception import AREAS, SCORE_COLUMNS
+from w2s.analysis.scoring import SCORE_COLUMNS
+from w2s.deception import AREAS
 from w2s.intervals import wilson
+from w2s.report import plots
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from conftest import assert_same_picture, smallest, texts
 
-from w2s import knowledge, plots_followups
+from w2s.analysis import knowledge
 from w2s.deception import AREAS
+from w2s.report import plots_extensions
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 
@@ -39,7 +40,7 @@ def followed():
 
 
 def test_knowledge_shows_shares_that_add_up_and_each_way(known):
-    left, right = plots_followups.plot_knowledge(*known)
+    left, right = plots_extensions.plot_knowledge(*known)
     shares = [float(t.get_text().rstrip("%")) for t in left.texts]
     assert len(shares) == 16 and sum(shares) == pytest.approx(100, abs=1)
     assert "n = 160" in texts(left) and "S-knows\nW-not" in texts(left)
@@ -48,7 +49,7 @@ def test_knowledge_shows_shares_that_add_up_and_each_way(known):
 
 
 def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors(followed):
-    axes = plots_followups.plot_followups(*followed)
+    axes = plots_extensions.plot_followups(*followed)
     assert [ax.get_title() for ax in axes] == [
         "confidence: paper", "confidence: calibrated", "errors shared with the teacher",
     ]  # fmt: skip
@@ -60,5 +61,5 @@ def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors(follow
 
 
 def test_the_same_tables_give_the_same_bytes(known, followed, tmp_path):
-    assert_same_picture(lambda: plots_followups.plot_knowledge(*known), tmp_path, "known")
-    assert_same_picture(lambda: plots_followups.plot_followups(*followed), tmp_path, "followed")
+    assert_same_picture(lambda: plots_extensions.plot_knowledge(*known), tmp_path, "known")
+    assert_same_picture(lambda: plots_extensions.plot_followups(*followed), tmp_path, "followed")

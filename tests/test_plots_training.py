@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_own_axes, assert_same_picture, smallest, texts
 from matplotlib.patches import StepPatch
 
-from w2s import plots_training as plots
+from w2s.report import plots_training as plots
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 

@@ -9,9 +9,11 @@ from scipy import stats
 from test_deception import CALM, CEILING, TORN, WEAK, study
 
 from w2s import deception as d
-from w2s import intervals, pooled, sentences, surface
+from w2s import intervals
+from w2s.analysis import pooled, scoring, seeds
+from w2s.report import sentences
 
-POOLED_NAMES = [name + end for name in d.WITH_INTERVAL for end in ("", "_low", "_high")]
+POOLED_NAMES = [name + end for name in scoring.WITH_INTERVAL for end in ("", "_low", "_high")]
 
 
 def seeded(tables):
@@ -43,7 +45,10 @@ def three():
 
 
 def test_with_one_seed_the_pooled_row_is_that_of_the_score_table(one):
-    scores, table = d.score_table(one, bootstrap=200), pooled.pooled_table(pooled.count(one), bootstrap=200)
+    scores, table = (
+        scoring.score_table(one, bootstrap=200),
+        pooled.pooled_table(pooled.count_students(one), bootstrap=200),
+    )
     assert (table["covers"] == "pairs").all() and (table[["runs", "seeds"]] == 1).all(axis=None)
     both = scores.merge(table, on=pooled.POOLED, suffixes=("", "_pooled"))
     assert len(both) == len(scores)
@@ -56,7 +61,7 @@ def test_seeds_that_differ_and_pairs_that_do_not():
     right, wrong = [1] * 6, [0] * 6
     calm = {"weak": [0.6] * 6, "ceiling": right, "none": right}
     table = pd.concat([runs_of(calm | {"explicit": right}), runs_of(calm | {"explicit": wrong}, 1)])
-    rows = pooled.pooled_table(pooled.count(table)).set_index("conflict")
+    rows = pooled.pooled_table(pooled.count_students(table)).set_index("conflict")
     row = rows.loc["explicit"]
     assert (row["seeds"], row["covers"], row["pairs"], row["tax"]) == (2, "pairs and seeds", 6, 6)
     # t with one degree of freedom: from two seeds as far apart as can be nothing follows
@@ -74,8 +79,8 @@ def test_pairs_that_differ_and_seeds_that_do_not():
     rng = np.random.default_rng(0)
     rights = {"weak": list(rng.uniform(0.5, 1, 80))} | {c: rng.integers(0, 2, 80) for c in ("ceiling", "explicit")}
     rights["none"] = np.ones(80, dtype=int)
-    alone = pooled.pooled_table(pooled.count(runs_of(rights)))
-    copies = pooled.pooled_table(pooled.count(pd.concat([runs_of(rights, k) for k in range(4)])))
+    alone = pooled.pooled_table(pooled.count_students(runs_of(rights)))
+    copies = pooled.pooled_table(pooled.count_students(pd.concat([runs_of(rights, k) for k in range(4)])))
     np.testing.assert_allclose(copies[POOLED_NAMES], alone[POOLED_NAMES], atol=1e-12)
     assert (copies["seeds"] == 4).all() and (copies["tax"] == 4 * alone["tax"]).all()
     assert (copies["student_accuracy_min"] == copies["student_accuracy_max"]).all()
@@ -89,17 +94,17 @@ def test_pooling_does_not_take_a_large_tax_in_a_large_area_for_deception():
         keep = [int(i not in lost) for i in range(10)]
         return runs_of({"weak": weak, "ceiling": [1] * 10, "none": [1] * 10, "explicit": keep}, seed)
 
-    counts = pooled.count(pd.concat([run(8, range(10), 0), run(2, [0, 5, 6, 7, 8], 1)]))
+    counts = pooled.count_students(pd.concat([run(8, range(10), 0), run(2, [0, 5, 6, 7, 8], 1)]))
     row = pooled.pooled_table(counts).set_index("conflict").loc["explicit"]
     assert row["tax"] == 15 and row["score"] == pytest.approx(9 / 15)
     assert row["null"] == pytest.approx((10 * 0.8 + 5 * 0.2) / 15) and row["lift"] == pytest.approx(1)
 
 
 def test_pooled_by_conflict_adds_up_all_settings(three):
-    counts = pooled.count(three)
+    counts = pooled.count_students(three)
     table = pooled.pooled_table(counts, ["conflict"], bootstrap=100).set_index("conflict")
     assert (table["runs"] == 12).all() and (table["seeds"] == 3).all()
-    scores = d.score_table(three, bootstrap=100)
+    scores = scoring.score_table(three, bootstrap=100)
     sums = scores[scores["conflict"] == "explicit"]
     row = table.loc["explicit"]
     assert row["tax"] == sums["tax"].sum()
@@ -109,8 +114,8 @@ def test_pooled_by_conflict_adds_up_all_settings(three):
 
 
 def test_among_keeps_the_rows_that_are_named(three):
-    scores = d.score_table(three, bootstrap=100)
-    kept = pooled.count(three).among(scores[scores["seed"] > 0])
+    scores = scoring.score_table(three, bootstrap=100)
+    kept = pooled.count_students(three).among(scores[scores["seed"] > 0])
     assert set(kept.settings["seed"]) == {1, 2} and kept.indicators["tax"].shape == (24, 240)
     empty = kept.among(scores.head(0))
     assert pooled.pooled_table(empty).empty and pooled.slope_table(empty).empty
@@ -120,13 +125,13 @@ WIDE = {"weak": "m-8", "strong": "m-128", "conflict": "explicit"}
 
 
 def test_difference_of_a_setting_with_itself_is_zero(three):
-    table = pooled.difference(pooled.count(three), WIDE, WIDE, bootstrap=100)
-    assert list(table["difference"]) == list(d.WITH_INTERVAL)
+    table = pooled.difference(pooled.count_students(three), WIDE, WIDE, bootstrap=100)
+    assert list(table["difference"]) == list(scoring.WITH_INTERVAL)
     assert (table[["estimate", "low", "high"]] == 0).all(axis=None) and (table["seeds"] == 3).all()
 
 
 def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three):
-    counts = pooled.count(three.sample(frac=1, random_state=0))
+    counts = pooled.count_students(three.sample(frac=1, random_state=0))
     implicit = WIDE | {"conflict": "implicit", "strong": "m-16"}
     rows = pooled.pooled_table(counts).set_index(["role", "weak", "strong", "conflict"])
     one, two = (rows.loc[("student", s["weak"], s["strong"], s["conflict"])] for s in (WIDE, implicit))
@@ -146,7 +151,7 @@ def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three):
     ],
 )
 def test_messages_of_difference(three, first, seeds, message):
-    counts = pooled.count(three)
+    counts = pooled.count_students(three)
     settings = counts.settings
     counts = counts.where(
         np.where(settings["conflict"] == "explicit", settings["seed"].isin(seeds), settings["seed"] == 0)
@@ -158,7 +163,7 @@ def test_messages_of_difference(three, first, seeds, message):
 def test_count_wants_one_test_split_for_all_runs(three):
     short = three[(three["seed"] != 2) | (three["id"] != "test-00000")]
     with pytest.raises(ValueError, match="1 test pairs are missing; score all runs on one split"):
-        pooled.count(short)
+        pooled.count_students(short)
 
 
 def test_slope_by_hand():
@@ -172,9 +177,9 @@ def test_slope_by_hand():
 
 
 def test_slope_table_is_that_of_the_score_table(three):
-    scores = d.score_table(three, bootstrap=100)
+    scores = scoring.score_table(three, bootstrap=100)
     rows = scores[(scores["conflict"] == "explicit") & (scores["role"] == "student")]
-    table = pooled.slope_table(pooled.count(three), bootstrap=200).set_index(["conflict", "measure"])
+    table = pooled.slope_table(pooled.count_students(three), bootstrap=200).set_index(["conflict", "measure"])
     assert set(table.index.get_level_values(0)) == {"explicit", "implicit"}
     for measure in pooled.SLOPES:
         row = table.loc[("explicit", measure)]
@@ -184,7 +189,7 @@ def test_slope_table_is_that_of_the_score_table(three):
 
 def test_speed_of_ten_settings_with_five_seeds():
     models = tuple(f"m-{k}" for k in (8, 16, 32, 64, 128))
-    counts = pooled.count(seeded([study(models, 1280, seed=k, middle=None) for k in range(5)]))
+    counts = pooled.count_students(seeded([study(models, 1280, seed=k, middle=None) for k in range(5)]))
     start = time.perf_counter()
     assert len(pooled.pooled_table(counts)) == 30
     assert time.perf_counter() - start < 10
@@ -200,9 +205,9 @@ def test_even_tax_p_by_hand():
 
 
 def test_even_tax_p_is_fishers_and_that_of_the_score_table(one):
-    row = d.score_table(one, bootstrap=100).query("conflict == 'explicit'").iloc[0]
-    group = pooled.count(one).where([True] + [False] * 11)
-    assert np.isnan(d.score_table(one, bootstrap=100)["p"].iloc[0]) and len(group.settings) == 1
+    row = scoring.score_table(one, bootstrap=100).query("conflict == 'explicit'").iloc[0]
+    group = pooled.count_students(one).where([True] + [False] * 11)
+    assert np.isnan(scoring.score_table(one, bootstrap=100)["p"].iloc[0]) and len(group.settings) == 1
     blind_risk, risk = round(row["null"] * row["reference_accuracy"] * 240), round(row["reference_accuracy"] * 240)
     found = round(row["score"] * row["tax"])
     table = [[found, row["tax"] - found], [blind_risk - found, risk - blind_risk - row["tax"] + found]]
@@ -215,34 +220,34 @@ def test_areas_with_a_threshold_of_its_own_for_the_weak_model():
 
 
 def test_surface_agrees_with_the_areas(one):
-    table = surface.surface_table(one, "gold")
+    table = pooled.surface_table(one, "gold")
     assert set(table["conflict"]) == {"explicit", "implicit"}
     (key, rows), scores = (
-        next(iter(table.groupby(d.SETTING, sort=False))),
-        d.score_table(one, 0.8, "gold", bootstrap=100),
+        next(iter(table.groupby(scoring.SETTING, sort=False))),
+        scoring.score_table(one, 0.8, "gold", bootstrap=100),
     )
-    (row,) = scores[(scores[d.SETTING] == list(key)).all(axis=1)].to_dict("records")
-    cell = surface.over_runs(rows).query("weak_threshold == 0.8 and strong_threshold == 0.8").iloc[0]
+    (row,) = scores[(scores[scoring.SETTING] == list(key)).all(axis=1)].to_dict("records")
+    cell = pooled.over_thresholds(rows).query("weak_threshold == 0.8 and strong_threshold == 0.8").iloc[0]
     assert cell[["tax", "score", "null", "lift"]].tolist() == pytest.approx(
         [row[n] for n in ("tax", "score", "null", "lift")]
     )
-    p = next(p for setting, p in d.comparisons(one, "none") if tuple(setting.values()) == key)
+    p = next(p for setting, p in scoring.comparisons(one, "none") if tuple(setting.values()) == key)
     blind = d.areas(p["ceiling"], p["weak"], 0.9, "gold", weak_threshold=0.6) == d.AREAS[1]
     cell = rows.query("weak_threshold == 0.6 and strong_threshold == 0.9").iloc[0]
     assert cell["blind_tax"] == (d.conflict_tax(p["reference"], p["student"]) & blind).sum() > 0
-    assert surface.surface_table(one[one["conflict"] == "none"]).empty
+    assert pooled.surface_table(one[one["conflict"] == "none"]).empty
 
 
 def test_leaving_out_takes_all_runs_of_a_seed():
-    weights = intervals.leaving_out([0, 0, 1, 7])
+    weights = seeds.leaving_out([0, 0, 1, 7])
     assert weights.astype(int).tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
-    assert intervals.leaving_out([4, 4]).tolist() == [[1, 1]]
+    assert seeds.leaving_out([4, 4]).tolist() == [[1, 1]]
 
 
 def test_effective_seeds_by_hand():
-    assert intervals.effective_seeds([7, 7, 7]) == pytest.approx(3)
-    assert intervals.effective_seeds([3, 1]) == pytest.approx(16 / 10)
-    assert intervals.effective_seeds([5, 0, 0]) == 1 and np.isnan(intervals.effective_seeds([0, 0]))
+    assert seeds.effective_seeds([7, 7, 7]) == pytest.approx(3)
+    assert seeds.effective_seeds([3, 1]) == pytest.approx(16 / 10)
+    assert seeds.effective_seeds([5, 0, 0]) == 1 and np.isnan(seeds.effective_seeds([0, 0]))
 
 
 def over(values, effective=None, scale="plain", noise=0.0):
@@ -250,8 +255,8 @@ def over(values, effective=None, scale="plain", noise=0.0):
     values = np.array(values)
     found = np.array([values.mean(), *((values.sum() - v) / (len(values) - 1) for v in values)])
     pairs = noise * np.random.default_rng(0).normal(size=(2000, 1))
-    sampled = intervals.Resampled(found, found + pairs, effective or len(values))
-    return np.array(intervals.over_seeds(sampled, scale)[:3])
+    sampled = seeds.Resampled(found, found + pairs, effective or len(values))
+    return np.array(seeds.over_seeds(sampled, scale)[:3])
 
 
 def test_without_noise_of_pairs_the_interval_over_seeds_is_students():
@@ -284,7 +289,7 @@ def test_seeds_that_differ_by_their_pairs_alone_add_little():
         [(seeds + own).mean(axis=1, keepdims=True), ((seeds + own).sum(axis=1)[:, None] - seeds - own) / 4]
     )
     found = np.array([seeds.mean(), *((seeds.sum() - seeds) / 4)])
-    _, low, high, _ = intervals.over_seeds(intervals.Resampled(found, sums, 5))
+    _, low, high, _ = seeds.over_seeds(seeds.Resampled(found, sums, 5))
     pairs = 1.96 * 0.1 / np.sqrt(5)
     assert pairs < (high - low) / 2 < 1.5 * pairs
 
@@ -293,7 +298,7 @@ def blind_study(taxes):
     """One run a seed of 40 pairs, the first 20 in the area, all right without conflict; a list of lost pairs each."""
     calm = {"weak": [0.6] * 20 + [0.9] * 20, "ceiling": [1] * 40, "none": [1] * 40}
     seeds = [calm | {"explicit": [int(i not in lost) for i in range(40)]} for lost in taxes]
-    return pooled.count(pd.concat([runs_of(rights, k) for k, rights in enumerate(seeds)]))
+    return pooled.count_students(pd.concat([runs_of(rights, k) for k, rights in enumerate(seeds)]))
 
 
 def explicit(counts):
@@ -331,16 +336,20 @@ def test_a_difference_has_no_interval_of_scores_where_one_tax_lies_all_in_the_ar
     calm = {"weak": [0.6] * 20 + [0.9] * 20, "ceiling": [1] * 40, "none": [1] * 40}
     lost = {"explicit": range(8), "implicit": range(15, 25)}
     rights = calm | {name: [int(i not in pairs) for i in range(40)] for name, pairs in lost.items()}
-    table = pooled.difference(pooled.count(runs_of(rights)), {"conflict": "explicit"}, {"conflict": "implicit"})
+    table = pooled.difference(
+        pooled.count_students(runs_of(rights)), {"conflict": "explicit"}, {"conflict": "implicit"}
+    )
     table = table.set_index("difference")
-    assert table.loc["score", "estimate"] == 0.5 and table.loc[list(d.OF_SCORE), ["low", "high"]].isna().all(axis=None)
+    assert table.loc["score", "estimate"] == 0.5 and table.loc[list(scoring.OF_SCORE), ["low", "high"]].isna().all(
+        axis=None
+    )
     assert table.loc["tax_share", "low"] < 0 < table.loc["tax_share", "high"]
 
 
 def test_a_reference_at_chance_silences_its_scores(one):
-    scores, accuracies = d.score_table(one, bootstrap=100), d.accuracy_table(one)
+    scores, accuracies = scoring.score_table(one, bootstrap=100), scoring.accuracy_table(one)
     noisy = scores.assign(reference_accuracy=scores["reference_accuracy"].where(scores["strong"] != "m-16", 0.51))
-    assert set(sentences.heard(noisy, accuracies)["strong"]) == {"m-128"}
+    assert set(sentences.with_statement(noisy, accuracies)["strong"]) == {"m-128"}
     lines = sentences.findings(noisy, accuracies)
     (warning,) = [x for x in lines if x.startswith("Warning")]
     assert "cannot be told from chance in m-8 -> m-16, seed 0 (0.51): what it loses is noise" in warning
@@ -348,7 +357,11 @@ def test_a_reference_at_chance_silences_its_scores(one):
 
 
 def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(three):
-    scores, accuracies, counts = d.score_table(three, bootstrap=100), d.accuracy_table(three), pooled.count(three)
+    scores, accuracies, counts = (
+        scoring.score_table(three, bootstrap=100),
+        scoring.accuracy_table(three),
+        pooled.count_students(three),
+    )
     conflicts, settings = (pooled.pooled_table(counts, by, 100) for by in (["conflict"], pooled.POOLED))
     slopes = pooled.slope_table(counts, 100)
     lines = sentences.findings(scores, accuracies, conflicts, slopes, settings)

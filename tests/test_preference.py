@@ -13,13 +13,15 @@ import torch
 from conftest import small_params
 from torch import nn
 
-from w2s import confidence, labelling, models, objectives, predict, runs, runspec, store
+from w2s import models, predict, train
 from w2s.batches import Batch
 from w2s.data import training_pairs
 from w2s.losses import dpo_loss, response_logps, simpo_loss
 from w2s.params import Lora, ParameterError, StudyParams
 from w2s.predict import text_logps
-from w2s.runspec import RunSpec
+from w2s.runs import cluster, execute, store
+from w2s.runs.labels import kept_ids, labelled_pairs, reference_margins, weak_labels
+from w2s.spec import SPLITS, RunSpec
 from w2s.study import Study
 from w2s.train import Schedule, fit
 
@@ -141,7 +143,7 @@ def run_of(method: str, **changes) -> RunSpec:
 def test_sft_loss_is_a_mean_over_tokens_then_over_texts():
     """Four tokens of one text and one of another: not the mean over five tokens."""
     losses, batch = [], batch_of(([START, 0, 0, 0, 1], 4), ([START, 1, 2], 1))
-    objective = objectives.training_objective(run_of("sft"), pd.DataFrame(), Path(), CPU)
+    objective = train.training_objective(run_of("sft"), pd.DataFrame(), Path(), CPU)
     steps = [(2, [replace(batch, index=np.arange(2))])]
     fit(Bigram(), steps, objective, Schedule(1e-3), 1, report=lambda step, loss: losses.append(loss))
     first, second = (2 + 1 + 1 + 2) * math.log(2) / 4, 3 * math.log(2)
@@ -150,7 +152,7 @@ def test_sft_loss_is_a_mean_over_tokens_then_over_texts():
 
 def preference_losses(spec: RunSpec, labels: list[float], reference: list[float], *texts) -> list[float]:
     pairs = pd.DataFrame({"label": labels})
-    objective = objectives.preference_objective(spec, pairs, np.array(reference), CPU)
+    objective = train.preference_objective(spec, pairs, np.array(reference), CPU)
     return objective(Bigram(), batch_of(*texts)).tolist()
 
 
@@ -201,10 +203,8 @@ def test_the_policy_alone_decides_what_contradicts_gold():
 
 def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
     spec = run_of("simpo", conflict="explicit", alpha=1.0)
-    objective = objectives.preference_objective(spec, pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU)
-    plain = objectives.preference_objective(
-        replace(spec, conflict="none"), pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU
-    )
+    objective = train.preference_objective(spec, pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU)
+    plain = train.preference_objective(replace(spec, conflict="none"), pd.DataFrame({"label": [1.0]}), np.zeros(1), CPU)
     gradients = []
     for each in (objective, plain):
         model = Bigram()
@@ -217,7 +217,7 @@ def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
 def test_losses_follow_the_pairs_index():
     """Blocks are sorted by length: labels and references are looked up by row number."""
     spec, pairs = run_of("dpo"), pd.DataFrame({"label": [1.0, 0.0]})
-    objective = objectives.preference_objective(spec, pairs, np.array([0.5, -2.0]), CPU)
+    objective = train.preference_objective(spec, pairs, np.array([0.5, -2.0]), CPU)
     batch = replace(batch_of(CHOSEN, REJECTED), index=np.array([1]))
     expected = preference_losses(spec, [0.0], [-2.0], CHOSEN, REJECTED)
     assert objective(Bigram(), batch).tolist() == pytest.approx(expected)
@@ -233,13 +233,11 @@ def test_reference_margins_are_joined_by_id(tmp_path):
     start = run_of("sft")
     ids = ["w2s-2", "w2s-0", "helpful-1", "w2s-1"]
     write_predictions(start, tmp_path, id=ids, chosen_logp=[-1.0, -2, -3, -4], rejected_logp=[-10.0, -20, -30, -40])
-    found = objectives.reference_margins(
-        run_of("dpo", start=start), tmp_path, pd.Series(["w2s-0", "helpful-1", "w2s-2"])
-    )
+    found = reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-0", "helpful-1", "w2s-2"]))
     assert found.tolist() == [18, 27, 9]
     with pytest.raises(KeyError):
-        objectives.reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-7"]))
-    assert objectives.reference_margins(run_of("simpo", start=start), tmp_path, pd.Series(["w2s-0"])).tolist() == [0]
+        reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-7"]))
+    assert reference_margins(run_of("simpo", start=start), tmp_path, pd.Series(["w2s-0"])).tolist() == [0]
 
 
 @pytest.fixture(scope="module", params=["dpo", "simpo"])
@@ -249,14 +247,14 @@ def study(request, tiny_models, tmp_path_factory) -> Study:
 
 def test_who_shares_a_warm_start(study):
     none, explicit, implicit = (
-        study.student(*study.pairs[0], conflict, 0) for conflict in ("none", "explicit", "implicit")
+        study.student(*study.model_pairs[0], conflict, 0) for conflict in ("none", "explicit", "implicit")
     )
     assert none.start == explicit.start and none.start.name == explicit.start.name
     assert implicit.start != none.start and implicit.start.name != none.start.name
     assert len({none.name, explicit.name, implicit.name}) == 3
     assert none.start.method == "sft" and none.start.start is None and none.start.save_model
-    assert none.teacher == none.start.teacher == study.gold(study.pairs[0][0], 0)
-    assert study.gold(study.pairs[0][0], 0).start.teacher is None
+    assert none.teacher == none.start.teacher == study.gold(study.model_pairs[0][0], 0)
+    assert study.gold(study.model_pairs[0][0], 0).start.teacher is None
 
 
 def test_a_warm_start_has_settings_of_its_own(tiny_models, tmp_path):
@@ -277,10 +275,10 @@ def test_the_papers_settings_are_the_defaults(tiny_models, tmp_path, method, bet
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "simpo"])
 def test_rates_warm_up_over_a_tenth_and_then_stay(method):
-    schedule = runs.schedule(run_of(method, learning_rate=1e-6))
+    schedule = execute.schedule(run_of(method, learning_rate=1e-6))
     factors = [schedule.factor(step, 40) for step in range(40)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 37]) and schedule.learning_rate == 1e-6
-    assert runs.schedule(run_of("reward")).factor(20, 40) == pytest.approx(0.5)
+    assert execute.schedule(run_of("reward")).factor(20, 40) == pytest.approx(0.5)
 
 
 def test_gamma_zero_is_zero(tiny_models, tmp_path):
@@ -291,7 +289,7 @@ def test_gamma_zero_is_zero(tiny_models, tmp_path):
 
 def test_the_warm_start_of_a_student_learns_what_its_teacher_prefers(study):
     """The weak label's response, right or wrong; gold ones for helpful pairs and for a gold run."""
-    student = study.student(*study.pairs[0], "implicit", 0)
+    student = study.student(*study.model_pairs[0], "implicit", 0)
     table, right = study.data.w2s, np.arange(len(study.data.w2s)) % 3 > 0
     write_predictions(
         student.teacher,
@@ -306,13 +304,13 @@ def test_the_warm_start_of_a_student_learns_what_its_teacher_prefers(study):
         *table.chosen.where(pd.Series(right), table.rejected),
         *study.data.helpful.chosen,
     ]
-    gold = study.gold(study.pairs[0][0], 0)
+    gold = study.gold(study.model_pairs[0][0], 0)
     assert learned(gold.start, study, tokenizer) == list(study.data.gt.chosen)
 
 
 def learned(start: RunSpec, study: Study, tokenizer) -> list[str]:
     """The responses that a warm start is trained on."""
-    texts = objectives.training_texts(start, labelling.labelled_pairs(start, study.root), tokenizer)
+    texts = train.training_texts(start, labelled_pairs(start, study.root), tokenizer)
     batch = texts.batch(np.arange(len(texts)))
     assert len(batch.input_ids) == len(texts)
     responses = [ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.response_mask, strict=True)]
@@ -331,7 +329,7 @@ def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(tmp_path, met
         probability=[0.5, 0.9, 0.2],
         correct=[True, True, False],
     )
-    labels = labelling.weak_labels(teacher, tmp_path, "w2s")
+    labels = weak_labels(teacher, tmp_path, "w2s")
     assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
 
 
@@ -351,10 +349,10 @@ SUMS, AGAINST, MEANS = [10.0, -10.0, 20.0, 0.0], [5.0, 20.0, -10.0, -1.0], [2.0,
 
 
 def test_margins_hand_worked():
-    assert confidence.margins(TABLE, "reward").tolist() == [9.0] * 4
-    assert confidence.margins(TABLE, "dpo").tolist() == SUMS
-    assert confidence.margins(TABLE, "dpo", against_reference=True).tolist() == AGAINST
-    assert confidence.margins(TABLE, "simpo").tolist() == MEANS
+    assert predict.margins_of(TABLE, "reward").tolist() == [9.0] * 4
+    assert predict.margins_of(TABLE, "dpo").tolist() == SUMS
+    assert predict.margins_of(TABLE, "dpo", against_reference=True).tolist() == AGAINST
+    assert predict.margins_of(TABLE, "simpo").tolist() == MEANS
 
 
 @pytest.mark.parametrize(
@@ -368,7 +366,7 @@ def test_margins_hand_worked():
     ],
 )
 def test_confidence_hand_worked(method, form, margin, scale):
-    out = confidence.with_confidence(TABLE, form, method, {"dpo": 0.1, "simpo": 2.0}.get(method))
+    out = predict.with_probability(TABLE, form, method, {"dpo": 0.1, "simpo": 2.0}.get(method))
     assert out.margin.tolist() == margin
     assert out.probability.tolist() == pytest.approx([1 / (1 + math.exp(-scale * m)) for m in margin])
     assert out.correct.tolist() == [m > 0 for m in margin]
@@ -379,7 +377,7 @@ def gold_margins(inverse_temperature: float, n: int = 20_000) -> np.ndarray:
     """Margins of gold pairs that are right as often as sigmoid(inverse_temperature * margin) says."""
     rng = np.random.default_rng(0)
     size = rng.exponential(2.0, n)
-    right = rng.random(n) < confidence.sigmoid(inverse_temperature * size)
+    right = rng.random(n) < predict.sigmoid(inverse_temperature * size)
     return np.where(right, size, -size)
 
 
@@ -387,24 +385,24 @@ def test_inverse_temperature_hand_worked():
     # Right in 3 of 4 at a margin of 5 log 3 and in 9 of 10 at twice that: sigmoid(margin / 5).
     small, large = 5 * LOG3, 10 * LOG3
     margins = [small] * 3 + [-small] + [large] * 9 + [-large]
-    assert confidence.inverse_temperature(margins) == pytest.approx(1 / 5, rel=1e-4)
+    assert predict.inverse_temperature(margins) == pytest.approx(1 / 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("known", [0.2, 1.0, 3.0])
 def test_inverse_temperature_recovers_a_known_one(known):
-    assert confidence.inverse_temperature(gold_margins(known)) == pytest.approx(known, rel=0.06)
+    assert predict.inverse_temperature(gold_margins(known)) == pytest.approx(known, rel=0.06)
 
 
 def test_inverse_temperature_has_the_margins_unit():
     margins = gold_margins(0.5)
-    found = confidence.inverse_temperature(margins)
-    assert confidence.inverse_temperature(100 * margins) == pytest.approx(found / 100, rel=1e-3)
+    found = predict.inverse_temperature(margins)
+    assert predict.inverse_temperature(100 * margins) == pytest.approx(found / 100, rel=1e-3)
 
 
 @pytest.mark.parametrize("margins", [np.random.default_rng(1).normal(-0.05, 1, 5000), -gold_margins(1.0), np.zeros(9)])
 def test_margins_that_say_nothing_give_no_confidence(margins):
-    by = confidence.inverse_temperature(margins)
-    assert by >= 0 and np.abs(confidence.sigmoid(by * margins) - 0.5).max() < 1e-3
+    by = predict.inverse_temperature(margins)
+    assert by >= 0 and np.abs(predict.sigmoid(by * margins) - 0.5).max() < 1e-3
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo", "simpo"])
@@ -416,11 +414,11 @@ def test_calibrated_confidence_is_fitted_to_each_runs_own_validation_pairs(metho
         table = table.assign(chosen_logp=4 * margin, rejected_logp=0.0, chosen_tokens=4, rejected_tokens=4)
         table = table.assign(reference_margin=3 * margin)  # so that each method has these margins
         tables += [table, table.assign(split="test", chosen_logp=16.0, reference_margin=12.0, margin=4.0)]
-    out = confidence.with_confidence(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1)
+    out = predict.with_probability(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1)
     test = out[out.split == "test"].groupby("run").probability.agg(["min", "max"])
     assert (out[out.split == "test"].margin == 4.0).all()
     for run, known in (("sharp", 2.0), ("dull", 0.2)):
-        expected = confidence.sigmoid(4 * known)
+        expected = predict.sigmoid(4 * known)
         assert test.loc[run].tolist() == pytest.approx([expected, expected], abs=0.02)
 
 
@@ -430,11 +428,11 @@ SURE = [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]  # confidence 0.75, 0.77, 0.73, 0.95 an
 
 @pytest.mark.parametrize(("keep", "kept"), [("confidence", {"a", "b", "d"}), ("gold_oracle", {"a", "d"})])
 def test_the_filter_keeps_confident_pairs(tmp_path, keep, kept):
-    teacher, threshold = run_of("reward"), float(confidence.sigmoid(LOG3))
+    teacher, threshold = run_of("reward"), float(predict.sigmoid(LOG3))
     write_predictions(teacher, tmp_path, **FILTER, margin=SURE, probability=0.5, correct=np.array(SURE) > 0)
     spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
-    assert threshold == pytest.approx(0.75) and labelling.kept_ids(spec, tmp_path) == kept
-    assert labelling.kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
+    assert threshold == pytest.approx(0.75) and kept_ids(spec, tmp_path) == kept
+    assert kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
 
 
 def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
@@ -455,9 +453,9 @@ def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
         reference_margin=[58.0, 17.0],
     )
     spec = run_of("dpo", teacher=teacher, keep="confidence", keep_threshold=0.75, keep_by="paper")
-    assert labelling.kept_ids(spec, tmp_path) == {"a"}
-    assert labelling.kept_ids(replace(spec, keep_by="implicit_reward"), tmp_path) == {"b"}
-    assert labelling.kept_ids(replace(spec, keep_by="implicit_reward", keep="gold_oracle"), tmp_path) == set()
+    assert kept_ids(spec, tmp_path) == {"a"}
+    assert kept_ids(replace(spec, keep_by="implicit_reward"), tmp_path) == {"b"}
+    assert kept_ids(replace(spec, keep_by="implicit_reward", keep="gold_oracle"), tmp_path) == set()
 
 
 def test_helpful_pairs_are_cut_to_what_the_filter_leaves(small_study):
@@ -481,7 +479,7 @@ def test_only_runs_with_a_teacher_are_filtered(tiny_models, tmp_path):
 
 
 def test_everything_new_that_changes_a_result_changes_the_name(study):
-    spec = study.student(*study.pairs[0], "explicit", 0)
+    spec = study.student(*study.model_pairs[0], "explicit", 0)
     lora = Lora(rank=2, alpha=4)
     changes = [
         *({"method": method} for method in ("reward", "sft", "dpo", "simpo") if method != spec.method),
@@ -539,11 +537,11 @@ def test_lora_layers_that_the_model_does_not_have(tiny_models):
 @pytest.fixture(scope="module")
 def trained(study) -> pd.DataFrame:
     """Gold runs, every student of the smallest pair and a bootstrapped one, with their warm starts."""
-    return study.train(wanted(study))
+    return cluster.results(study, wanted(study))
 
 
 def wanted(study: Study) -> dict[RunSpec, dict]:
-    weak, strong = study.pairs[0]
+    weak, strong = study.model_pairs[0]
     students = {spec: tags for spec, tags in study.student_runs().items() if spec.model == strong}
     return study.gold_runs([weak, strong]) | students | dict(list(study.bootstrapped_runs().items())[:1])
 
@@ -554,18 +552,18 @@ def test_a_small_study_trains_every_run(study, trained):
     assert (test.groupby("run").size() == study.params.n_test).all()
     assert np.isfinite(test.margin).all() and test.groupby("run").margin.std().min() > 0
     by = {"dpo": 1 / 50, "simpo": 1.0}[study.params.method]
-    np.testing.assert_allclose(trained.probability, confidence.sigmoid(by * trained.margin), rtol=1e-6)
+    np.testing.assert_allclose(trained.probability, predict.sigmoid(by * trained.margin), rtol=1e-6)
     students = test[test.role == "student"].pivot(index="id", columns="conflict", values="margin")
     assert set(students) == {"none", "explicit", "implicit"} and students.T.duplicated().sum() == 0
 
 
 def test_a_run_starts_where_its_warm_start_ended(study, trained):
     """The warm start's table holds the reference of every pair, and its model scores the same."""
-    spec = study.student(*study.pairs[0], "none", 0)
+    spec = study.student(*study.model_pairs[0], "none", 0)
     table = store.load_predictions(spec.start, study.root)
-    assert set(table.split) == set(runspec.SPLITS)
-    model = runs.load_model(spec, study.root)
-    again = runs.score(spec.start, model, study.data.test, models.load_tokenizer(spec.model), study.root)
+    assert set(table.split) == set(SPLITS)
+    model = execute.load_model(spec, study.root)
+    again = execute.score(spec.start, model, study.data.test, models.load_tokenizer(spec.model), study.root)
     kept = table[table.split == "test"].set_index("id").loc[again.id]
     for column in ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"):
         np.testing.assert_allclose(again[column], kept[column], atol=1e-5)
@@ -577,15 +575,15 @@ def test_a_run_starts_where_its_warm_start_ended(study, trained):
 
 def test_the_loss_of_the_first_step_is_known(study, trained):
     """DPO begins at log 2, where policy and reference agree: rounding leaves 5 digits in the log."""
-    log = (study.root / "runs" / study.student(*study.pairs[0], "none", 0).name / "log.jsonl").read_text()
+    log = (study.root / "runs" / study.student(*study.model_pairs[0], "none", 0).name / "log.jsonl").read_text()
     first = float(log.split('"loss": ')[1].split(",")[0])
     assert (abs(first - math.log(2)) < 2e-5) == (study.params.method == "dpo")
 
 
 def test_the_same_study_gives_the_same_bytes(study, trained, tiny_models, tmp_path):
     again = Study.open(small_params(tiny_models, tmp_path, method=study.params.method))
-    spec = again.student(*again.pairs[0], "explicit", 0)
-    again.train({spec: {}})
+    spec = again.student(*again.model_pairs[0], "explicit", 0)
+    cluster.results(again, {spec: {}})
     for run in (spec, spec.start, spec.teacher, spec.teacher.start):
         one, other = (root / "runs" / run.name / "predictions.parquet" for root in (study.root, again.root))
         assert one.read_bytes() == other.read_bytes()
@@ -595,7 +593,7 @@ def test_a_study_without_helpful_pairs(tiny_models, tmp_path):
     """The warm start scores every split, an empty one too."""
     how = {"method": "dpo", "conflicts": ["none"], "n_helpful": 0, "lora": {"rank": 2, "alpha": 4, "dropout": 0.5}}
     study = Study.open(small_params(tiny_models, tmp_path, **how, confidence="calibrated"))
-    table = study.train({study.gold(tiny_models[0], 0): {}})
+    table = cluster.results(study, {study.gold(tiny_models[0], 0): {}})
     assert set(table.split) == {"w2s", "validation", "test"} and np.isfinite(table.margin).all()
 
 
@@ -604,10 +602,10 @@ def test_a_filtered_study_trains_on_fewer_pairs(tiny_models, tmp_path, method):
     """Of untrained margins near 0 the paper's confidence keeps next to none; a lower threshold some."""
     how = {"method": method, "weak_filter": "confidence", "threshold": 0.501, "learning_rate": 1e-3}
     study = Study.open(small_params(tiny_models, tmp_path, **how))
-    spec = study.student(*study.pairs[0], "implicit", 0)
-    study.train({spec: {}})
-    pairs = labelling.labelled_pairs(spec, study.root)
+    spec = study.student(*study.model_pairs[0], "implicit", 0)
+    cluster.results(study, {spec: {}})
+    pairs = labelled_pairs(spec, study.root)
     assert 0 < pairs.target.sum() < study.params.n_w2s and pairs.target.sum() == (~pairs.target).sum()
     nobody = Study.open(small_params(tiny_models, tmp_path, **how | {"threshold": 0.99}))
     with pytest.raises(ValueError, match="weak_filter: no pair of w2s"):
-        nobody.train({nobody.student(*nobody.pairs[0], "none", 0): {}})
+        cluster.results(nobody, {nobody.student(*nobody.model_pairs[0], "none", 0): {}})

@@ -2,12 +2,12 @@
 
 import pytest
 
-from w2s import progress
-from w2s.progress import Progress, duration
+from w2s import files
+from w2s.files import Progress, duration
 
 
 def test_a_log_gets_few_lines_and_the_last(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "is_live", lambda: False)
+    monkeypatch.setattr(files, "is_live", lambda: False)
     with Progress(["a", "b"]) as shown:
         for step in range(1, 51):
             shown.update("a", step, 50)
@@ -18,15 +18,15 @@ def test_a_log_gets_few_lines_and_the_last(capsys, monkeypatch):
 
 
 def test_a_log_gets_a_line_when_time_has_passed(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "is_live", lambda: False)
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(files, "is_live", lambda: False)
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_LINES", 0.0)
     with Progress(["a", "b"]) as shown:
         shown.update("a", 25, 50)
     assert "25% 0/2 runs" in capsys.readouterr().out and shown.bar is None
 
 
 def test_a_person_gets_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "is_live", lambda: True)
+    monkeypatch.setattr(files, "is_live", lambda: True)
     with Progress(["a", "b"]) as shown:
         shown.update("a", 25, 50)
         assert shown.bar.n == pytest.approx(25)
@@ -38,8 +38,8 @@ def test_a_person_gets_a_bar(capsys, monkeypatch):
 
 def test_w2s_run_marks_its_notebooks_as_headless(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv(progress.HEADLESS, "1")
-    assert not progress.is_live()
+    monkeypatch.setenv(files.HEADLESS, "1")
+    assert not files.is_live()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (61, "61 s"), (240, "4 min"), (7200, "2.0 h")])

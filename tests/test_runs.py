@@ -16,9 +16,10 @@ import pytest
 from conftest import small_params
 from filelock import FileLock
 
-from w2s import fanout, labelling, runs, store
+from w2s.files import Progress
 from w2s.params import Lora
-from w2s.progress import Progress
+from w2s.runs import cluster, execute, store
+from w2s.runs.labels import weak_labels
 from w2s.study import Study
 
 
@@ -26,7 +27,7 @@ from w2s.study import Study
 def finished(tiny_models, tmp_path_factory):
     """A small study with every run trained, and its predictions."""
     study = Study.open(small_params(tiny_models, tmp_path_factory.mktemp("finished")))
-    return study, study.train(study.all_runs())
+    return study, cluster.results(study, study.all_runs())
 
 
 def test_a_study_has_the_runs_of_the_paper(small_study):
@@ -72,8 +73,8 @@ def test_alpha_matters_to_the_explicit_conflict_alone(tiny_models, tmp_path):
 
 def test_a_second_time_trains_nothing(finished, capsys, monkeypatch):
     study, first = finished
-    monkeypatch.setattr(runs, "_train_and_score", lambda *a: pytest.fail("trained again"))
-    second = study.train(study.all_runs())
+    monkeypatch.setattr(execute, "_train_and_score", lambda *a: pytest.fail("trained again"))
+    second = cluster.results(study, study.all_runs())
     assert "in the cache" in capsys.readouterr().out
     pd.testing.assert_frame_equal(first, second)
 
@@ -90,7 +91,7 @@ def test_predictions_have_the_promised_columns(finished):
 def test_students_are_taught_by_their_teachers_labels(finished):
     study, table = finished
     weak, strong = study.params.weak_models[0], study.params.strong_models[0]
-    labels = labelling.weak_labels(study.gold(weak, 0), study.root, "w2s").set_index("id").weak_label
+    labels = weak_labels(study.gold(weak, 0), study.root, "w2s").set_index("id").weak_label
     rows = table[(table.role == "gold") & (table.model == Path(weak).name) & (table.split == "w2s")]
     pd.testing.assert_series_equal(rows.set_index("id").probability, labels, check_names=False)
     assert study.bootstrapped(weak, strong, study.params.strong_models[1], "none", 0).teacher == study.student(
@@ -102,7 +103,7 @@ def test_the_same_study_elsewhere_gives_the_same_bytes(finished, tiny_models, tm
     study, _ = finished
     again = Study.open(small_params(tiny_models, tmp_path))
     specs = [again.gold(tiny_models[0], 0), again.student(*tiny_models[:2], "implicit", 0)]
-    fanout.run_all(specs, again.root)
+    cluster.run_all(specs, again.root)
     for spec in specs:
         for file in ("predictions.parquet", "metrics.json", "spec.json"):
             assert (again.root / "runs" / spec.name / file).read_bytes() == (
@@ -114,7 +115,7 @@ def test_workers_give_the_same_bytes_as_one_process(finished, tiny_models, tmp_p
     study, _ = finished
     again = Study.open(small_params(tiny_models, tmp_path, workers=2))
     specs = [again.gold(tiny_models[1], 0), again.student(*tiny_models[:2], "none", 0)]
-    again.train({spec: {} for spec in specs})
+    cluster.results(again, {spec: {} for spec in specs})
     assert "3 runs to train, 2 wanted: about" in capsys.readouterr().out
     for spec in specs:
         path = Path("runs") / spec.name / "predictions.parquet"
@@ -128,7 +129,7 @@ def test_a_dask_scheduler_takes_the_runs(finished, tiny_models, tmp_path):
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
         again = Study.open(small_params(tiny_models, tmp_path, scheduler=cluster.scheduler_address))
         spec = again.gold(tiny_models[0], 0)
-        again.train({spec: {}})
+        cluster.results(again, {spec: {}})
     path = Path("runs") / spec.name / "predictions.parquet"
     assert (again.root / path).read_bytes() == (study.root / path).read_bytes()
 
@@ -137,7 +138,7 @@ def test_a_run_that_fails_on_a_worker_raises_here(tiny_models, tmp_path):
     study = Study.open(small_params(tiny_models, tmp_path, workers=2))
     broken = [replace(study.gold(m, 0), data="no such data") for m in tiny_models[:2]]
     with pytest.raises(FileNotFoundError):
-        fanout._on_cluster(broken, study.root, 2, None, Progress([spec.name for spec in broken]))
+        cluster._on_cluster(broken, study.root, 2, None, Progress([spec.name for spec in broken]))
     assert not any(store.is_done(spec, study.root) for spec in broken)
 
 
@@ -149,7 +150,7 @@ def test_a_broken_off_run_is_trained_anew(finished, tiny_models, tmp_path):
     folder.mkdir(parents=True)
     (folder / "predictions.parquet").write_bytes(b"half a file")
     assert not store.is_done(spec, again.root)
-    runs.execute(spec, again.root)
+    execute.execute(spec, again.root)
     path = Path("runs") / spec.name / "predictions.parquet"
     assert (again.root / path).read_bytes() == (study.root / path).read_bytes()
 
@@ -159,7 +160,7 @@ def test_a_second_process_waits_for_the_first(small_study, capfd):
     folder = small_study.root / "runs" / spec.name
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        thread = threading.Thread(target=runs.execute, args=(spec, small_study.root))
+        thread = threading.Thread(target=execute.execute, args=(spec, small_study.root))
         thread.start()
         time.sleep(0.5)
         assert not folder.exists()
@@ -176,7 +177,7 @@ from w2s.study import Study
 params = StudyParams.load(sys.argv[1])
 study = Study.open(params)
 specs = study.gold_runs([*params.weak_models, *params.strong_models]) | study.student_runs()
-study.train(specs)
+cluster.results(study, specs)
 """
 
 
@@ -199,7 +200,7 @@ def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path)
     again = Study.open(params)
     specs = again.gold_runs([*params.weak_models, *params.strong_models]) | again.student_runs()
     assert 0 < len(kept) < len(specs)
-    result = again.train(specs)
+    result = cluster.results(again, specs)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     pd.testing.assert_frame_equal(result, table[table.role != "bootstrapped"].reset_index(drop=True))
 
@@ -217,9 +218,9 @@ def test_saved_models_score_the_same(tiny_models, tmp_path):
 
     study = Study.open(small_params(tiny_models, tmp_path, save_models=True))
     spec = study.gold(tiny_models[0], 0)
-    runs.execute(replace(spec, save_model=False), study.root)
+    execute.execute(replace(spec, save_model=False), study.root)
     assert not store.is_done(spec, study.root)  # in the cache, but without the model that is asked for now
-    runs.execute(spec, study.root)
+    execute.execute(spec, study.root)
     folder = str(study.root / "runs" / spec.name / "model")
     scores = predict(models.RewardModel.load(folder), study.data.test, models.load_tokenizer(folder), 512, 8192)
     kept = store.load_predictions(spec, study.root)

@@ -15,9 +15,12 @@ from accelerate import PartialState
 from conftest import small_params
 from torch.distributed.tensor import DTensor
 
-from w2s import fanout, labelling, models, objectives, ranks, runs, runspec, sharded, store
+from w2s import models, train
+from w2s.files import Progress
 from w2s.params import Lora, ParameterError
-from w2s.progress import Progress
+from w2s.runs import cluster, execute, sharded, store
+from w2s.runs.labels import labelled_pairs
+from w2s.spec import RunSpec
 from w2s.study import Study
 from w2s.train import Schedule, fit
 
@@ -26,7 +29,7 @@ ODD = {"n_gt": 33, "n_w2s": 33, "n_test": 41, "tokens_per_batch": 400, "learning
 CLIPS = (None, 0.01)
 
 
-def train_all(specs: list[runspec.RunSpec], root: Path) -> None:
+def train_all(specs: list[RunSpec], root: Path) -> None:
     """What a rank does: several runs one after another, of which `sharded.train` does one."""
     state = PartialState(cpu=True, backend="gloo")
     for spec in specs:
@@ -39,11 +42,11 @@ def train_all(specs: list[runspec.RunSpec], root: Path) -> None:
         torch.save(found, root / "gradients")
 
 
-def gradients(team: runs.Alone, clip: float | None) -> dict[str, torch.Tensor]:
+def gradients(team: execute.Alone, clip: float | None) -> dict[str, torch.Tensor]:
     """The gradient of a run's last step, of one pair, and of all pairs in one step, as the optimizer gets them."""
-    model, pairs, found = team.load(), labelling.labelled_pairs(team.spec, team.root), {}
-    texts = objectives.training_texts(team.spec, pairs, models.load_tokenizer(team.spec.model))
-    each = objectives.training_objective(team.spec, pairs, team.root, team.device)
+    model, pairs, found = team.load(), labelled_pairs(team.spec, team.root), {}
+    texts = train.training_texts(team.spec, pairs, models.load_tokenizer(team.spec.model))
+    each = train.training_objective(team.spec, pairs, team.root, team.device)
     *_, last = team.steps(texts)
     team.spec = replace(team.spec, batch_pairs=len(pairs))
     for name, step in (("last", last), ("all", next(team.steps(texts)))):
@@ -62,7 +65,7 @@ def importable():
         yield
 
 
-def wanted(names: list[str], root: Path) -> dict[str, runspec.RunSpec]:
+def wanted(names: list[str], root: Path) -> dict[str, RunSpec]:
     """One run of every kind, by its name here; each after the runs that it needs."""
     weak, strong = names[0], names[2]
     settings = ({"method": "reward"}, {"method": "dpo", "n_helpful": 0}, {"method": "simpo"})
@@ -97,13 +100,13 @@ def trained(tiny_models, tmp_path_factory):
     specs = wanted(tiny_models, alone)
     assert wanted(tiny_models, together) == specs
     for spec in specs.values():
-        runs.execute(spec, alone)
+        execute.execute(spec, alone)
         (together / "runs" / spec.name).mkdir()
     first, last = specs["start of simpo"], specs["taught"]
-    runs.train_and_score(runs.Alone(first, together), together / "runs" / first.name)
+    execute.train_and_score(execute.Alone(first, together), together / "runs" / first.name)
     shared = [replace(spec, shards=2) for spec in specs.values() if spec not in (first, last)]
-    ranks.launch(partial(train_all, shared, together), 2)
-    runs.train_and_score(runs.Alone(last, together), together / "runs" / last.name)
+    sharded.launch(partial(train_all, shared, together), 2)
+    execute.train_and_score(execute.Alone(last, together), together / "runs" / last.name)
     return specs, alone, together
 
 
@@ -126,7 +129,7 @@ def test_two_processes_get_the_gradient_of_one(trained):
     """Which Adam would get at any scale: the scores cannot tell a sum from a mean over the processes."""
     specs, alone, together = trained
     for clip, two in zip(CLIPS, torch.load(together / "gradients")):
-        one = gradients(runs.Alone(specs["teacher"], alone), clip)
+        one = gradients(execute.Alone(specs["teacher"], alone), clip)
         assert one.keys() == two.keys() and any(name.startswith("last") for name in one)
         for name, gradient in one.items():
             torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-4, msg=f"{name}, clip {clip}")
@@ -167,8 +170,8 @@ def test_two_processes_save_the_model_that_they_scored(trained, kind):
     ]
     assert saved[0] == saved[1]
     name = str(folder / "model")
-    model = runs.load_model(replace(spec, start=None, model=name), together)
-    table = runs.score(
+    model = execute.load_model(replace(spec, start=None, model=name), together)
+    table = execute.score(
         spec, model, store.pair_table(together, spec.data, "test"), models.load_tokenizer(name), together
     )
     scored = store.load_predictions(spec, together)
@@ -180,7 +183,7 @@ def test_a_dask_worker_trains_a_run_on_two_processes(trained, tiny_models, tmp_p
     specs, alone, _ = trained
     study = Study.open(small_params(tiny_models, tmp_path, shards=2, **ODD))
     spec = study.gold(tiny_models[0], 0)
-    fanout._on_cluster([spec], tmp_path, 1, None, Progress([spec.name]))
+    cluster._on_cluster([spec], tmp_path, 1, None, Progress([spec.name]))
     assert store.is_done(spec, tmp_path) and spec.name == specs["teacher"].name
     one, two = (store.load_predictions(spec, root)["margin"] for root in (alone, tmp_path))
     np.testing.assert_allclose(two, one, atol=1e-4)
@@ -196,20 +199,20 @@ def on_rank_1(code: str) -> partial:
 
 def test_a_rank_that_fails_ends_the_others_and_says_why():
     with pytest.raises(ParameterError, match="no such model") as caught:
-        ranks.launch(on_rank_1("from w2s.params import ParameterError; raise ParameterError('no such model')"), 3)
+        sharded.launch(on_rank_1("from w2s.params import ParameterError; raise ParameterError('no such model')"), 3)
     assert "Traceback" in caught.value.__notes__[0]
     assert not ranks_alive()
 
 
 def test_an_error_that_does_not_pickle_keeps_its_words():
     with pytest.raises(RuntimeError, match="Odd: no room"):
-        ranks.launch(on_rank_1("raise type('Odd', (Exception,), {})('no room')"), 2)
+        sharded.launch(on_rank_1("raise type('Odd', (Exception,), {})('no room')"), 2)
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_says_so():
     words = r"rank 1 of 3 was ended from outside with exit code -9 .*its last words: the last of many words"
     with pytest.raises(RuntimeError, match=words):
-        ranks.launch(on_rank_1("print('the last of\\nmany words', flush=True); os.kill(os.getpid(), 9)"), 3)
+        sharded.launch(on_rank_1("print('the last of\\nmany words', flush=True); os.kill(os.getpid(), 9)"), 3)
     assert not ranks_alive()
 
 
@@ -219,7 +222,7 @@ def test_an_interrupt_ends_all_ranks():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ranks.launch(partial(time.sleep, 600), 2, watch=interrupt)
+        sharded.launch(partial(time.sleep, 600), 2, watch=interrupt)
     assert not ranks_alive()
 
 
@@ -251,7 +254,7 @@ def ranks_alive() -> list[psutil.Process]:
 def test_a_single_process_needs_nothing_of_it(tiny_models, tmp_path, monkeypatch):
     study = Study.open(small_params(tiny_models, tmp_path))
     monkeypatch.setitem(sys.modules, "w2s.sharded", None)  # an import of it fails
-    runs.execute(study.gold(tiny_models[0], 0), tmp_path)
+    execute.execute(study.gold(tiny_models[0], 0), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +266,6 @@ def test_fewer_devices_than_shards(small_study, monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     spec = replace(small_study.gold(small_study.params.weak_models[0], 0), device=device, shards=3)
     with pytest.raises(ParameterError, match=message):
-        runs.execute(spec, small_study.root)
+        execute.execute(spec, small_study.root)
     sharded.check_devices(replace(spec, device="cuda", shards=2))
     sharded.check_devices(replace(spec, shards=1))

@@ -7,8 +7,7 @@ import torch
 from w2s import models
 from w2s.batches import PairTexts
 from w2s.models import RewardModel
-from w2s.objectives import reward_objective
-from w2s.train import Schedule, fit
+from w2s.train import Schedule, fit, reward_objective
 from w2s.world import World
 
 PAIRS = World().pairs("gt", 24).assign(label=np.linspace(0, 1, 24))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from w2s.audit import DataError, Found, Source, audit_table, audit_tokens, brief, examine, read_file
-from w2s.params import ParameterError, StudyParams, located, nearest
+from w2s.params import ParameterError, StudyParams, nearest
+from w2s.sources.audit import SUFFIXES, DataError, Found, Source, audit_table, audit_tokens, examine, read_file
+from w2s.sources.hub import EXPECTED, _folder, _hub_sources, _single_turn
 from w2s.world import SPLITS, World, dimension_of
 
 __all__ = ["DataError", "StudyData", "audit_tokens", "load", "table_fingerprint", "training_pairs"]
@@ -32,7 +32,6 @@ PAIR_COLUMNS = ["id", "prompt", "chosen", "rejected", "dimension"]
 PRIORITY = ("test", "validation", "gt", "w2s", "helpful")
 
 ORDER_SEED = 0
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 # Names without suffix. The last patterns are the folders of a downloaded copy of the hub's data.
 ROLES = {
@@ -45,13 +44,6 @@ ROLES = {
 }
 # With helpful as the target the dimensions change places: helpful files are the pool, all others the conflict.
 SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROLES if role != "helpful"), ())}
-EXPECTED = {
-    "harmless": "gt.*, w2s.*, test.*, helpful*.* and perhaps validation.*, or harmless.* / train.* to draw them from",
-    "helpful": "helpful*.* to draw gt, w2s, validation and test from, and harmless files (gt.*, harmless.*, train.* "
-    "and so on) for the conflict",
-}
-
-HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +102,6 @@ def _study_data(found: Mapping[str, Found], tables: dict[str, pd.DataFrame], sou
     return StudyData(**tables, audit=audit_table(found, tables), source=source | {"sizes": sizes})
 
 
-def _single_turn(params: StudyParams) -> bool:
-    return params.data in ("hh", "cai")
-
-
 def _pocket(params: StudyParams) -> StudyData:
     world, found, tables = World(), {}, {}
     for split in SPLITS:
@@ -127,24 +115,6 @@ def _pocket(params: StudyParams) -> StudyData:
         found[split].counts["rows_read"] = len(prompts)
     source = {"data": "pocket", "read_from": "pocket world", "world": asdict(world), "target": params.target}
     return _study_data(found, tables, source)
-
-
-def _folder(params: StudyParams) -> Path | None:
-    """The local folder that `params` names, None for the hub."""
-    if not _single_turn(params):
-        if params.data_dir:
-            raise ParameterError(f"data_dir = {params.data_dir!r}: data already names a folder; leave data_dir out")
-        if not located(params.data).is_dir():
-            remedy = nearest(params.data, ["pocket", "hh", "cai", "the path of a folder of pairs"])
-            raise ParameterError(f"data = {params.data!r}: no such folder; {remedy}")
-        return located(params.data)
-    key, value = ("data_dir", params.data_dir) if params.data_dir else ("W2S_DATA_DIR", os.environ.get("W2S_DATA_DIR"))
-    if not value:
-        return None
-    if not located(value).is_dir():
-        expected = EXPECTED[params.target]
-        raise ParameterError(f"{key} = {value!r}: no such folder; give the folder that holds {expected}")
-    return located(value)
 
 
 def _folder_sources(folder: Path, params: StudyParams) -> dict[str, list[Source]]:
@@ -167,49 +137,6 @@ def _has_role(name: str, patterns: tuple[str, ...]) -> bool:
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
     stem = name.lower().removesuffix(suffix) if suffix else ""
     return any(stem.count("/") == p.count("/") and fnmatchcase(stem, p) for p in patterns)
-
-
-def _hub_sources(params: StudyParams) -> dict[str, list[Source]]:
-    """Role -> parts of the hub's datasets. Each dataset is one pool.
-
-    The hub's own test parts are too small for the paper's sizes, so all parts are pooled and the
-    test split is drawn by prompt like the others.
-    """
-    return {role: _read_hub(dataset, subset, params) for role, (dataset, subset) in hub_parts(params).items()}
-
-
-def hub_parts(params: StudyParams) -> dict[str, tuple[str, str | None]]:
-    """Role -> dataset of the hub and the folder in it; nothing when the pairs are on this machine."""
-    if not _single_turn(params) or _folder(params):
-        return {}
-    parts: dict[str, tuple[str, str | None]] = {
-        "harmless": (HH, "harmless-base") if params.data == "hh" else (CAI, None),
-        "helpful": (HH, "helpful-base"),
-    }
-    roles = {"pool": parts[params.target], "helpful": parts[params.conflicting]}
-    return roles if params.n_helpful else {"pool": roles["pool"]}
-
-
-def _read_hub(dataset: str, subset: str | None, params: StudyParams) -> list[Source]:
-    """The parts of a hub dataset, fetched or looked up, in order of their names; the hash is taken over the rows."""
-    from w2s import hub  # here like datasets below: they take seconds to import and most studies never need them
-
-    folder = hub.dataset_folder(dataset, subset, params.offline)
-    try:
-        import datasets
-
-        parts = datasets.load_dataset(str(folder or dataset), **({"data_dir": subset} if subset else {}))
-    # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
-    except Exception as error:
-        remedy = "w2s fetch gets it where there is a network; or set data_dir, or W2S_DATA_DIR, to a folder of pairs"
-        raise ParameterError(f"data = {params.data!r}: no {dataset} from the hub ({brief(error)}); {remedy}") from None
-    sources = []
-    for part in sorted(parts):
-        name = "/".join(filter(None, (dataset, subset, part)))
-        rows = [(f"{name} row {i}", row) for i, row in enumerate(parts[part], 1)]
-        digest = hashlib.sha256("\n".join(json.dumps(row, sort_keys=True, default=str) for _, row in rows).encode())
-        sources.append(Source(name, digest.hexdigest(), rows))
-    return sources
 
 
 def _plan(roles: set[str], params: StudyParams) -> dict[str, list[str]]:

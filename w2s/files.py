@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,3 +38,60 @@ def write_json(path: Path, content) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomic(path, lambda p: table.to_parquet(p, index=False))
+
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
+
+
+def is_live() -> bool:
+    """Somebody is watching: a terminal, or a notebook that is not executed by `w2s run`."""
+    return HEADLESS not in os.environ and (sys.stdout.isatty() or "ipykernel" in sys.modules)
+
+
+class Progress:
+    """Finished runs, and the steps of those under way."""
+
+    def __init__(self, names: list[str]):
+        self.names, self.done = names, 0
+        self.share: dict[str, float] = dict.fromkeys(names, 0.0)
+        self.started = self.last_line = time.monotonic()
+        form = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
+        self.bar = tqdm(total=100, bar_format=form) if is_live() else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, name: str, step: int, steps: int) -> None:
+        """A run has done `step` of its `steps`."""
+        self.share[name] = step / steps if steps else 0.0
+        self._show(f"{name} step {step}/{steps}")
+
+    def finish(self, name: str) -> None:
+        """A run is trained, scored and saved."""
+        self.share[name] = 1.0
+        self.done += 1
+        self._show(f"{name} done", force=self.done == len(self.names))
+
+    def _show(self, what: str, force: bool = False) -> None:
+        percent = 100 * sum(self.share.values()) / len(self.names)
+        runs = f"{self.done}/{len(self.names)} runs"
+        if self.bar is not None:
+            self.bar.update(percent - self.bar.n)
+            self.bar.set_postfix_str(runs)
+        elif force or time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            print(f"{percent:3.0f}% {runs}, {duration(self.last_line - self.started)}: {what}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -145,3 +147,28 @@ def response_logps(logits: Tensor, input_ids: Tensor, response_mask: Tensor, ave
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each next token: logits (n, vocabulary), targets (n,); returns (n,) nats."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+LABEL_LOSSES = ("cross_entropy", "confidence", "reverse")
+
+
+RISE = 0.2  # share of the steps over which the weight of the confidence loss rises (Burns et al., 2023)
+
+
+@dataclass
+class Clock:
+    """How much of its steps a run has done, from 0 to 1."""
+
+    done: float = 0.0
+
+
+def confidence_weight(highest: float, done: float) -> float:
+    """The weight of the model's own verdict: from 0 linearly to `highest` at RISE of the steps, then constant."""
+    return highest * min(1.0, done / RISE)
+
+
+def label_loss(kind: str, highest: float | None, clock: Clock) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of margins and labels, (n,) each, by one of LABEL_LOSSES; `highest` is the confidence loss's weight."""
+    if kind == "confidence":
+        return lambda margin, label: confidence_loss(margin, label, confidence_weight(highest, clock.done))
+    return {"cross_entropy": reward_loss, "reverse": reverse_loss}[kind]

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from w2s import cpu
 from w2s.batches import Layout
-from w2s.hub import LADDER as LADDER  # zoo.py takes it from here
-from w2s.hub import from_pretrained, resolve
-from w2s.packed import enable, last_states
+from w2s.fast import cpu
+from w2s.fast.packed import enable, last_states
 from w2s.params import Lora, ParameterError
+from w2s.sources.hub import (
+    from_pretrained,
+    resolve,
+)
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 ADAPTER_FILE = "adapter_config.json"
@@ -234,3 +236,8 @@ def choose_device(device: str) -> torch.device:
     if not present[device.split(":")[0]]:
         raise ParameterError(f"device = {device!r}: this machine has none; set device to auto or cpu")
     return torch.device(device)
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """The forward pass in `dtype` where that is not float32; weights keep their own."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

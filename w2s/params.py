@@ -54,9 +54,15 @@ class StudyParams(BaseModel):
     )
     bad_pairs: Literal["error", "drop"] = Field("error", description="what to do with a pair that cannot be used")
     method: Method = Field("reward", description="how the models are trained")
-    weak_models: list[str] = Field(["pocket-27"], min_length=1, description="supervisors")
-    strong_models: list[str] = Field(["pocket-64"], min_length=1, description="students and ceilings")
-    intermediate_models: list[str] = Field([], description="teachers between weak and strong, for bootstrapping")
+    weak_models: list[str] = Field(
+        ["pocket-27", "pocket-32", "pocket-40", "pocket-48"], min_length=1, description="supervisors"
+    )
+    strong_models: list[str] = Field(
+        ["pocket-32", "pocket-40", "pocket-48", "pocket-64"], min_length=1, description="students and ceilings"
+    )
+    intermediate_models: list[str] = Field(
+        ["pocket-40", "pocket-48"], description="teachers between weak and strong, for bootstrapping"
+    )
     conflicts: list[Conflict] = Field(
         ["none", "explicit", "implicit"], min_length=1, description="conflicts of the students"
     )
@@ -154,6 +160,12 @@ class StudyParams(BaseModel):
     def conflicting(self) -> str:
         """The dimension of the conflict: the one that is not the target."""
         return "harmless" if self.target == "helpful" else "helpful"
+
+    def changed(self) -> str:
+        """One line that names every parameter that is not at its default."""
+        values = self.model_dump()
+        differ = [f"{key} = {values[key]!r}" for key, f in type(self).model_fields.items() if values[key] != f.default]
+        return f"changed from the defaults: {', '.join(differ) or 'nothing'}"
 
     @property
     def root(self) -> Path:

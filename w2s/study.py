@@ -1,21 +1,21 @@
-"""A study: which runs it needs, who teaches whom, and their predictions in one table."""
+"""A study as a plan: which runs it needs, and who teaches whom. It trains nothing and writes nothing."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from w2s import fanout, frozen, hub, models, runspec, store
-from w2s.confidence import with_confidence
+from w2s import models
 from w2s.data import StudyData, load
 from w2s.params import BETA, GAMMA, ParameterError, StudyParams
-from w2s.runspec import RunSpec
+from w2s.sources import hub
+from w2s.spec import SPLITS, RunSpec
 
 LABELS = ("weak", "gold", "own", "shuffled", "random")
 TAGS = ("role", "model", "teacher", "via", "conflict", "seed")
@@ -26,7 +26,11 @@ class Study:
     """The data, the runs and the folders of one parameter file."""
 
     params: StudyParams
-    data: StudyData
+
+    @cached_property
+    def data(self) -> StudyData:
+        """The pair tables, read when they are first asked for."""
+        return load(self.params)
 
     @classmethod
     def open(cls, params: StudyParams) -> Study:
@@ -37,11 +41,11 @@ class Study:
                 not belong to its model, a response longer than max_length.
         """
         hub.check_offline(params)
-        study = cls(params, load(params))
+        study = cls(params)
+        _ = study.data
         for name in study.models:
             hub.check_vocabulary(name, models.load_tokenizer(name), models.load_config(name))
         study.check_lengths()
-        store.store_data(study.root, study.data)
         return study
 
     def check_lengths(self) -> None:
@@ -53,7 +57,7 @@ class Study:
         p = self.params
         if p.bad_pairs != "error":
             return
-        tables = pd.concat([getattr(self.data, split) for split in runspec.SPLITS])
+        tables = pd.concat([getattr(self.data, split) for split in SPLITS])
         texts = tables.melt("id", ["chosen", "rejected"], "side", "text")
         texts = texts[texts["text"].str.encode("utf-8").str.len() > p.max_length]  # no token is shorter than a byte
         for name in self.models if len(texts) else ():
@@ -118,27 +122,12 @@ class Study:
         """A student on `w2s` with labels of one of LABELS: the weak model's, gold, or its own ceiling's.
 
         Or the weak ones dealt out anew, as `labelling.relabelled` does. `strength` replaces the study's alpha, for
-        the explicit conflict; `helpful`, made by `helpful_pairs`, its helpful pairs, for the implicit one.
+        the explicit conflict; `helpful`, made by `runs.cluster.helpful_pairs`, its helpful pairs, for the implicit one.
         """
         teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
         changes = {"relabel": labels if labels in ("shuffled", "random") else "none"}
         changes |= {} if strength is None else {"alpha": strength}
         return self._spec(strong, "w2s", seed, conflict, teacher, **changes, **(helpful or {}))
-
-    def helpful_pairs(self, times: float) -> dict[str, Any]:
-        """The fields of a RunSpec for `times` as many helpful pairs as the study has, the same ones first.
-
-        Up to once, the study's own are cut. For more, the study is opened again with a larger n_helpful; all
-        other pairs stay the same, and so do the runs that teach.
-
-        Raises:
-            ParameterError: the data have fewer.
-        """
-        n = round(times * len(self.data.helpful))
-        if n <= len(self.data.helpful):
-            return {} if n == len(self.data.helpful) else {"n_helpful": n}
-        larger = Study.open(self.params.model_copy(update={"n_helpful": n}))
-        return {"helpful_from": larger.data.fingerprint}
 
     def untrained(self, strong: str, seed: int) -> RunSpec:
         """A reward model before its first step: the pretrained body with a fresh unit."""
@@ -201,7 +190,7 @@ class Study:
         return self.params.beta or BETA.get(self.params.method)
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
+    def model_pairs(self) -> list[tuple[str, str]]:
         """Every (weak, strong) with weak smaller than strong, by parameters.
 
         Raises:
@@ -221,7 +210,7 @@ class Study:
     def chains(self) -> list[tuple[str, str, str]]:
         """Every (weak, intermediate, strong) of rising size."""
         size = models.n_parameters
-        every = itertools.product(self.pairs, self.params.intermediate_models)
+        every = itertools.product(self.model_pairs, self.params.intermediate_models)
         return [(weak, m, strong) for (weak, strong), m in every if size(weak) < size(m) < size(strong)]
 
     def gold_runs(self, names: list[str]) -> dict[RunSpec, dict]:
@@ -246,7 +235,7 @@ class Study:
         return {
             self.student(w, s, c, seed): _tags("student", s, w, "", c, seed)
             for seed in self.params.seeds
-            for w, s in self.pairs
+            for w, s in self.model_pairs
             for c in self.params.conflicts
         }
 
@@ -266,23 +255,6 @@ class Study:
     def all_runs(self) -> dict[RunSpec, dict]:
         """Every run of the five notebooks."""
         return self.direct_runs() | self.bootstrapped_runs()
-
-    def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
-        """Train what is not in the cache, then return all predictions with their names.
-
-        With `frozen`, nothing is trained: the predictions are those that ship with the kit.
-
-        Raises:
-            ParameterError: `frozen`, and a run that does not ship.
-        """
-        if self.params.frozen:
-            load = frozen.load_predictions
-        else:
-            fanout.run_all(list(specs), self.root, self.params.workers, self.params.scheduler)
-            load = partial(store.load_predictions, root=self.root)
-        tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
-        table = pd.concat(tables, ignore_index=True)
-        return with_confidence(table, self.params.confidence, self.params.method, self.beta)
 
 
 def _other(split: str) -> str:

@@ -7,8 +7,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
+
+from w2s.batches import PairTexts
+from w2s.losses import Clock, dpo_loss, explicit_conflict_loss, label_loss, reward_loss, simpo_loss
+from w2s.models import autocast
+from w2s.predict import pair_margins, text_logps
+from w2s.spec import RunSpec
 
 Report = Callable[[int, float], None]
 
@@ -30,11 +38,6 @@ class Schedule:
         """The share of the peak learning rate at a step, from 0 to 1."""
         rise = min(1.0, (step + 1) / max(1.0, self.warmup * total))
         return rise * (0.5 * (1 + math.cos(math.pi * step / total)) if self.decay else 1.0)
-
-
-def autocast(device: torch.device, dtype: torch.dtype):
-    """The forward pass in `dtype` where that is not float32; weights keep their own."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def fit(
@@ -81,3 +84,110 @@ def fit(
         optimizer.step()
         report(step + 1, loss)
     model.eval()
+
+
+def training_texts(spec: RunSpec, pairs: pd.DataFrame, tokenizer) -> PairTexts:
+    """Both texts of each pair; for a warm start the response alone that the label prefers."""
+    if spec.method == "sft":
+        preferred = pairs["chosen"].where(pairs["label"] > 0.5, pairs["rejected"])
+        return PairTexts(pairs.assign(chosen=preferred), tokenizer, spec.max_length, end=True, sides=("chosen",))
+    return PairTexts(pairs, tokenizer, spec.max_length, end=spec.method != "reward")
+
+
+def training_objective(spec: RunSpec, pairs: pd.DataFrame, device: torch.device, clock=None, reference=None):
+    """The loss of each pair of a batch, by the run's method, conflict and remedy; the caller advances `clock`.
+
+    `reference`: margins (pairs,) of the warm start in nats, for dpo.
+    """
+    if spec.method == "reward":
+        weak_loss = label_loss(spec.label_loss, spec.confidence_weight, clock or Clock())
+        return reward_objective(pairs, spec.conflict, spec.alpha, device, weak_loss)
+    if spec.method == "sft":
+        return lambda model, batch: -text_logps(model, batch, average=True)
+    return preference_objective(spec, pairs, reference, device)
+
+
+def _column(pairs: pd.DataFrame, name: str, device: torch.device) -> torch.Tensor:
+    """A column as float32 (pairs,); ones where the table has none, such as weights."""
+    values = pairs[name].to_numpy(dtype=np.float32) if name in pairs else np.ones(len(pairs), dtype=np.float32)
+    return torch.tensor(values, device=device)
+
+
+def reward_objective(
+    pairs: pd.DataFrame, conflict: str, alpha: float, device: torch.device, weak_loss: Callable = reward_loss
+):
+    """The reward loss of each pair of a batch, and the explicit conflict's term.
+
+    `weak_loss` replaces it on the pairs of the target dimension, whose labels a teacher may have given; helpful
+    pairs (target False) keep it. The column weight (1 where there is none) multiplies the label's loss alone.
+    """
+    label, weight, target = (_column(pairs, name, device) for name in ("label", "weight", "target"))
+
+    def objective(model, batch):
+        margin, given = pair_margins(model, batch), label[batch.index]
+        loss = reward_loss(margin, given)
+        if weak_loss is not reward_loss:
+            loss = torch.where(target[batch.index] > 0, weak_loss(margin, given), loss)
+        loss = weight[batch.index] * loss
+        if conflict == "explicit":  # chosen is the truly preferred one in every pair table
+            loss = loss + explicit_conflict_loss(margin, torch.ones_like(margin), alpha)
+        return loss
+
+    return objective
+
+
+def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarray, device: torch.device):
+    """The DPO or SimPO loss of each pair of a batch, turned round where the label says so.
+
+    The explicit conflict adds alpha times the loss of the REVERSED gold pair, where the policy's
+    log-probabilities contradict gold at present. `reference`: margins (pairs,) in nats, for dpo.
+    The column weight (1 where there is none) multiplies the label's loss alone.
+    """
+    weight = _column(pairs, "weight", device)
+    sign = torch.tensor(np.where(pairs["label"] > 0.5, 1.0, -1.0), dtype=torch.float32, device=device)
+    reference = torch.tensor(reference, dtype=torch.float32, device=device)
+
+    def loss_of(margin, held):
+        return dpo_loss(margin, held, spec.beta) if spec.method == "dpo" else simpo_loss(margin, spec.beta, spec.gamma)
+
+    def objective(model, batch):
+        chosen, rejected = text_logps(model, batch, average=spec.method == "simpo").chunk(2)
+        margin, held, turned = chosen - rejected, reference[batch.index], sign[batch.index]
+        loss = weight[batch.index] * loss_of(turned * margin, turned * held)
+        if spec.conflict == "explicit":
+            loss = loss + spec.alpha * (margin <= 0) * loss_of(-margin, -held)
+        return loss
+
+    return objective
+
+
+def check_steps(total: int, checks: int) -> list[int]:
+    """At which of `total` steps (from 1) to look, evenly spaced and the last among them; fewer steps give fewer."""
+    return sorted({-(-total * k // checks) for k in range(1, checks + 1)})
+
+
+class BestWeights:
+    """Early stopping: keeps a copy of a model's trained weights at the step where `measure` is highest.
+
+    Of equal steps the earliest counts. `measure` may leave the model in eval mode.
+    """
+
+    def __init__(self, model: nn.Module, measure: Callable[[], float], steps: list[int]):
+        self.model, self.measure, self.steps = model, measure, set(steps)
+        self.names = {name for name, p in model.named_parameters() if p.requires_grad}
+        self.best, self.step, self.weights = -np.inf, 0, {}
+
+    def look(self, step: int) -> None:
+        """Measure the model if it is time to, and keep it if it is better than before."""
+        if step not in self.steps:
+            return
+        value = self.measure()
+        self.model.train()
+        if value > self.best:
+            self.best, self.step = value, step
+            state = self.model.state_dict()
+            self.weights = {name: state[name].detach().clone() for name in self.names}
+
+    def restore(self) -> None:
+        """Put the best weights back into the model."""
+        self.model.load_state_dict(self.weights, strict=False)

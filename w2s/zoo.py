@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from w2s import models, world
 from w2s.batches import encode, pad
+from w2s.files import duration
 from w2s.losses import next_token_loss
-from w2s.models import LADDER
-from w2s.params import ParameterError, nearest
+from w2s.sources.hub import LADDER
+from w2s.params import PACKAGE, ParameterError, nearest
 from w2s.predict import predictions
-from w2s.progress import duration
 from w2s.train import Report, Schedule, fit
-from w2s.world import World
+from w2s.world import OUCH, THANKS, World
 
 END = "<|endoftext|>"
 CONTEXT = 512
@@ -197,3 +197,55 @@ def judge(name: str, pairs: pd.DataFrame, max_length: int = CONTEXT) -> pd.DataF
         logits = model.get_output_embeddings()(hidden[torch.arange(len(ids)), mask.sum(1) - 1])
         odds.append(logits[:, thanks] - logits[:, ouch])
     return predictions(pairs["id"], (odds[0] - odds[1]).numpy())
+
+
+def judge_all(models: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
+    """`zoo.judge` of each model on pocket pairs: id, margin (nats), probability, correct, model (its short name).
+
+    A model whose tokenizer has no single token for one of the two reactions is left out.
+    """
+
+    able = [m for m in models if all(len(models.load_tokenizer(m)(word)["input_ids"]) == 1 for word in (THANKS, OUCH))]
+    tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
+    columns = ["id", "margin", "probability", "correct", "model"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
+    """The table of `judge_all` for the models of a study, or None and why there is none.
+
+    It is read from the study's folder, where notebook 03 writes it, or made anew for shipped models. `test` are
+    predictions (id, model) of the study's test split.
+    """
+    if data != "pocket":
+        return None, f"data = {data!r}: what a model knows before fine-tuning is known in the pocket world alone"
+    path = folder / "tables" / "knowledge.parquet"
+    names, ids = test["model"].unique(), np.sort(test["id"].unique())
+    if path.exists():
+        table = pd.read_parquet(path)
+    elif all((PACKAGE / "ladder" / name / "config.json").exists() for name in names):
+        table = judge_all(names, World().pairs("test", len(ids)))
+    else:
+        return None, f"{path.name} is missing, and some of the models do not ship with the kit; run notebook 03 first"
+    if table.empty:
+        return None, "no model of the study has the pocket world's reactions as single tokens"
+    if not np.array_equal(np.sort(table["id"].unique()), ids):
+        return None, f"{path.name} holds other test pairs than the predictions; run notebook 03 again"
+    return table, ""
+
+
+def pair_texts(folder: Path, data: str, ids) -> tuple[pd.DataFrame | None, str]:
+    """The test pairs with their texts, or None and why not; `ids` are those of the predictions.
+
+    From tables/test_pairs.parquet of the study's folder, which notebook 03 writes; pocket pairs can be made anew.
+    """
+    path, ids = folder / "tables" / "test_pairs.parquet", np.sort(pd.unique(np.asarray(ids)))
+    if path.exists():
+        pairs = pd.read_parquet(path)
+    elif data == "pocket":
+        pairs = World().pairs("test", len(ids))
+    else:
+        return None, f"{path.name} is not in the study's folder; run notebook 03 for the texts"
+    if not np.isin(ids, pairs["id"]).all():
+        return None, f"{path.name} holds other pairs than the predictions; run notebook 03 again for the texts"
+    return pairs, ""

@@ -13,10 +13,12 @@ from outcome import WITH, WITHOUT
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from tricks import TRICKS, TRIED, without_use
 
-from w2s import models, objectives, runs, runspec
+from w2s import models, train
 from w2s.batches import encode, n_steps
 from w2s.params import BETA, GAMMA, Lora
 from w2s.predict import predict_logps
+from w2s.runs import execute
+from w2s.spec import RunSpec
 from w2s.train import Schedule, fit
 
 RATE, SEED, TRL_PAIRS = 1e-4, 0, 8  # TRL_PAIRS: on a device at once, its own default
@@ -116,10 +118,10 @@ class Kit(Contender):
         pairs = case.train.assign(label=1.0)
         if case.method == "dpo":
             held = self._summed_margins(pairs).to_numpy()
-            objective = objectives.preference_objective(spec, pairs, held, device)
+            objective = train.preference_objective(spec, pairs, held, device)
         else:
-            objective = objectives.training_objective(spec, pairs, Path(), device)
-        steps = runs.Alone(spec, Path()).steps(objectives.training_texts(spec, pairs, self.tokenizer))
+            objective = train.training_objective(spec, pairs, Path(), device)
+        steps = execute.Alone(spec, Path()).steps(train.training_texts(spec, pairs, self.tokenizer))
         total = n_steps(len(pairs), spec.batch_pairs, 1)
         schedule = Schedule(RATE, decay=False)
         fit(self.model, steps, objective, schedule, total, case.dtype, lambda _, loss: losses.append(loss))
@@ -128,12 +130,12 @@ class Kit(Contender):
     def score(self) -> float:
         if self.case.method == "dpo":  # the reference's part of a DPO run comes from its warm start
             return float(self._summed_margins(self.case.test).mean())
-        return float(runs.score(self._spec, self.model, self.case.test, self.tokenizer, Path())["margin"].mean())
+        return float(execute.score(self._spec, self.model, self.case.test, self.tokenizer, Path())["margin"].mean())
 
     @property
-    def _spec(self) -> runspec.RunSpec:
+    def _spec(self) -> RunSpec:
         case, where = self.case, self.case.setting
-        return runspec.RunSpec(
+        return RunSpec(
             str(case.folder), "", "", "gt", SEED, method=case.method, beta=BETA.get(case.method), gamma=GAMMA,
             batch_pairs=case.batch_pairs, max_length=case.context, lora=case.lora, device=where.device,
             dtype=where.dtype, tokens_per_batch=where.tokens,

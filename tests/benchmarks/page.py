@@ -11,8 +11,8 @@ import outcome
 import pandas as pd
 import seaborn as sns
 
-from w2s import figures
 from w2s.params import HOME
+from w2s.report import style
 
 
 def write(rows: pd.DataFrame, folder: Path, docs: bool = False) -> None:
@@ -20,11 +20,11 @@ def write(rows: pd.DataFrame, folder: Path, docs: bool = False) -> None:
     for device, dtype, part in outcome.parts(rows):
         name, table = figure_name(device), outcome.summary(part).assign(device=device, dtype=dtype)
         grid = plot(part)
-        figures.save(grid.figure, folder, name.replace("performance", "benchmark"), table, caption=CAPTION)
+        style.save(grid.figure, folder, name.replace("performance", "benchmark"), table, caption=CAPTION)
         if docs:
             grid.figure.savefig(HOME / "docs" / f"{name}.png", dpi=150, bbox_inches="tight", facecolor="white")
             (HOME / "docs" / f"{name}.md").write_text(text(device, dtype, part), encoding="utf-8")
-    figures.save_table(rows, folder, "benchmark_rows")
+    style.save_table(rows, folder, "benchmark_rows")
 
 
 CAPTION = "Time per pair: medians with minimum and maximum. Further left is faster; the scale is logarithmic."
@@ -46,8 +46,8 @@ def plot(rows: pd.DataFrame) -> sns.FacetGrid:
     names = list(dict.fromkeys(timed["contender"]))
     grid = sns.catplot(
         timed, kind="point", x="ms", y="method", hue="contender", hue_order=names, row="task", col="case",
-        estimator="median", errorbar=("pi", 100), linestyle="none", dodge=0.5, palette=figures.PALETTE[: len(names)],
-        markers=list(figures.MARKERS[: len(names)]), height=2.6, aspect=1.2, log_scale=True,
+        estimator="median", errorbar=("pi", 100), linestyle="none", dodge=0.5, palette=style.PALETTE[: len(names)],
+        markers=list(style.MARKERS[: len(names)]), height=2.6, aspect=1.2, log_scale=True,
     )  # fmt: skip
     grid.set_axis_labels("ms per pair", "").set_titles("{row_name}: {col_name}")
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(names), title=None)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from w2s.batches import encode, pad
 from w2s.losses import dpo_loss, response_logps, reward_loss, simpo_loss
-from w2s.train import autocast
+from w2s.models import autocast
 
 EVALUATED = 32  # pairs in one batch of the evaluation
 

@@ -14,9 +14,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from w2s import batches, cpu, models, predict
-from w2s import packed as packed_rows
+from w2s import batches, models, predict
 from w2s.batches import Layout
+from w2s.fast import cpu
+from w2s.fast import packed as packed_rows
 
 
 def _attend_everywhere(module, query, key, value, row: Layout, **options):

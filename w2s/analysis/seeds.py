@@ -1,0 +1,107 @@
+"""Intervals over test pairs and training seeds."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+from w2s.intervals import interval, ratio
+
+SCALES = {  # forward, back and the derivative of forward
+    "plain": (lambda x: x, lambda x: x, lambda x: 1.0),
+    "log": (np.log, np.exp, lambda x: 1 / x),
+    "logit": (special.logit, special.expit, lambda x: 1 / (x * (1 - x))),
+}
+
+
+def leaving_out(seeds) -> np.ndarray:
+    """Weights of the runs (1 + seeds, runs): all of them first, then without each training seed; (1, runs) of one."""
+    values, of_run = np.unique(np.asarray(seeds), return_inverse=True)
+    everything = np.ones((1, len(of_run)))
+    return everything if len(values) == 1 else np.vstack([everything, np.arange(len(values))[:, None] != of_run])
+
+
+def effective_seeds(sizes) -> float:
+    """How many seeds of one size tell as much as these, (sum of sizes)^2 / sum of squares (Kish, 1965); nan of 0."""
+    sizes = np.asarray(sizes, dtype=float)
+    return float(ratio(sizes.sum() ** 2, (sizes**2).sum()))
+
+
+class Resampled(NamedTuple):
+    """One statistic with all seeds (first) and without each of them in turn; a single value where there is one seed."""
+
+    found: np.ndarray  # (1 + seeds,)
+    drawn: np.ndarray  # (samples, 1 + seeds), in each bootstrap sample of pairs
+    effective: float  # effective number of seeds
+
+    def minus(self, other: Resampled) -> Resampled:
+        """The paired difference, with the smaller effective number of seeds."""
+        effective = min(self.effective, other.effective)
+        return Resampled(self.found - other.found, self.drawn - other.drawn, effective)
+
+
+def over_seeds(statistic: Resampled, scale: str = "plain", level: float = 0.95) -> tuple[float, float, float, float]:
+    """As `interval`, covering test pairs and training seeds; with one seed, pairs alone.
+
+    Seeds and pairs are crossed (the same pairs in every seed), and seeds are few: resampling five of them makes an
+    interval too narrow. So pairs alone are resampled, and to each sample a deviation of the seeds is added, on the
+    one of SCALES in which the statistic is least skewed. Its variance comes from the jackknife that leaves out one
+    seed at a time (MacKinnon, Nielsen and Webb, 2023). As that holds the sampling of pairs inside each seed too,
+    the same jackknife's variance over samples of pairs is taken off, and the deviation drawn as in a fiducial
+    interval for the mean of a two-way random model (Hannig, Iyer and Patterson, 2006):
+
+        sqrt(max(0, between * df / chi2(df) - noise)) * N(0, 1),    df = effective number of seeds - 1, at least 1
+
+    Without noise this is Student's t; with seeds that are alike the interval is that of the pairs. The effective
+    number (Carter, Schnepel and Steigerwald, 2017) heeds that a seed with most of the tax decides a pooled Score.
+    nan as in `interval`, and where leaving out one seed leaves nothing (the tax is that of one seed alone). With
+    two seeds (df = 1) it is so wide that it seldom says anything.
+
+    Coverage in 500 simulated studies of 5 seeds and 1280 (300) pairs, two students each, by the sd of a seed's
+    tax rate in logits (tests/test_coverage.py, with the estimands); "drawn" is resampling seeds with
+    replacement, in 200 studies of 1280 pairs:
+
+        sd    Score                      lift                       drawn: Score    lift
+        0     .97 to .98 (.97 to .98)    .98 to .99 (.98 to .99)    1.00            1.00
+        0.5   .94 to .95 (.94)           .95 to .96 (.97 to .98)    .90 to .92      .95 to .97
+        1     .95        (.94)           .94 to .95 (.96 to .97)    .86 to .91      .91
+        1.5   .95        (.95)           .95 to .96 (.96 to .99)    .83 to .85      .83 to .85
+
+    The tax share is covered in .92 to .98, but in .90 where a tax of 6% varies with sd 1.5: five seeds seldom
+    show the longer tail.
+    """
+    estimate, drawn = float(statistic.found[0]), statistic.drawn
+    if np.isnan(statistic.found).any():
+        return estimate, np.nan, np.nan, float(np.isnan(drawn[:, 0]).mean())
+    return interval(estimate, with_seeds(statistic, scale), level)
+
+
+def with_seeds(statistic: Resampled, scale: str = "plain") -> np.ndarray:
+    """The values (samples,) or (2 samples,) whose quantiles are the ends of `over_seeds`."""
+    estimate, drawn = float(statistic.found[0]), statistic.drawn
+    seeds = len(statistic.found) - 1
+    between = (seeds - 1) * statistic.found[1:].var() if seeds else 0
+    if between < 1e-20:  # one seed, or all alike but for rounding
+        return drawn[:, 0]
+    noise = (seeds - 1) * np.nanvar(drawn[:, 1:] - drawn[:, 1:].mean(axis=1, keepdims=True), axis=0).mean()
+    forward, back, derivative = SCALES[scale]
+    inverse, normal = _deviates(max(statistic.effective - 1, 1), len(drawn))
+    deviation = np.sqrt(np.maximum(0, between * inverse - noise)) * normal * derivative(estimate)
+    with np.errstate(divide="ignore", over="ignore"):  # a Score of 0 in a sample stays 0
+        centre = forward(drawn[:, 0])
+        return back(np.concatenate([centre + deviation, centre - deviation]))
+
+
+@lru_cache(maxsize=4)
+def _deviates(df: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """df / chi2(df) and N(0, 1), (samples,) each, spread evenly: the tails of so few random ones would be rough."""
+    u = _even(samples)
+    return df / special.chdtri(df, u[:, 0]), special.ndtri(u[:, 1])
+
+
+@lru_cache(maxsize=4)
+def _even(samples: int) -> np.ndarray:
+    return stats.qmc.Halton(2, rng=np.random.default_rng(0)).random(samples)

@@ -1,0 +1,1 @@
+"""What is started: the command line, and notebooks without a screen."""

@@ -1,0 +1,190 @@
+"""The command line: w2s run, status, fetch, freeze, zoo, bench."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2s import __version__
+from w2s.app.headless import execute, plan
+from w2s.params import HOME, ParameterError, StudyParams
+
+BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except (ParameterError, ValueError, OSError) as error:
+        print(f"w2s: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("w2s: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="w2s", description="The study kit for weak-to-strong deception.")
+    parser.add_argument("--version", action="version", version=f"w2s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the notebooks of a study and write its report")
+    run.add_argument("--again", action="store_true", help="execute also those that nothing has changed for")
+    status = commands.add_parser("status", help="show which runs of a study are in the cache")
+    fetch = commands.add_parser("fetch", help="download the models and datasets of a study, for use without network")
+    freeze = commands.add_parser("freeze", help="pack the predictions of finished studies, to ship with the kit")
+    freeze.add_argument("--to", type=Path, help="folder for the files (default: over the shipped ones)")
+    functions = {run: run_study, status: show_status, fetch: fetch_files, freeze: freeze_study}
+    for command, function in functions.items():
+        command.add_argument("params", type=Path, help="a parameter file, such as params/pocket.yaml")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a parameter")
+        command.add_argument("--output-dir", help="where results go (default: outputs)")
+        command.set_defaults(command=function)
+
+    zoo = commands.add_parser("zoo", help="the pocket ladder of small models").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    show = zoo.add_parser("list", help="sizes, parameters and measured knowledge")
+    show.set_defaults(command=list_zoo)
+    build = zoo.add_parser("build", help="pretrain sizes anew (about 20 minutes for all on one core)")
+    build.add_argument("sizes", nargs="*", help="such as pocket-40; all when none is named")
+    build.add_argument("--output-dir", type=Path, help="where the folders go (default: over the shipped ones)")
+    build.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    build.set_defaults(command=build_zoo)
+
+    bench = commands.add_parser("bench", help="time and memory beside TRL and a plain research loop, on one core")
+    bench.add_argument(
+        "only", nargs="*", help="methods, models, contexts such as dpo 4x128 (default: all, about an hour)"
+    )
+    bench.add_argument("--to", default="outputs/bench", help="folder for table and figure (default: outputs/bench)")
+    bench.add_argument("--repetitions", default="3", help="timed ones of each contender (default: 3)")
+    bench.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: does it run")
+    bench.add_argument("--large", action="store_true", help="also 12 layers x 768 with GPT-2's vocabulary size")
+    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cuda: one GPU, all models, bfloat16")
+    bench.add_argument("--write-docs", action="store_true", help="write the device's page in docs/ as well")
+    bench.set_defaults(command=run_benchmark)
+    return parser
+
+
+def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict[str, Any]]:
+    """The checked parameters of a command's file, and the values that were given by it or by --set."""
+    overrides: dict[str, Any] = {}
+    for item in args.set:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ParameterError(f"--set {item}: write --set key=value")
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ParameterError(f"--set {item}: the value is not readable as YAML") from None
+    if args.output_dir:
+        overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
+    params = StudyParams.load(path, **overrides)
+    return params, params.model_dump(mode="json", exclude_unset=True)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Execute the notebooks of a study, and of those that its file names under `also`, and write their reports."""
+    studies = [read_params(args, path) for path in with_others(args)]
+    folders = [params.study for params, _ in studies]
+    if len(set(folders)) < len(folders):
+        raise ParameterError(f"study = {folders[0]!r}: also names a study of that name; each needs its own folder")
+    for _, given in studies:
+        plan(given)
+    for params, given in studies:
+        status = execute(params, given, args.again)
+        if status:
+            return status
+    return 0
+
+
+def with_others(args: argparse.Namespace) -> list[Path]:
+    """The parameter file of a command and those that it names under `also`, which lie beside it.
+
+    Raises:
+        ParameterError: one of them names others in turn.
+    """
+    others = [args.params.parent / name for name in read_params(args, args.params)[0].also]
+    for path in others:
+        if read_params(args, path)[0].also:
+            raise ParameterError(f"{path}: it has a list `also` itself; name those files in {args.params}")
+    return [args.params, *others]
+
+
+def show_status(args: argparse.Namespace) -> int:
+    """Print each run of a study and whether it is in the cache."""
+    params, given = read_params(args, args.params)
+    plan(given)
+
+    from w2s.runs import store
+    from w2s.study import Study
+
+    study = Study.open(params)
+    wanted = study.all_runs()
+    done = [store.is_done(spec, study.root) for spec in wanted]
+    for spec, there in zip(wanted, done, strict=True):
+        print("done   " if there else "to do  ", spec.name)
+    print(f"{sum(done)} of {len(done)} runs are in {study.root / 'runs'}")
+    return 0
+
+
+def freeze_study(args: argparse.Namespace) -> int:
+    """Pack what the runs of a study, and of those under `also`, predict."""
+    from w2s.runs import frozen
+    from w2s.study import Study
+
+    for path in with_others(args):
+        study = Study.open(read_params(args, path)[0])
+        packed = frozen.pack(list(study.all_runs()), study.root, args.to or frozen.FOLDER)
+        print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def fetch_files(args: argparse.Namespace) -> int:
+    """Download what a study needs from the hub and is not here yet."""
+    params, _ = read_params(args, args.params)
+
+    from w2s.sources.fetch import fetch
+
+    fetch(params)
+    return 0
+
+
+def list_zoo(args: argparse.Namespace) -> int:
+    """Print the ladder: size, parameters, and the share of test pairs that its language models judge rightly."""
+    from w2s import models, zoo
+    from w2s.world import World
+
+    pairs = World().pairs("test", StudyParams.model_fields["n_test"].default)
+    print(f"{'size':<12}{'parameters':>12}{'knowledge':>11}   (of {len(pairs)} test pairs, before any fine-tuning)")
+    for name in zoo.ladder():
+        print(f"{name:<12}{models.n_parameters(name):>12,}{zoo.judge(name, pairs)['correct'].mean():>11.3f}")
+    return 0
+
+
+def build_zoo(args: argparse.Namespace) -> int:
+    """Pretrain the named sizes, or all."""
+    from w2s import zoo
+
+    zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device)
+    return 0
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Run tests/benchmarks/bench.py, which a checkout of the kit has."""
+    if not BENCHMARK.is_file():
+        raise ParameterError(f"{BENCHMARK}: no benchmark there; run w2s bench from a checkout of the kit")
+    switches = [f"--{name}" for name in ("quick", "large", "write-docs") if getattr(args, name.replace("-", "_"))]
+    options = ["--to", args.to, "--repetitions", args.repetitions, "--device", args.device, *switches]
+    return subprocess.call([sys.executable, str(BENCHMARK), *args.only, *options])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Speed that may be deleted without changing a result."""

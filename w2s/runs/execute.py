@@ -1,0 +1,190 @@
+"""Training runs: RunSpec -> folder; nothing is trained twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from w2s import models
+from w2s.batches import PairTexts, n_steps
+from w2s.files import write_atomic, write_json, write_table
+from w2s.losses import Clock
+from w2s.predict import margins_of, predict, predict_logps, predictions
+from w2s.runs.labels import labelled_pairs, reference_margins
+from w2s.runs.store import is_done, load_predictions, locked, pair_table, split_table
+from w2s.spec import SPLITS, RunSpec
+from w2s.train import BestWeights, Schedule, check_steps, fit, training_objective, training_texts
+
+LOG_EVERY = 10
+
+
+def execute(spec: RunSpec, root: Path, after: object = None, report: Callable[[int, int], None] | None = None) -> str:
+    """Train and score one run unless its DONE mark is there; returns its name.
+
+    A run that was broken off is trained anew. `after` orders runs in a Dask graph and is not used.
+    """
+    folder = root / "runs" / spec.name
+    with locked(folder):
+        if not is_done(spec, root):
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            write_json(folder / "spec.json", spec.identity)
+            _train_and_score(spec, root, folder, report)
+            tables = load_predictions(spec, root).groupby("split")
+            write_json(folder / "metrics.json", {split: _metrics(table) for split, table in tables})
+            write_atomic(folder / "DONE", lambda p: p.touch())
+    return spec.name
+
+
+def _metrics(table: pd.DataFrame) -> dict:
+    return {"pairs": len(table), "accuracy": float(table["correct"].mean())}
+
+
+def _train_and_score(spec: RunSpec, root: Path, folder: Path, report) -> None:
+    """Write a run's log and predictions, and its model where the spec asks for it."""
+    if spec.shards == 1:
+        train_and_score(Alone(spec, root), folder, report)
+    else:
+        from w2s.runs import sharded
+
+        sharded.train(spec, root, folder, report)
+
+
+class Alone:
+    """The process that trains a run by itself; a `sharded.Rank` is one of several that train it together."""
+
+    first = True  # the one that writes files
+
+    def __init__(self, spec: RunSpec, root: Path):
+        self.spec, self.root, self.device = spec, root, torch.device(spec.device)
+
+    def load(self):
+        """The model, where it is trained."""
+        return load_model(self.spec, self.root).to(self.device)
+
+    def steps(self, texts: PairTexts):
+        """The optimizer steps, as `fit` takes them."""
+        s = self.spec
+        return texts.steps(s.batch_pairs, s.epochs, s.tokens_per_batch, s.seed)
+
+    def objective(self, each):
+        """What `fit` minimizes, from the loss of each pair of a batch."""
+        return each
+
+    def score(self, model, pairs: pd.DataFrame, tokenizer) -> pd.DataFrame:
+        """The predictions table of one split."""
+        return score(self.spec, model, pairs, tokenizer, self.root)
+
+    def save(self, model, tokenizer, folder: Path) -> None:
+        """Write the trained model with its tokenizer."""
+        model.save(folder) if self.spec.method == "reward" else models.save(model, folder)
+        tokenizer.save_pretrained(folder)
+
+
+def train_and_score(team: Alone, folder: Path, report=None) -> None:
+    """Write a run's log, model and predictions; `team` says what of it this process does."""
+    spec, root = team.spec, team.root
+    torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
+    tokenizer, model = models.load_tokenizer(spec.model), team.load()
+    pairs = labelled_pairs(spec, root)
+    clock, total = Clock(), n_steps(len(pairs), spec.batch_pairs, spec.epochs)
+    texts, each = (
+        training_texts(spec, pairs, tokenizer),
+        training_objective(spec, pairs, team.device, clock, reference_margins(spec, root, pairs["id"])),
+    )
+    best = _best_weights(team, model, tokenizer, total)
+    with open(folder / "log.jsonl" if team.first else os.devnull, "w", encoding="utf-8") as log:
+        write, dtype = _logger(log, total, report), getattr(torch, spec.dtype)
+
+        def after(step: int, loss: float) -> None:
+            clock.done = step / total
+            write(step, loss)
+            if best:
+                best.look(step)
+
+        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, dtype, after)
+    if best:
+        best.restore()
+        if team.first:
+            write_json(folder / "best.json", {"step": best.step, "steps": total, "validation_accuracy": best.best})
+    if spec.save_model:
+        team.save(model, tokenizer, folder / "model")
+    tables = []
+    for split in scored_splits(spec):
+        table = team.score(model, split_table(spec, root, split), tokenizer)
+        table.insert(1, "split", split)
+        tables.append(table)
+    if team.first:
+        write_table(folder / "predictions.parquet", pd.concat(tables, ignore_index=True))
+
+
+def _best_weights(team: Alone, model, tokenizer, total: int) -> BestWeights | None:
+    """Early stopping by accuracy on gold validation pairs, where the run has it."""
+    spec = team.spec
+    if not spec.gold_checks:
+        return None
+    validation = pair_table(team.root, spec.data, "validation")
+
+    def accuracy() -> float:
+        return float(team.score(model, validation, tokenizer)["correct"].mean())
+
+    return BestWeights(model, accuracy, check_steps(total, spec.gold_checks))
+
+
+def scored_splits(spec: RunSpec) -> list[str]:
+    """A warm start is the reference of its run on every split; a teacher labels the split it has not seen."""
+    if spec.method == "sft":
+        return list(SPLITS)
+    return [*(["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []), "validation", "test"]
+
+
+def schedule(spec: RunSpec) -> Schedule:
+    """Reward models: cosine to zero. Preference optimization: 10% warm-up, then constant (the paper's recipes)."""
+    return Schedule(spec.learning_rate) if spec.method == "reward" else Schedule(spec.learning_rate, 0.1, decay=False)
+
+
+def load_model(spec: RunSpec, root: Path):
+    """The weights that a run starts from: the pretrained ones, or those of its warm start."""
+    name = str(root / "runs" / spec.start.name / "model") if spec.start else spec.model
+    load = models.RewardModel.load if spec.method == "reward" else models.load_language_model
+    model = load(name, lora=spec.lora, seed=spec.seed, dtype=getattr(torch, spec.dtype))
+    if spec.gradient_checkpointing:
+        body = model.body if spec.method == "reward" else model
+        body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> pd.DataFrame:
+    """The predictions table of one split; with log-probabilities and tokens where the model has no reward unit."""
+    how = (tokenizer, spec.max_length, 2 * spec.tokens_per_batch, getattr(torch, spec.dtype))
+    if spec.method == "reward":
+        return predict(model, pairs, *how)
+    table = predict_logps(model, pairs, *how)
+    if spec.method == "dpo":
+        table["reference_margin"] = reference_margins(spec, root, table["id"])
+    method = "simpo" if spec.method == "simpo" else "dpo"  # a warm start is scored as its policy would be
+    margin = margins_of(table, method, spec.against_reference)
+    return predictions(table["id"], margin).merge(table, on="id")
+
+
+def _logger(log, total: int, report):
+    started = time.monotonic()
+
+    def write(step: int, loss: float) -> None:
+        if step == 1 or step % LOG_EVERY == 0 or step == total:
+            seconds = round(time.monotonic() - started, 2)
+            log.write(json.dumps({"step": step, "steps": total, "loss": round(loss, 5), "seconds": seconds}) + "\n")
+            log.flush()
+            if report:
+                report(step, total)
+
+    return write

@@ -1,0 +1,111 @@
+"""The labels that a run trains on: gold, its teachers', filtered, weighted, or dealt out anew for controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from w2s.data import training_pairs
+from w2s.predict import with_probability
+from w2s.runs.store import load_predictions, split_table
+from w2s.spec import SPLITS, RunSpec
+
+
+def weak_labels(teacher: RunSpec, root: Path, split: str) -> pd.DataFrame:
+    """The teacher's labels on a split it was not trained on: id, weak_label.
+
+    weak_label: the probability that `chosen` is preferred; for dpo and simpo hard, 1 or 0.
+    """
+    table = load_predictions(teacher, root)
+    table = table[table["split"] == split].reset_index(drop=True)
+    hard = teacher.method != "reward"
+    return pd.DataFrame(
+        {"id": table["id"], "weak_label": table["correct"].astype(float) if hard else table["probability"]}
+    )
+
+
+def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
+    """The pairs that a run trains on, with their labels: `data.training_pairs` after the filter."""
+    tables = SimpleNamespace(**{split: split_table(spec, root, split) for split in SPLITS})
+    labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
+    if spec.ensemble:
+        mean = mean_chance(spec, root).loc[labels["id"]].to_numpy()
+        labels["weak_label"] = mean if spec.teacher.method == "reward" else (mean > 0.5).astype(float)
+    if spec.relabel != "none":
+        labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed)
+    kept = kept_ids(spec, root) if spec.keep != "none" else None
+    pairs = training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
+    if spec.weighting != "none":  # of the weak labels; helpful pairs are gold and count as before
+        own = pairs["target"].to_numpy()
+        weight = np.ones(len(pairs))
+        weigh = {"reliability": reliability_weights, "even": even_weights}[spec.weighting]
+        weight[own] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
+        pairs = pairs.assign(weight=weight)
+    return pairs
+
+
+def mean_chance(spec: RunSpec, root: Path) -> pd.Series:
+    """The mean over a run's teachers of their P that `chosen` is preferred, by id of its split.
+
+    For reward models P is the soft label; for dpo and simpo what `chance_by` (a kind of confidence) makes of margins.
+    """
+    each = []
+    for teacher in (spec.teacher, *spec.ensemble):
+        table = load_predictions(teacher, root)
+        table = with_probability(table, spec.chance_by or "paper", teacher.method, teacher.beta)
+        each.append(table[table["split"] == spec.split].set_index("id")["probability"])
+    return pd.concat(each, axis=1).mean(axis=1)
+
+
+def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
+    """Labels (n,) dealt out anew, for controls.
+
+    "shuffled": to other pairs; `chosen` is the truly preferred response everywhere, so that they are right as
+    often as before, and wrong in other places. "random": besides, each is turned round by a fair coin.
+    """
+    rng = np.random.default_rng([seed, len(label)])
+    shuffled = rng.permutation(label)
+    return shuffled if how == "shuffled" else np.where(rng.random(len(label)) < 0.5, shuffled, 1 - shuffled)
+
+
+def kept_ids(spec: RunSpec, root: Path) -> set[str]:
+    """Pairs that the high-confidence filter leaves: weak confidence at or above the threshold.
+
+    "gold_oracle" keeps of those only the ones whose weak label is right, which needs gold labels.
+    """
+    table = with_probability(load_predictions(spec.teacher, root), spec.keep_by, spec.teacher.method, spec.teacher.beta)
+    table = table[table["split"] == spec.split]
+    sure = np.maximum(table["probability"], 1 - table["probability"]) >= spec.keep_threshold
+    return set(table["id"][sure & table["correct"]] if spec.keep == "gold_oracle" else table["id"][sure])
+
+
+def reference_margins(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
+    """log p(chosen) - log p(rejected) of the warm start, (n,) nats, from its table; zeros for simpo."""
+    if spec.method != "dpo":
+        return np.zeros(len(ids), dtype=np.float32)
+    table = load_predictions(spec.start, root).set_index("id")
+    return (table["chosen_logp"] - table["rejected_logp"]).loc[ids].to_numpy()
+
+
+def reliability_weights(label) -> np.ndarray:
+    """Weights (n,) of weak-labelled pairs: |2 y - 1| divided by its mean, so that the mean weight is 1. No gold.
+
+    Raises:
+        ValueError: every label is 1/2, so that no pair can be trained on.
+    """
+    size = np.abs(2 * np.asarray(label, dtype=float) - 1)
+    if not size.any():
+        raise ValueError("weighting: every weak label is 1/2, so that all weights are 0; take another weak model")
+    return size / size.mean()
+
+
+def even_weights(label) -> np.ndarray:
+    """The control of `reliability`: weights (n,), all equal, that pull as hard in total at margin 0.
+
+    There a label pulls by w |2 y - 1| / 2, so that weights of mean 1 in favour of sure labels pull harder than none.
+    """
+    size = np.abs(2 * np.asarray(label, dtype=float) - 1)
+    return np.full(len(size), (reliability_weights(label) * size).mean() / size.mean())

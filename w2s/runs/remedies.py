@@ -1,0 +1,180 @@
+"""Which remedies a study compares under one budget, and what each costs beyond it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from w2s import data, files, models
+from w2s.analysis.remedies import CONTROL, NOTHING, WEIGHTS
+from w2s.params import ParameterError
+from w2s.runs import execute, labels, store
+from w2s.spec import RunSpec
+from w2s.study import Study
+
+HIGHEST_WEIGHT = 0.5  # of the confidence loss: Burns et al. (2023) take 0.75 for their largest students alone
+ENSEMBLE = 3  # weak models of one size; with fewer than three there is no majority
+GOLD_CHECKS = 10  # of early stopping: after each tenth of the steps
+SOFT_ONLY = "needs soft labels and a cross-entropy; dpo and simpo have hard labels"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A way to train the student: `build(conflict, seed)` is its run, `gold` what it needs gold labels for."""
+
+    name: str
+    build: Callable[[str, int], RunSpec]
+    gold: str = ""
+
+
+def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[str, str]]:
+    """The remedies of one pair of models, doing nothing first, and those left out with the reason.
+
+    The weak models' gold runs must be in the cache, since the filters count what they would keep. Doing nothing
+    filters nothing, whatever the study's weak_filter. Every student keeps its model, for `scores_elsewhere`.
+    """
+    p, soft = study.params, study.params.method == "reward"
+    lab = replace(study, params=p.model_copy(update={"weak_filter": "none"}))
+    chance = {} if soft else {"chance_by": p.confidence}
+
+    def student(**changes) -> Callable[[str, int], RunSpec]:
+        return lambda conflict, seed: lab.student(weak, strong, conflict, seed, save_model=True, **changes)
+
+    def chain(middles: tuple[str, ...]) -> Callable[[str, int], RunSpec]:
+        return lambda conflict, seed: lab.bootstrapped(weak, middles, strong, conflict, seed, save_model=True)
+
+    def ensemble(others: Callable[[int], tuple[RunSpec, ...]]) -> Callable[[str, int], RunSpec]:
+        return lambda conflict, seed: student(ensemble=others(seed), **chance)(conflict, seed)
+
+    kept = {"keep_threshold": p.threshold, "keep_by": p.confidence}
+    found = [Remedy(NOTHING, student())]
+    left_out: dict[str, str] = {}
+    filters = [
+        Remedy("confident labels", student(keep="confidence", **kept)),
+        Remedy("confident, right labels", student(keep="gold_oracle", **kept), "labels of w2s: an upper bound"),
+    ]
+    for remedy in filters:
+        empty = [str(seed) for seed in p.seeds if not labels.kept_ids(remedy.build("none", seed), study.root)]
+        if empty:
+            left_out[remedy.name] = (
+                f"no such weak label reaches the confidence {p.threshold} with seed {', '.join(empty)}"
+            )
+        else:
+            found.append(remedy)
+    for n, name in ((1, "one intermediate"), (2, "two intermediates")):
+        if middles := evenly_between(weak, strong, p.intermediate_models, n):
+            found.append(Remedy(name, chain(middles)))
+        else:
+            left_out[name] = f"fewer than {n} of intermediate_models have a size between {weak} and {strong}"
+    if soft:
+        with_weight = {"label_loss": "confidence", "confidence_weight": HIGHEST_WEIGHT}
+        found += [Remedy("confidence loss", student(**with_weight))]
+        found += [Remedy("reverse loss", student(label_loss="reverse"))]
+    else:
+        left_out |= {"confidence loss": SOFT_ONLY, "reverse loss": SOFT_ONLY}
+    others = [m for m in p.weak_models if m != weak and models.n_parameters(m) < models.n_parameters(strong)]
+    found.append(Remedy("ensemble of seeds", ensemble(lambda seed: tuple(lab.gold(weak, s) for s in more_seeds(seed)))))
+    if others:
+        found.append(Remedy("ensemble of sizes", ensemble(lambda seed: tuple(lab.gold(m, seed) for m in others))))
+    else:
+        left_out["ensemble of sizes"] = f"the study has one weak model smaller than {strong}"
+    found.append(Remedy(WEIGHTS, student(weighting="reliability", **chance)))
+    if soft:
+        found.append(Remedy(CONTROL, student(weighting="even")))
+    else:
+        left_out[CONTROL] = "hard labels all pull alike, so that weights of mean 1 pull no harder"
+    found.append(Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"))
+    return found, left_out
+
+
+def more_seeds(seed: int) -> list[int]:
+    """The seeds of the further weak models of an ensemble, other ones for each seed of a study below 1000."""
+    return [1000 + ENSEMBLE * seed + k for k in range(1, ENSEMBLE)]
+
+
+def evenly_between(weak: str, strong: str, names: list[str], n: int) -> tuple[str, ...]:
+    """`n` of the models of a size between, rising, as evenly as they can be by the logarithm of parameters; or ()."""
+    size = {name: np.log(models.n_parameters(name)) for name in (weak, strong, *names)}
+    between = sorted((m for m in names if size[weak] < size[m] < size[strong]), key=size.get)
+    goal = np.linspace(size[weak], size[strong], n + 2)[1:-1]
+    rising = [c for c in itertools.combinations(between, n) if len({size[m] for m in c}) == n]
+    return min(rising, key=lambda c: sum(abs(size[m] - g) for m, g in zip(c, goal, strict=True)), default=())
+
+
+def behind(spec: RunSpec) -> set[str]:
+    """The names of the models that stand behind a run, warm starts not counted."""
+    names = {run.name for run in spec.before if run.method != "sft"}
+    return names.union(*(behind(run) for run in spec.before))
+
+
+def cost_table(study: Study, found: list[Remedy]) -> pd.DataFrame:
+    """What each remedy costs beyond doing nothing, one row each, by its runs without conflict.
+
+    Columns: remedy, uses_gold (what for, or ""), other_models (trained besides the weak model and the student),
+    gold_pairs (gold labels looked at besides those of gt), weak_pairs (trained on; mean over seeds).
+    """
+    seeds, rows = study.params.seeds, []
+    for remedy in found:
+        specs = [remedy.build("none", seed) for seed in seeds]
+        others = behind(specs[0]) - behind(found[0].build("none", seeds[0]))
+        sure = [
+            len(labels.kept_ids(replace(s, keep="confidence"), study.root)) for s in specs if s.keep == "gold_oracle"
+        ]
+        gold = len(study.data.validation) if specs[0].gold_checks else float(np.mean(sure)) if sure else 0
+        trained = np.mean([labels.labelled_pairs(s, study.root)["target"].sum() for s in specs])
+        row = {"remedy": remedy.name, "uses_gold": remedy.gold, "other_models": len(others)}
+        rows.append(row | {"gold_pairs": gold, "weak_pairs": trained})
+    return pd.DataFrame(rows)
+
+
+def held_out_helpful(study: Study) -> tuple[pd.DataFrame, str]:
+    """Pairs of the conflicting dimension whose prompts no run has seen, and why there are none, else "".
+
+    The source is read again for twice as many helpful pairs; those with a prompt of the study's are left out.
+    """
+    p, empty = study.params, study.data.helpful.head(0)
+    if not p.n_helpful:
+        return empty, "n_helpful is 0"
+    try:
+        more = data.load(p.model_copy(update={"n_helpful": 2 * p.n_helpful})).helpful
+    except ParameterError as error:
+        return empty, f"the source has no more ({error})"
+    fresh = more[~more["prompt"].isin(study.data.helpful["prompt"])].reset_index(drop=True)
+    return fresh, "" if len(fresh) else "the source has no other prompts"
+
+
+def scores_elsewhere(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Predictions (id, margin, probability, correct, ...) of a finished run's saved model on another pair table.
+
+    Kept beside the run, under the fingerprint of the pairs.
+
+    Raises:
+        FileNotFoundError: the run has not kept its model.
+    """
+    folder = root / "runs" / spec.name
+    if not (folder / "model").is_dir():
+        raise FileNotFoundError(f"{folder / 'model'}: no model there; train the run with save_model=True")
+    path = folder / f"scores-{data.table_fingerprint(pairs)[:16]}.parquet"
+    with store.locked(folder):
+        if not path.exists():
+            files.write_table(path, _score(spec, root, pairs))
+    return pd.read_parquet(path)
+
+
+def _score(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
+    tokenizer = models.load_tokenizer(spec.model)
+
+    def scored(run: RunSpec, by: RunSpec) -> pd.DataFrame:
+        model = execute.load_model(replace(run, start=run), root).to(run.device)  # from its own folder
+        return execute.score(by, model, pairs, tokenizer, root)
+
+    if spec.method != "dpo":
+        return scored(spec, spec)
+    policy = scored(spec, spec.start)  # as a warm start is scored: log-probabilities, without a reference
+    held = scored(spec.start, spec.start)["margin"] if spec.against_reference else 0.0
+    return execute.predictions(policy["id"], (policy["margin"] - held).to_numpy())

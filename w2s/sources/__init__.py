@@ -1,0 +1,1 @@
+"""Where pairs and models come from: files, folders, the hub."""
