@@ -199,13 +199,13 @@ def judge(name: str, pairs: pd.DataFrame, max_length: int = CONTEXT) -> pd.DataF
     return predictions(pairs["id"], (odds[0] - odds[1]).numpy())
 
 
-def judge_all(models: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
+def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
     """`zoo.judge` of each model on pocket pairs: id, margin (nats), probability, correct, model (its short name).
 
     A model whose tokenizer has no single token for one of the two reactions is left out.
     """
 
-    able = [m for m in models if all(len(models.load_tokenizer(m)(word)["input_ids"]) == 1 for word in (THANKS, OUCH))]
+    able = [m for m in names if all(len(models.load_tokenizer(m)(word)["input_ids"]) == 1 for word in (THANKS, OUCH))]
     tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
     columns = ["id", "margin", "probability", "correct", "model"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)

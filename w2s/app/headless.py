@@ -107,11 +107,12 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
     """
     with quick_imports():
         from w2s.report.html import write_report
-        from w2s.runs import cluster
+        from w2s.runs import cluster, store
         from w2s.study import Study
 
     # Opening the study here finds a missing model or file before any notebook runs.
     study = Study.open(params)
+    store.store_data(study.root, study.data)
     wanted = list(study.all_runs())
     how = study.root, params.workers, params.scheduler
     todo = [] if params.frozen else cluster.checked(wanted, *how)
