@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from w2s.fast import cpu
 
-cpu.prepare()
 ONEDNN = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+
+
+@pytest.fixture(autouse=True)
+def by_onednn():
+    with cpu.products():
+        yield
 
 
 def matrices(dtype=torch.float32, shapes=((7, 5), (5, 9), (9,))) -> list[torch.Tensor]:
@@ -60,19 +66,32 @@ def test_other_forms_and_errors_are_those_of_pytorch():
         torch.mm(a, b.double())
 
 
-@pytest.mark.skipif(not ONEDNN, reason="products stay PyTorch's own here")
-def test_forward_and_backward_go_through_onednn():
+def calls() -> int:
+    """How often a product and its gradients go through oneDNN."""
     a, b, c = (m.requires_grad_() for m in matrices())
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         torch.addmm(c, a, b).sum().backward()
-    counts = {event.key: event.count for event in profiled.key_averages()}
-    assert counts["mkldnn::_linear_pointwise"] == 3
+    return {event.key: event.count for event in profiled.key_averages()}.get("mkldnn::_linear_pointwise", 0)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="products stay PyTorch's own here")
+def test_forward_and_backward_go_through_onednn_inside_the_outermost_block():
+    with cpu.products():
+        assert calls() == 3
+    assert calls() == 3
+
+
+def test_nothing_stays_behind_in_the_process():
+    code = "import torch; from w2s.fast import cpu; from test_cpu import calls\n"
+    code += "try:\n    with cpu.products(): raise KeyError\nexcept KeyError: print(calls())\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 KEEPS = """
 import torch
 from pathlib import Path
-from w2s import cpu
+from w2s.fast import cpu
 def resident():
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1])
 {prepare}
@@ -88,7 +107,7 @@ print((resident() - before) // 2**10)
 def test_a_freed_tensor_leaves_its_memory_to_the_next():
     """64 MiB, in MiB that stay; without it they go back to the system with every tensor."""
     stays = []
-    for prepare in ("cpu.prepare()", ""):
+    for prepare in ("cpu.keep_memory()", ""):
         made = subprocess.run([sys.executable, "-c", KEEPS.format(prepare=prepare)], capture_output=True, text=True)
         stays.append(int(made.stdout))
     assert stays[0] >= 60 and stays[1] <= 10

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files so that nobody ever reads half of one, and the progress of long work."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SECONDS_BETWEEN_LINES = 10.0
+HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
@@ -38,12 +42,6 @@ def write_json(path: Path, content) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomic(path, lambda p: table.to_parquet(p, index=False))
-
-
-SECONDS_BETWEEN_LINES = 10.0
-
-
-HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
 
 
 def is_live() -> bool:

@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.pytorch_utils import Conv1D
 
 from w2s.batches import Layout
-from w2s.fast import cpu
-from w2s.fast.packed import enable, last_states
+from w2s.fast import cpu, packed
 from w2s.params import Lora, ParameterError
 from w2s.sources.hub import (
     from_pretrained,
@@ -24,6 +23,7 @@ from w2s.sources.hub import (
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 ADAPTER_FILE = "adapter_config.json"
+fast_products, last_states = cpu.products, packed.last_states  # no other module of the core uses the wing `fast`
 GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a chain of eight operations
 
 
@@ -88,8 +88,7 @@ def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
         _read_adapter(model, base, name)
     elif lora:
         _add_adapter(model, base, lora, seed)
-    enable(model)
-    cpu.prepare()
+    packed.enable(model)
     return model.eval()  # adapters come with their dropout on
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,8 +14,12 @@ PACKAGE = Path(__file__).resolve().parent
 # The checkout with notebooks/ and params/; the current folder when the package stands alone.
 HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
 
+POCKET = ["pocket-27", "pocket-32", "pocket-40", "pocket-48", "pocket-64"]
 Conflict = Literal["none", "explicit", "implicit"]
 Method = Literal["reward", "dpo", "simpo"]
+Dimension = Literal["harmless", "helpful"]
+Extension = Literal["controls", "mitigations"]
+TaxReference = Literal["none", "ceiling"]
 BETA = {"dpo": 0.1, "simpo": 2.0}  # the paper's
 GAMMA = 1.0
 
@@ -49,23 +53,15 @@ class StudyParams(BaseModel):
     )
     data: str = Field("pocket", min_length=1, description="pocket, hh, cai, or the path of a folder of pairs")
     data_dir: str | None = Field(None, description="folder of the HH or CAI files, instead of the hub")
-    target: Literal["harmless", "helpful"] = Field(
-        "harmless", description="dimension that is supervised; the other one is the conflict"
-    )
+    target: Dimension = Field("harmless", description="dimension that is supervised; the other one is the conflict")
     bad_pairs: Literal["error", "drop"] = Field("error", description="what to do with a pair that cannot be used")
     method: Method = Field("reward", description="how the models are trained")
-    weak_models: list[str] = Field(
-        ["pocket-27", "pocket-32", "pocket-40", "pocket-48"], min_length=1, description="supervisors"
-    )
-    strong_models: list[str] = Field(
-        ["pocket-32", "pocket-40", "pocket-48", "pocket-64"], min_length=1, description="students and ceilings"
-    )
+    weak_models: list[str] = Field(POCKET[:4], min_length=1, description="supervisors")
+    strong_models: list[str] = Field(POCKET[1:], min_length=1, description="students and ceilings")
     intermediate_models: list[str] = Field(
-        ["pocket-40", "pocket-48"], description="teachers between weak and strong, for bootstrapping"
+        POCKET[2:4], description="teachers between weak and strong, for bootstrapping"
     )
-    conflicts: list[Conflict] = Field(
-        ["none", "explicit", "implicit"], min_length=1, description="conflicts of the students"
-    )
+    conflicts: list[Conflict] = Field([*get_args(Conflict)], min_length=1, description="conflicts of the students")
     seeds: list[int] = Field([0], min_length=1, description="one repetition of every run for each seed")
     n_gt: int = Field(1600, ge=2, description="pairs with gold labels, for weak models and ceilings")
     n_w2s: int = Field(1600, ge=2, description="pairs that the weak model labels")
@@ -83,34 +79,24 @@ class StudyParams(BaseModel):
     )
     threshold: float = Field(0.75, ge=0.5, lt=1, description="confidence from which a pair is known")
     known_by: Literal["confidence", "gold"] = Field("confidence", description="known by max(P, 1-P) or by P")
-    extensions: list[Literal["controls", "mitigations"]] = Field(
-        [], description="notebooks beyond the five: controls (06), mitigations (07)"
-    )
-    tax_reference: Literal["none", "ceiling"] = Field(
-        "none", description="the conflict tax is counted against this run"
-    )
+    extensions: list[Extension] = Field([], description="notebooks beyond the five: controls (06), mitigations (07)")
+    tax_reference: TaxReference = Field("none", description="the conflict tax is counted against this run")
     bootstrap: int = Field(2000, ge=100, description="bootstrap samples behind each interval")
     learning_rate: float = Field(4.5e-4, gt=0, lt=1, description="Adam's peak learning rate")
     epochs: int = Field(1, ge=1, description="passes over the training pairs")
-    sft_learning_rate: float | None = Field(
-        None, gt=0, lt=1, description="peak rate of the warm start; None: learning_rate"
-    )
+    sft_learning_rate: float | None = Field(None, gt=0, lt=1, description="peak rate of the warm start; None: the same")
     sft_epochs: int | None = Field(None, ge=1, description="passes of the warm start of dpo and simpo; None: 1")
     lora: Lora | None = Field(None, description="train low-rank adapters instead of all weights")
     batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
     max_length: int = Field(512, ge=8, description="longest text in tokens; the beginning is cut")
-    tokens_per_batch: int = Field(
-        4096, ge=8, description="token budget of one forward pass; changes speed, not results"
-    )
+    tokens_per_batch: int = Field(4096, ge=8, description="token budget of a forward pass; changes speed, not results")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="where to compute")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the forward pass; weights stay float32"
     )
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time, the same results")
     threads: int = Field(1, ge=1, description="CPU threads of one run")
-    shards: int = Field(
-        1, ge=1, description="devices that one run is sharded over (FSDP); CPU processes where device is cpu"
-    )
+    shards: int = Field(1, ge=1, description="devices that one run is sharded over (FSDP); with device cpu, processes")
     workers: int = Field(2, ge=1, description="runs that train at the same time")
     scheduler: str | None = Field(
         None, pattern=r"^(tcp|tls)://.+", description="address of a Dask scheduler, instead of local workers"

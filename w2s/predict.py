@@ -1,4 +1,8 @@
-"""Margins and log-probabilities of trained models, by pair id."""
+"""What trained models think of pairs: margins by pair id, and what turns a margin into a probability.
+
+A run's table has `margin`; runs of dpo and simpo also have what it was made of: chosen_logp and
+rejected_logp (nats, summed), chosen_tokens and rejected_tokens, and for dpo reference_margin.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from w2s.batches import Batch, PairTexts
-from w2s.fast.packed import last_states
 from w2s.losses import next_token_loss
-from w2s.models import RewardModel, autocast
+from w2s.models import RewardModel, autocast, fast_products, last_states
 
 AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
 
@@ -39,6 +42,7 @@ def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
     return total / counted.sum(1) if average else total
 
 
+@fast_products()
 @torch.no_grad()
 def predict(
     model: RewardModel, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
@@ -55,6 +59,7 @@ def predict(
     return predictions(pairs["id"], margin)
 
 
+@fast_products()
 @torch.no_grad()
 def predict_logps(
     model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32

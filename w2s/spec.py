@@ -65,16 +65,16 @@ class RunSpec:
         A field at its default, such as a loss that this run does without, is left out (but for ALWAYS), so that a
         new field leaves the names of old runs as they are.
         """
-        told = {}
+        identity = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name not in NO_RESULT and (f.name in ALWAYS or value != f.default):
-                told[f.name] = _told(value)
+                identity[f.name] = _plain(value)
         if self.lora:
-            told["lora"] = self.lora.model_dump()
+            identity["lora"] = self.lora.model_dump()
             if self.lora.dropout:  # the order of its random draws
-                told["tokens_per_batch"] = self.tokens_per_batch
-        return told
+                identity["tokens_per_batch"] = self.tokens_per_batch
+        return identity
 
     @property
     def name(self) -> str:
@@ -100,8 +100,8 @@ class RunSpec:
         return max((1 + run.depth for run in self.before), default=0)
 
 
-def _told(value):
+def _plain(value):
     """A field as it stands in an identity: a run by its own identity."""
     if isinstance(value, tuple):
-        return [_told(part) for part in value]
+        return [_plain(part) for part in value]
     return value.identity if isinstance(value, RunSpec) else value

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -18,12 +17,15 @@ from w2s.sources import hub
 from w2s.spec import SPLITS, RunSpec
 
 LABELS = ("weak", "gold", "own", "shuffled", "random")
+# Parameters of a study that are fields of its runs under the same name.
+SAME_NAME = ("learning_rate", "epochs", "lora", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
+SAME_NAME += ("gradient_checkpointing", "shards")
 TAGS = ("role", "model", "teacher", "via", "conflict", "seed")
 
 
 @dataclass(frozen=True)
 class Study:
-    """The data, the runs and the folders of one parameter file."""
+    """The pairs, the runs and the folders of one parameter file."""
 
     params: StudyParams
 
@@ -38,36 +40,19 @@ class Study:
 
         Raises:
             ParameterError: something that is not there (or not fetched, with `offline`), a tokenizer that does
-                not belong to its model, a response longer than max_length.
+                not belong to its model, a response longer than max_length while bad_pairs is "error".
         """
         hub.check_offline(params)
         study = cls(params)
-        _ = study.data
-        for name in study.models:
-            hub.check_vocabulary(name, models.load_tokenizer(name), models.load_config(name))
-        study.check_lengths()
-        return study
-
-    def check_lengths(self) -> None:
-        """With bad_pairs "error", stop at a response that is longer than max_length by itself.
-
-        Raises:
-            ParameterError: the pair, the model whose tokenizer finds it too long, and the remedy.
-        """
-        p = self.params
-        if p.bad_pairs != "error":
-            return
-        tables = pd.concat([getattr(self.data, split) for split in SPLITS])
+        tables = pd.concat([getattr(study.data, split) for split in SPLITS])
         texts = tables.melt("id", ["chosen", "rejected"], "side", "text")
-        texts = texts[texts["text"].str.encode("utf-8").str.len() > p.max_length]  # no token is shorter than a byte
-        for name in self.models if len(texts) else ():
-            ids = models.load_tokenizer(name)(texts["text"].tolist(), add_special_tokens=False)["input_ids"]
-            for row, n in zip(texts.itertuples(), map(len, ids), strict=True):
-                if n > p.max_length:
-                    raise ParameterError(
-                        f"max_length = {p.max_length}: the {row.side} response of {row.id} has {n} tokens with the "
-                        f"tokenizer of {name!r}; raise max_length, or set bad_pairs: drop to cut its beginning"
-                    )
+        long = texts["text"].str.encode("utf-8").str.len() > params.max_length  # no token is shorter than a byte
+        for name in study.models:
+            tokenizer = models.load_tokenizer(name)
+            hub.check_vocabulary(name, tokenizer, models.load_config(name))
+            if params.bad_pairs == "error" and long.any():
+                _check_lengths(texts[long], name, tokenizer, params.max_length)
+        return study
 
     @property
     def models(self) -> list[str]:
@@ -85,15 +70,17 @@ class Study:
         """This study's own folder: executed notebooks, figures, tables, report."""
         return self.root / self.params.study
 
+    @property
+    def beta(self) -> float | None:
+        """The scale of the implicit reward in the loss; None for reward models."""
+        return self.params.beta or BETA.get(self.params.method)
+
     def gold(self, model: str, seed: int) -> RunSpec:
         """Trained on `gt` with gold labels: a weak model and a strong ceiling alike."""
         return self._spec(model, "gt", seed)
 
     def student(self, weak: str, strong: str, conflict: str, seed: int, **changes) -> RunSpec:
-        """A strong model trained on `w2s` with the weak model's labels, under a conflict.
-
-        `changes` replace fields of the run, for a remedy.
-        """
+        """A strong model trained on `w2s` with the weak model's labels; `changes` replace fields, for a remedy."""
         return self._spec(strong, "w2s", seed, conflict, self.gold(weak, seed), **changes)
 
     def bootstrapped(
@@ -109,25 +96,15 @@ class Study:
             link = self._spec(name, _other(link.split), seed, "none", link)
         return self._spec(strong, _other(link.split), seed, conflict, link, **changes)
 
-    def control(
-        self,
-        weak: str,
-        strong: str,
-        labels: str,
-        conflict: str,
-        seed: int,
-        strength: float | None = None,
-        helpful: dict[str, Any] | None = None,
-    ) -> RunSpec:
+    def control(self, weak: str, strong: str, labels: str, conflict: str, seed: int, **changes) -> RunSpec:
         """A student on `w2s` with labels of one of LABELS: the weak model's, gold, or its own ceiling's.
 
-        Or the weak ones dealt out anew, as `labelling.relabelled` does. `strength` replaces the study's alpha, for
-        the explicit conflict; `helpful`, made by `runs.cluster.helpful_pairs`, its helpful pairs, for the implicit one.
+        Or the weak ones dealt out anew, as `runs.labels.relabelled` does. `changes` replace fields of the run, such
+        as alpha, or the helpful pairs of `runs.cluster.helpful_pairs`.
         """
         teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
-        changes = {"relabel": labels if labels in ("shuffled", "random") else "none"}
-        changes |= {} if strength is None else {"alpha": strength}
-        return self._spec(strong, "w2s", seed, conflict, teacher, **changes, **(helpful or {}))
+        relabel = labels if labels in ("shuffled", "random") else "none"
+        return self._spec(strong, "w2s", seed, conflict, teacher, relabel=relabel, **changes)
 
     def untrained(self, strong: str, seed: int) -> RunSpec:
         """A reward model before its first step: the pretrained body with a fresh unit."""
@@ -135,31 +112,13 @@ class Study:
 
     def _spec(self, model: str, split: str, seed: int, conflict="none", teacher=None, **changes) -> RunSpec:
         p = self.params
-        spec = RunSpec(
-            model=model,
-            model_fingerprint=models.fingerprint(model),
-            data=self.data.fingerprint,
-            split=split,
-            seed=seed,
-            conflict=conflict,
-            alpha=p.alpha if conflict == "explicit" else 0.0,
-            teacher=teacher,
-            learning_rate=p.learning_rate,
-            epochs=p.epochs,
-            lora=p.lora,
-            batch_pairs=p.batch_pairs,
-            max_length=p.max_length,
-            device="cpu" if p.frozen else str(models.choose_device(p.device)),  # shipped runs were trained there
-            dtype=p.dtype,
-            threads=p.threads,
-            tokens_per_batch=p.tokens_per_batch,
-            gradient_checkpointing=p.gradient_checkpointing,
-            shards=p.shards,
-            save_model=p.save_models,
-        )
+        fields = {name: getattr(p, name) for name in SAME_NAME} | {"save_model": p.save_models}
+        fields["alpha"] = p.alpha if conflict == "explicit" else 0.0
+        fields["device"] = "cpu" if p.frozen else str(models.choose_device(p.device))  # shipped runs were trained there
         if teacher and p.weak_filter != "none":
-            spec = replace(spec, keep=p.weak_filter, keep_threshold=p.threshold, keep_by=p.confidence)
-        spec = replace(spec, **changes)
+            fields |= {"keep": p.weak_filter, "keep_threshold": p.threshold, "keep_by": p.confidence}
+        identity = (model, models.fingerprint(model), self.data.fingerprint, split, seed, conflict)
+        spec = RunSpec(*identity, teacher=teacher, **fields | changes)
         return spec if p.method == "reward" else self._preference(spec)
 
     def _preference(self, spec: RunSpec) -> RunSpec:
@@ -185,11 +144,6 @@ class Study:
         return replace(spec, start=start, method=p.method, beta=self.beta, gamma=gamma, against_reference=against)
 
     @property
-    def beta(self) -> float | None:
-        """The scale of the implicit reward in the loss; None for reward models."""
-        return self.params.beta or BETA.get(self.params.method)
-
-    @property
     def model_pairs(self) -> list[tuple[str, str]]:
         """Every (weak, strong) with weak smaller than strong, by parameters.
 
@@ -198,13 +152,13 @@ class Study:
         """
         size = models.n_parameters
         every = itertools.product(self.params.weak_models, self.params.strong_models)
-        found = [(weak, strong) for weak, strong in every if size(weak) < size(strong)]
-        if not found:
+        rising = [(weak, strong) for weak, strong in every if size(weak) < size(strong)]
+        if not rising:
             raise ParameterError(
                 f"strong_models = {self.params.strong_models}: none is larger than a weak model of "
                 f"{self.params.weak_models}; name a larger one"
             )
-        return found
+        return rising
 
     @property
     def chains(self) -> list[tuple[str, str, str]]:
@@ -215,11 +169,8 @@ class Study:
 
     def gold_runs(self, names: list[str]) -> dict[RunSpec, dict]:
         """Gold-trained runs with the columns that name them in the predictions table."""
-        return {
-            self.gold(m, seed): _tags("gold", m, "", "", "none", seed)
-            for seed in self.params.seeds
-            for m in dict.fromkeys(names)
-        }
+        each = itertools.product(self.params.seeds, dict.fromkeys(names))
+        return {self.gold(m, seed): _tags("gold", m, "", "", "none", seed) for seed, m in each}
 
     def student_runs(self) -> dict[RunSpec, dict]:
         """One student for every pair, conflict and seed.
@@ -227,25 +178,20 @@ class Study:
         Raises:
             ParameterError: no pair of weak and strong, or the implicit conflict without helpful pairs.
         """
-        if "implicit" in self.params.conflicts and not len(self.data.helpful):
+        p = self.params
+        if "implicit" in p.conflicts and not len(self.data.helpful):
             raise ParameterError(
-                f"n_helpful = {self.params.n_helpful}: the implicit conflict needs helpful pairs; "
+                f"n_helpful = {p.n_helpful}: the implicit conflict needs helpful pairs; "
                 "raise it, or leave implicit out of conflicts"
             )
-        return {
-            self.student(w, s, c, seed): _tags("student", s, w, "", c, seed)
-            for seed in self.params.seeds
-            for w, s in self.model_pairs
-            for c in self.params.conflicts
-        }
+        each = itertools.product(p.seeds, self.model_pairs, p.conflicts)
+        return {self.student(w, s, c, seed): _tags("student", s, w, "", c, seed) for seed, (w, s), c in each}
 
     def bootstrapped_runs(self) -> dict[RunSpec, dict]:
         """One bootstrapped student for every chain, conflict and seed."""
+        each = itertools.product(self.params.seeds, self.chains, self.params.conflicts)
         return {
-            self.bootstrapped(w, m, s, c, seed): _tags("bootstrapped", s, m, w, c, seed)
-            for seed in self.params.seeds
-            for w, m, s in self.chains
-            for c in self.params.conflicts
+            self.bootstrapped(w, m, s, c, seed): _tags("bootstrapped", s, m, w, c, seed) for seed, (w, m, s), c in each
         }
 
     def direct_runs(self) -> dict[RunSpec, dict]:
@@ -264,3 +210,14 @@ def _other(split: str) -> str:
 def _tags(role: str, model: str, teacher: str, via: str, conflict: str, seed: int) -> dict:
     short = [Path(name).name if name else "" for name in (model, teacher, via)]
     return dict(zip(TAGS, [role, *short, conflict, seed], strict=True))
+
+
+def _check_lengths(texts: pd.DataFrame, name: str, tokenizer, most: int) -> None:
+    """Stop at a response (columns id, side, text) that is longer than `most` tokens by itself."""
+    ids = tokenizer(texts["text"].tolist(), add_special_tokens=False)["input_ids"]
+    for row, n in zip(texts.itertuples(), map(len, ids), strict=True):
+        if n > most:
+            raise ParameterError(
+                f"max_length = {most}: the {row.side} response of {row.id} has {n} tokens with the tokenizer of "
+                f"{name!r}; raise max_length, or set bad_pairs: drop to cut its beginning"
+            )

@@ -1,4 +1,4 @@
-"""The one training loop: weak models, ceilings, students, and the ladder's pretraining."""
+"""What a run minimizes, and the one loop that does it: weak models, ceilings, students, the ladder's pretraining."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from w2s.batches import PairTexts
 from w2s.losses import Clock, dpo_loss, explicit_conflict_loss, label_loss, reward_loss, simpo_loss
-from w2s.models import autocast
+from w2s.models import autocast, fast_products
 from w2s.predict import pair_margins, text_logps
 from w2s.spec import RunSpec
 
 Report = Callable[[int, float], None]
+Objective = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Schedule:
         return rise * (0.5 * (1 + math.cos(math.pi * step / total)) if self.decay else 1.0)
 
 
+@fast_products()
 def fit(
     model: nn.Module,
     steps: Iterable[tuple[int, Iterable[Any]]],
-    objective: Callable[[nn.Module, Any], Tensor],
+    objective: Objective,
     schedule: Schedule,
     total: int,
     dtype: torch.dtype = torch.float32,
@@ -94,7 +96,13 @@ def training_texts(spec: RunSpec, pairs: pd.DataFrame, tokenizer) -> PairTexts:
     return PairTexts(pairs, tokenizer, spec.max_length, end=spec.method != "reward")
 
 
-def training_objective(spec: RunSpec, pairs: pd.DataFrame, device: torch.device, clock=None, reference=None):
+def training_objective(
+    spec: RunSpec,
+    pairs: pd.DataFrame,
+    device: torch.device,
+    clock: Clock | None = None,
+    reference: np.ndarray | None = None,
+) -> Objective:
     """The loss of each pair of a batch, by the run's method, conflict and remedy; the caller advances `clock`.
 
     `reference`: margins (pairs,) of the warm start in nats, for dpo.
@@ -107,15 +115,9 @@ def training_objective(spec: RunSpec, pairs: pd.DataFrame, device: torch.device,
     return preference_objective(spec, pairs, reference, device)
 
 
-def _column(pairs: pd.DataFrame, name: str, device: torch.device) -> torch.Tensor:
-    """A column as float32 (pairs,); ones where the table has none, such as weights."""
-    values = pairs[name].to_numpy(dtype=np.float32) if name in pairs else np.ones(len(pairs), dtype=np.float32)
-    return torch.tensor(values, device=device)
-
-
 def reward_objective(
     pairs: pd.DataFrame, conflict: str, alpha: float, device: torch.device, weak_loss: Callable = reward_loss
-):
+) -> Objective:
     """The reward loss of each pair of a batch, and the explicit conflict's term.
 
     `weak_loss` replaces it on the pairs of the target dimension, whose labels a teacher may have given; helpful
@@ -136,7 +138,7 @@ def reward_objective(
     return objective
 
 
-def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarray, device: torch.device):
+def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarray, device: torch.device) -> Objective:
     """The DPO or SimPO loss of each pair of a batch, turned round where the label says so.
 
     The explicit conflict adds alpha times the loss of the REVERSED gold pair, where the policy's
@@ -159,6 +161,12 @@ def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarr
         return loss
 
     return objective
+
+
+def _column(pairs: pd.DataFrame, name: str, device: torch.device) -> Tensor:
+    """A column as float32 (pairs,); ones where the table has none, such as weights."""
+    values = pairs[name].to_numpy(dtype=np.float32) if name in pairs else np.ones(len(pairs), dtype=np.float32)
+    return torch.tensor(values, device=device)
 
 
 def check_steps(total: int, checks: int) -> list[int]:

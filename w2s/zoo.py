@@ -23,9 +23,9 @@ from w2s import models, world
 from w2s.batches import encode, pad
 from w2s.files import duration
 from w2s.losses import next_token_loss
-from w2s.sources.hub import LADDER
 from w2s.params import PACKAGE, ParameterError, nearest
 from w2s.predict import predictions
+from w2s.sources.hub import LADDER
 from w2s.train import Report, Schedule, fit
 from w2s.world import OUCH, THANKS, World
 

@@ -1,36 +1,49 @@
-"""What makes a CPU fast: matrix products by oneDNN, and memory that is kept for the next tensor."""
+"""What makes a CPU fast: matrix products by oneDNN while w2s computes, and memory kept for the next tensor."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 import warnings
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("aten", "IMPL")  # what it registers holds as long as it is there
 # Of glibc's malloc.h: M_TRIM_THRESHOLD (which Dask's workers have very low), M_MMAP_MAX, M_ARENA_MAX.
 KEEP_MEMORY = {-1: 2**31 - 1, -4: 0, -8: 1}
+_inside = 0  # how many `products` are open
 
 
-@lru_cache
-def prepare() -> None:
-    """Set this process up, once; elsewhere than on a processor with AVX-512, and on Linux, what is there stays."""
-    if torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available():
-        _multiply_by_onednn()
+@contextmanager
+def products() -> Iterator[None]:
+    """Multiply float32 matrices by oneDNN inside the block, on a processor with AVX-512; PyTorch's own afterwards.
+
+    oneDNN's kernels use the whole of AVX-512 on every processor; MKL's, which are PyTorch's own, on Intel's alone.
+    """
+    global _inside
+    able = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    library = torch.library.Library("aten", "IMPL") if able and not _inside else None
+    if library:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Warning only once for all operators")
+            library.impl("mm", mm, "CPU", allow_override=True)
+            library.impl("addmm", addmm, "CPU", allow_override=True)
+    _inside += 1
+    try:
+        yield
+    finally:
+        _inside -= 1
+        if library:
+            library._destroy()
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees for its next tensors (glibc); for processes that do nothing but train."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     for option, value in KEEP_MEMORY.items() if hasattr(libc, "mallopt") else ():
         libc.mallopt(option, value)
-
-
-def _multiply_by_onednn() -> None:
-    """Its float32 kernels use the whole of AVX-512 on every processor; MKL's, which are PyTorch's own, on Intel's."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        _library.impl("mm", mm, "CPU", allow_override=True)
-        _library.impl("addmm", addmm, "CPU", allow_override=True)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
@@ -50,4 +63,9 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta=1, alpha=1) -> Tensor:
 
 
 def _is_ours(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype == torch.float32 and a.shape[1] == b.shape[0] and min(*a.shape, *b.shape) > 0
+    return (
+        a.ndim == b.ndim == 2
+        and a.dtype == b.dtype == torch.float32
+        and a.shape[1] == b.shape[0]
+        and min(*a.shape, *b.shape) > 0
+    )
