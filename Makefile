@@ -12,18 +12,21 @@ LAB_ARGS ?=
 
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help study test lab lint clean
+.PHONY: help study test test-slow lab lint clean
 
 help:  ## this list (the default)
 	@echo "Usage: make TARGET [VARIABLE=value]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: STUDY=$(STUDY)  PYTHON=$(PYTHON)  PIP_ARGS=$(PIP_ARGS)  LAB_ARGS=$(LAB_ARGS)"
 
 study: .venv/.installed  ## run all five notebooks on STUDY, write outputs/<study>/report.html
 	.venv/bin/w2s run "$(STUDY)"
 
-test: .venv/.installed  ## run the tests
-	$(VENV_PYTHON) -m pytest
+test: .venv/.installed  ## run the tests (under 4 minutes)
+	$(VENV_PYTHON) -m pytest -m "not slow"
+
+test-slow: .venv/.installed  ## run what is slow by nature: whole studies, coverage of intervals, every architecture
+	$(VENV_PYTHON) -m pytest -m slow
 
 lab: .venv/.installed  ## open JupyterLab at notebooks/, with the kernel of .venv
 	$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
