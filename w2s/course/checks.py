@@ -83,7 +83,7 @@ def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpfu
 
 
 def check_contradicting_share(answer: float | None, dangerous: Sequence[bool]) -> None:
-    """Notebook 01: the share of the conflict's pairs, `dangerous` or not (n,), that the target would decide otherwise."""
+    """Notebook 01: the share of the conflict's pairs, dangerous or not (n,), that the target would decide otherwise."""
     share = float(np.mean(np.asarray(dangerous, dtype=bool)))
     _compare("contradicting_share", answer, share, {"safe": 1 - share, "percent": 100 * share, "all": 1.0})
 
