@@ -23,7 +23,8 @@ from w2s.runs import cluster, execute, store
 from w2s.runs.labels import kept_ids, labelled_pairs, reference_margins, weak_labels
 from w2s.spec import SPLITS, RunSpec
 from w2s.study import Study
-from w2s.train import Schedule, fit
+
+close = torch.testing.assert_close
 
 CPU, LOG2, LOG3, START = torch.device("cpu"), math.log(2), math.log(3), 3
 
@@ -56,19 +57,14 @@ def batch_of(*texts: tuple[list[int], int]) -> Batch:
 
 # Chosen: 1/4, then 1/2 and 1/2. Rejected: 1/4 and then 1/8.
 CHOSEN, REJECTED = ([START, 0, 0, 0], 3), ([START, 2, 2], 2)
-CHOSEN_LOGP, REJECTED_LOGP = -4 * LOG2, -5 * LOG2
 
 
 def test_dpo_loss_hand_worked():
     margin, reference = torch.tensor([2 * LOG3 + 7, 1.0, -2 * LOG3]), torch.tensor([7.0, 1.0, 0.0])
     # sigmoid(0.5 * 2 log 3) = 3/4 for the first pair, 1/2 for the second, 1/4 for the third.
-    expected = torch.tensor([math.log(4 / 3), LOG2, math.log(4)])
-    torch.testing.assert_close(dpo_loss(margin, reference, beta=0.5), expected)
-
-
-def test_dpo_loss_is_log_2_where_policy_and_reference_agree():
+    close(dpo_loss(margin, reference, beta=0.5), torch.tensor([math.log(4 / 3), LOG2, math.log(4)]))
     margin = torch.linspace(-300, 300, 13)
-    torch.testing.assert_close(dpo_loss(margin, margin), torch.full((13,), LOG2))
+    close(dpo_loss(margin, margin), torch.full((13,), LOG2))  # where policy and reference agree
 
 
 def test_dpo_gradient_is_beta_times_what_is_missing():
@@ -76,7 +72,7 @@ def test_dpo_gradient_is_beta_times_what_is_missing():
     margin = torch.tensor([0.0, 10 * LOG3, -1e4], requires_grad=True)
     loss = dpo_loss(margin, torch.zeros(3), beta=0.1)
     loss.sum().backward()
-    torch.testing.assert_close(margin.grad, torch.tensor([-0.1 / 2, -0.1 / 4, -0.1]))
+    close(margin.grad, torch.tensor([-0.1 / 2, -0.1 / 4, -0.1]))
     assert loss[2].item() == pytest.approx(1e3)
 
 
@@ -84,21 +80,21 @@ def test_simpo_loss_hand_worked():
     margin = torch.tensor([0.5, (1 + LOG3) / 2, (1 - LOG3) / 2, 0.0])
     # 2 * margin - 1 = 0, log 3, -log 3 and -1: gamma stands outside of beta.
     expected = torch.tensor([LOG2, math.log(4 / 3), math.log(4), math.log(1 + math.e)])
-    torch.testing.assert_close(simpo_loss(margin, beta=2.0, gamma=1.0), expected)
+    close(simpo_loss(margin, beta=2.0, gamma=1.0), expected)
+    margin = torch.linspace(-3, 3, 13)  # without target margin it is DPO without reference
+    close(simpo_loss(margin, 2.0, gamma=0.0), dpo_loss(margin, torch.zeros(13), beta=2.0))
 
 
-def test_simpo_without_target_margin_is_dpo_without_reference():
-    margin = torch.linspace(-3, 3, 13)
-    torch.testing.assert_close(simpo_loss(margin, 2.0, gamma=0.0), dpo_loss(margin, torch.zeros(13), beta=2.0))
-
-
-def test_response_logps_hand_worked():
-    batch = batch_of(CHOSEN, REJECTED)
-    logits = CHANCES.log()[batch.input_ids] + torch.randn(2, 4, 1)  # a shift of all logits changes nothing
-    how = (logits, batch.input_ids, batch.response_mask)
-    torch.testing.assert_close(response_logps(*how), torch.tensor([CHOSEN_LOGP, REJECTED_LOGP]))
-    mean = torch.tensor([CHOSEN_LOGP / 3, REJECTED_LOGP / 2])
-    torch.testing.assert_close(response_logps(*how, average=True), mean)
+@pytest.mark.parametrize("average", [False, True])
+def test_response_logps_hand_worked(average):
+    for texts, expected, counts in (
+        ((CHOSEN, REJECTED), [-4 * LOG2, -5 * LOG2], [3, 2]),
+        ((([0, 0, 0], 3), ([2, 0], 2)), [-2 * LOG2, -LOG2], [2, 1]),  # a first token has no prediction
+    ):
+        batch, expected = batch_of(*texts), torch.tensor(expected) / (torch.tensor(counts) if average else 1)
+        logits = CHANCES.log()[batch.input_ids] + torch.randn(*batch.input_ids.shape, 1)  # which changes nothing
+        close(response_logps(logits, batch.input_ids, batch.response_mask, average), expected)
+        close(text_logps(Bigram(), batch, average).detach(), expected)
 
 
 def test_only_predictions_of_the_response_count():
@@ -107,27 +103,17 @@ def test_only_predictions_of_the_response_count():
     used = torch.tensor([[False, True, True, False], [False, True, False, False]])
     one, other = (torch.where(used[..., None], CHANCES.log()[batch.input_ids], torch.randn(2, 4, 4)) for _ in "ab")
     how = (batch.input_ids, batch.response_mask)
-    torch.testing.assert_close(response_logps(one, *how), torch.tensor([math.log(1 / 8), math.log(1 / 8)]))
+    close(response_logps(one, *how), torch.tensor([math.log(1 / 8), math.log(1 / 8)]))
     assert torch.equal(response_logps(one, *how), response_logps(other, *how))
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_a_first_token_has_no_prediction(average):
-    batch = batch_of(([0, 0, 0], 3), ([2, 0], 2))
-    expected = torch.tensor([-2 * LOG2, -LOG2]) / (torch.tensor([2, 1]) if average else 1)
-    logits = CHANCES.log()[batch.input_ids]
-    torch.testing.assert_close(response_logps(logits, batch.input_ids, batch.response_mask, average), expected)
-    torch.testing.assert_close(text_logps(Bigram(), batch, average).detach(), expected)
-
-
-@pytest.mark.parametrize("at_once", [3, 256])
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize(("at_once", "average"), [(3, False), (3, True), (256, False), (256, True)])
 def test_text_logps_are_those_of_the_full_logits(monkeypatch, at_once, average):
     """However many tokens' logits are made at once."""
     monkeypatch.setitem(predict.AT_ONCE, "cpu", at_once)
     batch = batch_of(CHOSEN, ([START, 1, 0, 2], 2), REJECTED, ([START, 1], 1))
     full = response_logps(CHANCES.log()[batch.input_ids], batch.input_ids, batch.response_mask, average)
-    torch.testing.assert_close(text_logps(Bigram(), batch, average).detach(), full)
+    close(text_logps(Bigram(), batch, average).detach(), full)
 
 
 def run_of(method: str, **changes) -> RunSpec:
@@ -140,7 +126,7 @@ def test_sft_loss_is_a_mean_over_tokens_then_over_texts():
     losses, batch = [], batch_of(([START, 0, 0, 0, 1], 4), ([START, 1, 2], 1))
     objective = train.training_objective(run_of("sft"), pd.DataFrame(), CPU)
     steps = [(2, [replace(batch, index=np.arange(2))])]
-    fit(Bigram(), steps, objective, Schedule(1e-3), 1, report=lambda step, loss: losses.append(loss))
+    train.fit(Bigram(), steps, objective, train.Schedule(1e-3), 1, report=lambda step, loss: losses.append(loss))
     first, second = (2 + 1 + 1 + 2) * LOG2 / 4, 3 * LOG2
     assert losses == [pytest.approx((first + second) / 2)]
 
@@ -151,54 +137,41 @@ def losses_of(spec: RunSpec, labels: list[float], reference: list[float], *texts
     return objective(model or Bigram(), batch_of(*texts))
 
 
-def preference_losses(*how) -> list[float]:
-    return losses_of(*how).tolist()
+@pytest.mark.parametrize(("method", "reference"), [("dpo", 3.0), ("simpo", 0.0)])
+def test_a_weak_label_of_0_is_the_swapped_pair(method, reference):
+    turned = losses_of(run_of(method), [0.0], [reference], CHOSEN, REJECTED)
+    close(turned, losses_of(run_of(method), [1.0], [-reference], REJECTED, CHOSEN))
+    assert abs(turned - losses_of(run_of(method), [1.0], [reference], CHOSEN, REJECTED)) > 0.05
 
 
-@pytest.mark.parametrize("method", ["dpo", "simpo"])
-def test_a_weak_label_of_0_is_the_swapped_pair(method):
-    spec, reference = run_of(method), 3.0 if method == "dpo" else 0.0
-    turned = preference_losses(spec, [0.0], [reference], CHOSEN, REJECTED)
-    assert turned == pytest.approx(preference_losses(spec, [1.0], [-reference], REJECTED, CHOSEN))
-    assert turned != pytest.approx(preference_losses(spec, [1.0], [reference], CHOSEN, REJECTED), abs=0.05)
-
-
-# DPO: margin log 2, less the reference's log 2 - 2 log 3, times 0.5: log 3.
-# SimPO: means of -4/3 log 2 and -5/2 log 2 a token: 2 * 7/6 log 2 - 1.
-@pytest.mark.parametrize(
-    ("method", "label", "reference", "expected"),
-    [
-        ("dpo", 1.0, LOG2 - 2 * LOG3, math.log(4 / 3)),
-        ("dpo", 0.0, LOG2 - 2 * LOG3, math.log(4)),
-        ("simpo", 1.0, 0.0, math.log(1 + math.exp(1 - 7 / 3 * LOG2))),
-    ],
-)
-def test_objectives_hand_worked(method, label, reference, expected):
-    losses = preference_losses(run_of(method), [label], [reference], CHOSEN, REJECTED)
-    assert losses == pytest.approx([expected], abs=1e-6)
+def test_objectives_hand_worked():
+    # DPO: margin log 2, less the reference's log 2 - 2 log 3, times 0.5: log 3.
+    for label, expected in ((1.0, math.log(4 / 3)), (0.0, math.log(4))):
+        loss = losses_of(run_of("dpo"), [label], [LOG2 - 2 * LOG3], CHOSEN, REJECTED)
+        assert loss.tolist() == pytest.approx([expected], abs=1e-6)
+    # SimPO: means of -4/3 log 2 and -5/2 log 2 a token: 2 * 7/6 log 2 - 1.
+    loss = losses_of(run_of("simpo"), [1.0], [0.0], CHOSEN, REJECTED)
+    assert loss.tolist() == pytest.approx([math.log(1 + math.exp(1 - 7 / 3 * LOG2))], abs=1e-6)
 
 
 # DPO: -log sigmoid(-0.5 * (-log 2 - -0.2)). SimPO: -log sigmoid(2 * 7/6 log 2 - 1).
-@pytest.mark.parametrize(
-    ("method", "reference", "exponent"),
-    [("dpo", [0.3, -0.2], -0.5 * (LOG2 - 0.2)), ("simpo", [0.0, 0.0], 1 - 7 / 3 * LOG2)],
-)
-@pytest.mark.parametrize("label", [1.0, 0.0])
-def test_explicit_conflict_adds_the_reversed_gold_pair_where_the_policy_contradicts_it(
-    method, reference, exponent, label
-):
+EXPLICIT = [("dpo", [0.3, -0.2], -0.5 * (LOG2 - 0.2)), ("simpo", [0.0, 0.0], 1 - 7 / 3 * LOG2)]
+
+
+@pytest.mark.parametrize(("method", "reference", "exponent"), EXPLICIT)
+def test_explicit_conflict_adds_the_reversed_gold_pair_where_the_policy_contradicts_it(method, reference, exponent):
     """Two pairs, the second of which the policy gets wrong; whatever the weak labels say."""
-    how = ([label] * 2, reference, CHOSEN, REJECTED, REJECTED, CHOSEN)
-    conflict = preference_losses(run_of(method, conflict="explicit", alpha=0.25), *how)
-    added = np.subtract(conflict, preference_losses(run_of(method), *how))
-    assert added.tolist() == pytest.approx([0.0, 0.25 * math.log(1 + math.exp(exponent))], abs=1e-6)
+    for labels in ([1.0, 1.0], [0.0, 0.0]):
+        how = (labels, reference, CHOSEN, REJECTED, REJECTED, CHOSEN)
+        added = losses_of(run_of(method, conflict="explicit", alpha=0.25), *how) - losses_of(run_of(method), *how)
+        assert added.tolist() == pytest.approx([0.0, 0.25 * math.log(1 + math.exp(exponent))], abs=1e-6)
 
 
 def test_the_policy_alone_decides_what_contradicts_gold():
     """Its margin is log 2 > 0 however the reference stands, even though the implicit reward is negative."""
-    spec = run_of("dpo", alpha=1.0)
-    plain = preference_losses(spec, [1.0], [9.0], CHOSEN, REJECTED)
-    assert preference_losses(replace(spec, conflict="explicit"), [1.0], [9.0], CHOSEN, REJECTED) == plain
+    specs = (run_of("dpo", conflict=conflict, alpha=1.0) for conflict in ("none", "explicit"))
+    plain, explicit = (losses_of(spec, [1.0], [9.0], CHOSEN, REJECTED) for spec in specs)
+    assert torch.equal(plain, explicit)
 
 
 def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
@@ -206,9 +179,8 @@ def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
     for conflict in ("none", "explicit"):
         model = Bigram()
         losses_of(run_of("simpo", conflict=conflict, alpha=1.0), [1.0], [0.0], REJECTED, CHOSEN, model=model).backward()
-        gradients.append(model.table.grad)
-    added = gradients[1] - gradients[0]
-    assert gradients[0][2, 2] < 0 < added[2, 2]  # 2 after 2: the truly preferred response alone has it
+        gradients.append(model.table.grad[2, 2])  # 2 after 2: the truly preferred response alone has it
+    assert gradients[0] < 0 < gradients[1] - gradients[0]
 
 
 def test_losses_follow_the_pairs_index():
@@ -216,8 +188,7 @@ def test_losses_follow_the_pairs_index():
     spec, pairs = run_of("dpo"), pd.DataFrame({"label": [1.0, 0.0]})
     objective = train.preference_objective(spec, pairs, np.array([0.5, -2.0]), CPU)
     batch = replace(batch_of(CHOSEN, REJECTED), index=np.array([1]))
-    expected = preference_losses(spec, [0.0], [-2.0], CHOSEN, REJECTED)
-    assert objective(Bigram(), batch).tolist() == pytest.approx(expected)
+    close(objective(Bigram(), batch), losses_of(spec, [0.0], [-2.0], CHOSEN, REJECTED))
 
 
 def write_predictions(spec: RunSpec, root: Path, **columns) -> None:
@@ -297,40 +268,25 @@ def test_the_warm_start_of_a_student_learns_what_its_teacher_prefers(study):
         assert [tokenizer.decode(ids[:-1]) for ids in learned] == responses
 
 
-@pytest.mark.parametrize(("method", "expected"), [("reward", [0.9, 0.2]), ("dpo", [1.0, 0.0]), ("simpo", [1.0, 0.0])])
-def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(tmp_path, method, expected):
+def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(tmp_path):
     columns = {"id": ["t", "a", "b"], "split": ["test", "w2s", "w2s"]}
     columns |= {"probability": [0.5, 0.9, 0.2], "correct": [True, True, False]}
-    write_predictions(run_of(method), tmp_path, **columns)
-    labels = weak_labels(run_of(method), tmp_path, "w2s")
-    assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
+    for method, expected in (("reward", [0.9, 0.2]), ("dpo", [1.0, 0.0]), ("simpo", [1.0, 0.0])):
+        write_predictions(run_of(method), tmp_path, **columns)
+        labels = weak_labels(run_of(method), tmp_path, "w2s")
+        assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
 
 
-TABLE = pd.DataFrame(
-    {
-        "id": list("abcd"),
-        "split": ["validation", "validation", "test", "test"],
-        "margin": [9.0, 9.0, 9.0, 9.0],
-        "chosen_logp": [-10.0, -30.0, -10.0, -6.0],
-        "chosen_tokens": [5, 10, 2, 3],
-        "rejected_logp": [-20.0, -20.0, -30.0, -6.0],
-        "rejected_tokens": [5, 5, 10, 2],
-        "reference_margin": [5.0, -30.0, 30.0, 1.0],
-    }
-)
+TABLE = {"id": [*"abcd"], "split": ["validation", "validation", "test", "test"], "margin": [9.0] * 4}
+TABLE |= {"chosen_logp": [-10.0, -30.0, -10.0, -6.0], "chosen_tokens": [5, 10, 2, 3]}
+TABLE |= {"rejected_logp": [-20.0, -20.0, -30.0, -6.0], "rejected_tokens": [5, 5, 10, 2]}
+TABLE = pd.DataFrame(TABLE | {"reference_margin": [5.0, -30.0, 30.0, 1.0]})
 SUMS, AGAINST, MEANS = [10.0, -10.0, 20.0, 0.0], [5.0, 20.0, -10.0, -1.0], [2.0, 1.0, -2.0, 1.0]
+FORMS = [("reward", "paper", [9.0] * 4, 1.0), ("dpo", "paper", SUMS, 1 / 50), ("simpo", "paper", MEANS, 1.0)]
+FORMS += [("dpo", "implicit_reward", AGAINST, 0.1), ("simpo", "implicit_reward", MEANS, 2.0)]
 
 
-@pytest.mark.parametrize(
-    ("method", "form", "margin", "scale"),
-    [
-        ("reward", "paper", [9.0] * 4, 1.0),
-        ("dpo", "paper", SUMS, 1 / 50),
-        ("dpo", "implicit_reward", AGAINST, 0.1),
-        ("simpo", "paper", MEANS, 1.0),
-        ("simpo", "implicit_reward", MEANS, 2.0),
-    ],
-)
+@pytest.mark.parametrize(("method", "form", "margin", "scale"), FORMS)
 def test_margins_and_confidence_hand_worked(method, form, margin, scale):
     assert predict.margins_of(TABLE, method, against_reference=margin is AGAINST).tolist() == margin
     out = predict.with_probability(TABLE, form, method, {"dpo": 0.1, "simpo": 2.0}.get(method))
@@ -348,26 +304,19 @@ def gold_margins(inverse_temperature: float, n: int = 20_000) -> np.ndarray:
     return np.where(right, size, -size)
 
 
-def test_inverse_temperature_hand_worked():
-    # Right in 3 of 4 at a margin of 5 log 3 and in 9 of 10 at twice that: sigmoid(margin / 5).
+def test_inverse_temperature():
+    """By hand: right in 3 of 4 at a margin of 5 log 3 and in 9 of 10 at twice that, sigmoid(margin / 5)."""
     small, large = 5 * LOG3, 10 * LOG3
     margins = [small] * 3 + [-small] + [large] * 9 + [-large]
     assert predict.inverse_temperature(margins) == pytest.approx(1 / 5, rel=1e-4)
-
-
-@pytest.mark.parametrize("known", [0.2, 1.0, 3.0])
-def test_inverse_temperature_recovers_a_known_one(known):
-    """Which has the margins' unit."""
-    margins = gold_margins(known)
-    fitted = predict.inverse_temperature(margins)
-    assert fitted == pytest.approx(known, rel=0.06)
-    assert predict.inverse_temperature(100 * margins) == pytest.approx(fitted / 100, rel=1e-3)
-
-
-@pytest.mark.parametrize("margins", [np.random.default_rng(1).normal(-0.05, 1, 5000), -gold_margins(1.0), np.zeros(9)])
-def test_margins_that_say_nothing_give_no_confidence(margins):
-    by = predict.inverse_temperature(margins)
-    assert by >= 0 and np.abs(predict.sigmoid(by * margins) - 0.5).max() < 1e-3
+    for known in (0.2, 1.0, 3.0):
+        margins = gold_margins(known)
+        fitted = predict.inverse_temperature(margins)
+        assert fitted == pytest.approx(known, rel=0.06)
+        assert predict.inverse_temperature(100 * margins) == pytest.approx(fitted / 100, rel=1e-3)  # the margins' unit
+    for margins in (np.random.default_rng(1).normal(-0.05, 1, 5000), -gold_margins(1.0), np.zeros(9)):
+        by = predict.inverse_temperature(margins)  # which say nothing
+        assert by >= 0 and np.abs(predict.sigmoid(by * margins) - 0.5).max() < 1e-3
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo", "simpo"])
@@ -386,17 +335,16 @@ def test_calibrated_confidence_is_fitted_to_each_runs_own_validation_pairs(metho
         np.testing.assert_allclose(test[test.run == run].probability, predict.sigmoid(4 * by), rtol=0, atol=0.02)
 
 
-SURE = [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]  # confidence 0.75, 0.77, 0.73, 0.95 and 0.69, the last on another split
-
-
-@pytest.mark.parametrize(("keep", "kept"), [("confidence", {"a", "b", "d"}), ("gold_oracle", {"a", "d"})])
-def test_the_filter_keeps_confident_pairs(tmp_path, keep, kept):
+def test_the_filter_keeps_confident_pairs(tmp_path):
     teacher, threshold = run_of("reward"), float(predict.sigmoid(LOG3))
-    columns = {"id": [*"abcdef"], "split": ["w2s"] * 5 + ["test"], "margin": SURE, "correct": np.array(SURE) > 0}
+    sure = [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]  # confidence 0.75, 0.77, 0.73, 0.95 and 0.69, the last on another split
+    columns = {"id": [*"abcdef"], "split": ["w2s"] * 5 + ["test"], "margin": sure, "correct": np.array(sure) > 0}
     write_predictions(teacher, tmp_path, **columns, probability=0.5)
-    spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
-    assert threshold == pytest.approx(0.75) and kept_ids(spec, tmp_path) == kept
-    assert kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
+    assert threshold == pytest.approx(0.75)
+    for keep, kept in (("confidence", {"a", "b", "d"}), ("gold_oracle", {"a", "d"})):
+        spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
+        assert kept_ids(spec, tmp_path) == kept
+        assert kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
 
 
 def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
@@ -491,12 +439,8 @@ def test_a_run_starts_where_its_warm_start_ended(study, trained):
         rows = store.load_predictions(spec, study.root).set_index("id")
         reference = (table.chosen_logp - table.rejected_logp).loc[rows.index]
         np.testing.assert_allclose(rows.reference_margin, reference, atol=1e-6)
-
-
-def test_the_loss_of_the_first_step_is_known(study, trained):
-    """DPO begins at log 2, where policy and reference agree: rounding leaves 5 digits in the log."""
-    log = (study.root / "runs" / study.student(*study.model_pairs[0], "none", 0).name / "log.jsonl").read_text()
-    first = float(log.split('"loss": ')[1].split(",")[0])
+    log = (study.root / "runs" / spec.name / "log.jsonl").read_text()
+    first = float(log.split('"loss": ')[1].split(",")[0])  # log 2 where policy and reference agree, to 5 digits
     assert (abs(first - LOG2) < 2e-5) == (study.params.method == "dpo")
 
 
