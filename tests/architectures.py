@@ -119,6 +119,11 @@ def name(request, tmp_path_factory) -> str:
     return write_model(folder, made.config, made.tokenizer(), made.dtype)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(name):
+    return models.load_tokenizer(name)
+
+
 def product(methods: list[str]):
     """Architectures x methods x whole or adapters: half of them cover every two values, the others are slow."""
     cases = []

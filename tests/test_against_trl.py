@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import architectures as tiny
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, CPU, LENGTH, load, spec_of, write_model
+from architectures import CPU, LENGTH, load, spec_of
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
@@ -20,7 +21,7 @@ from w2s.spec import RunSpec
 from w2s.world import World
 
 disable_progress_bars()
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark, tokenizer = pytest.mark.usefixtures("one_thread"), tiny.tokenizer
 PAIRS, SIDES = World().pairs("gt", 6).assign(label=1.0), ("chosen", "rejected")
 TEXTS, EVERY = Dataset.from_pandas(PAIRS[["prompt", *SIDES]]), np.arange(len(PAIRS))
 QUIET = {"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "gradient_checkpointing": False}
@@ -31,14 +32,9 @@ QUIET |= {"max_length": LENGTH}
 @pytest.fixture(scope="module", params=["gpt2", "llama", "qwen2"])
 def name(request, tmp_path_factory) -> str:
     """A model that saves float32, whose tokenizer ends no text by itself (TRL would end it twice)."""
-    made = ARCHITECTURES[request.param]
+    made = tiny.ARCHITECTURES[request.param]
     tokenizer = made.tokenizer(**{"add_eos_token": False} if request.param == "llama" else {})
-    return write_model(tmp_path_factory.mktemp("trl") / request.param, made.config, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(name):
-    return models.load_tokenizer(name)
+    return tiny.write_model(tmp_path_factory.mktemp("trl") / request.param, made.config, tokenizer)
 
 
 def plain(loader, name: str):

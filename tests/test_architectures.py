@@ -26,12 +26,7 @@ from w2s.runs import execute
 from w2s.train import Schedule, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-name, both = tiny.name, pytest.mark.parametrize("method", ["reward", "dpo"])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(name):
-    return models.load_tokenizer(name)
+name, tokenizer, both = tiny.name, tiny.tokenizer, pytest.mark.parametrize("method", ["reward", "dpo"])
 
 
 def values(method: str, model, batch) -> torch.Tensor:
@@ -70,16 +65,6 @@ def test_dropout_is_off_while_training(name, method, tokenizer):
     assert max(config.get(key, 0.0) for key in ("attn_pdrop", "dropout", "attention_dropout")) > 0
     model, batch = load(method, name).train(), PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY)
     assert torch.equal(values(method, model, batch), values(method, model, batch))
-
-
-@both
-def test_weights_are_float32_whatever_the_checkpoint(name, method):
-    saved = load_file(Path(name) / "model.safetensors").values()
-    assert {value.dtype for value in saved} == {tiny.ARCHITECTURES[Path(name).name].dtype}
-    whole, adapted = load(method, name), load(method, name, LORA, torch.bfloat16)
-    assert {p.dtype for p in whole.parameters()} == {torch.float32} and all(p.requires_grad for p in whole.parameters())
-    assert {p.dtype for p in tiny.trained(adapted).values()} == {torch.float32}
-    assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_special_tokens_are_put_once(name, tokenizer):
@@ -214,9 +199,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, method, lora, tok
 
 
 @product(["reward", "dpo"])
-def test_bfloat16_scores_are_close(name, method, lora, tokenizer):
-    model, exact = load(method, name, lora, torch.bfloat16), scores(method, load(method, name), tokenizer)
-    rough = scores(method, model, tokenizer, dtype=torch.bfloat16)
+def test_weights_are_float32_whatever_the_checkpoint_and_bfloat16_scores_are_close(name, method, lora, tokenizer):
+    saved = load_file(Path(name) / "model.safetensors").values()
+    assert {value.dtype for value in saved} == {tiny.ARCHITECTURES[Path(name).name].dtype}
+    whole, model = load(method, name), load(method, name, lora, torch.bfloat16)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32} and all(p.requires_grad for p in whole.parameters())
+    assert {p.dtype for p in tiny.trained(model).values()} == {torch.float32}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert frozen == ({torch.bfloat16} if lora else set())
+    exact, rough = scores(method, whole, tokenizer), scores(method, model, tokenizer, dtype=torch.bfloat16)
     assert 0 < np.abs(rough - exact).max() < 0.2 * exact.std()
 
 

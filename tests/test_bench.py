@@ -16,7 +16,6 @@ from w2s.app import cli
 from w2s.fast import packed
 from w2s.params import HOME, ParameterError
 
-ALL, NAMES = ("w2s", "TRL", "research loop"), ("w2s", "TRL", "without GELU")
 SHARES = {"products": 0.25, "attention": 0.5, "log_softmax": 0.0625, "tokenizing": 0.0625, "python": 0.0625}
 PROFILE = -100
 
@@ -40,16 +39,15 @@ def cases(bench, tmp_path_factory) -> dict:
     return {case.method: case for case in found}
 
 
-def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFrame:
-    """Repetitions of one case, the first of each to warm up."""
-    kind = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH", "date": "2026-01-02"}
+def rows(seconds: dict[str, list[float]], trl_loss: float = 0.5) -> pd.DataFrame:
+    """Repetitions of one case, the first of each to warm up; a loss of 0.5 of all others."""
+    kind = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH"}
     kind |= {"method": "dpo", "model": "4x128", "context": 512, "task": "train"}
-    made = []
+    made, shares = [], [kind | {"contender": name, "repetition": PROFILE} | SHARES for name in seconds]
     for name, times in seconds.items():
-        own = kind | {"contender": name, "outcome": losses[name]}
+        own = kind | {"contender": name, "date": "2026-01-02", "outcome": trl_loss if name == "TRL" else 0.5}
         made += [own | {"repetition": i, "seconds": s, "memory": 10.0 * i} for i, s in enumerate(times)]
-        made.append(kind | {"contender": name, "repetition": PROFILE} | SHARES)
-    return pd.DataFrame(made).sort_values("repetition", key=lambda i: i == PROFILE, kind="stable", ignore_index=True)
+    return pd.DataFrame(made + shares)
 
 
 @pytest.mark.slow
@@ -62,6 +60,9 @@ def test_a_quick_one_from_the_command_line(tmp_path, capfd, monkeypatch):
     assert (table["low"] > 0).all() and (table["low"] <= table["ms"]).all() and (table["ms"] <= table["high"]).all()
     assert table.groupby("task")["products"].count().tolist() == [2, 2]
     assert (tmp_path / "figures" / "benchmark.png").stat().st_size > 1000
+    if not torch.cuda.is_available():
+        assert cli.main(["bench", "--device", "cuda", "--to", str(tmp_path)]) == 2
+        assert capfd.readouterr().err.startswith("w2s bench: device = 'cuda': this machine has none")
 
 
 def test_where_there_is_no_benchmark_or_no_gpu(bench, tmp_path, capsys, monkeypatch):
@@ -91,7 +92,7 @@ def test_words_choose_the_cases(bench, tmp_path):
 def test_the_table_by_hand(bench):
     """ms per pair from the repetitions but the first; memory from all of them."""
     seconds = {"w2s": [9.0, 0.1, 0.3, 0.2], "TRL": [9.0, 0.8, 1.0, 0.9]}
-    table = bench.outcome.summary(rows(seconds, {"w2s": 0.5, "TRL": 0.50005})).set_index("contender")
+    table = bench.outcome.summary(rows(seconds, 0.50005)).set_index("contender")
     assert table.loc["w2s", ["ms", "low", "high"]].tolist() == pytest.approx([20.0, 10.0, 30.0])
     columns = ["pairs_per_s", "memory_mib", "products", "attention"]
     assert table.loc["TRL", columns].tolist() == pytest.approx([1000 / 90, 30.0, 0.25, 0.5])
@@ -100,8 +101,8 @@ def test_the_table_by_hand(bench):
 
 def test_goals_and_profile_by_hand(bench):
     """Twice as slow a research loop and TRL in training, 8 times in scoring; of TRL's memory a third and all."""
-    train = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 10.0], "research loop": [9.0, 2.04]}, dict.fromkeys(ALL, 0.5))
-    score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]}, dict.fromkeys(ALL, 0.5))
+    train = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 10.0], "research loop": [9.0, 2.04]})
+    score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]})
     train.loc[train["contender"] == "TRL", "memory"] *= 3
     train["tensors"] = train["contender"].map({"w2s": 30.0, "TRL": 120.0}).where(train["repetition"] == PROFILE)
     table = bench.outcome.summary(pd.concat([train, score.assign(task="score")]))
@@ -114,13 +115,13 @@ def test_goals_and_profile_by_hand(bench):
 
 def test_each_trick_by_hand(bench):
     """Times without one, or with one, against the kit's; a task in which none was measured has no column."""
-    outcome, half = bench.outcome, dict.fromkeys([*NAMES, "with flex", "with norms"], 0.5)
-    train = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]}, half)
-    score = rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}, half).assign(task="score")
+    outcome = bench.outcome
+    train = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]})
+    score = rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}).assign(task="score")
     table = outcome.summary(pd.concat([train, score]))
     assert outcome.tricks(table, "without ").splitlines()[::2] == ["|  | dpo, train |", "| GELU | 1.50 (1.00) |"]
     assert outcome.tricks(table, "with ").splitlines()[::2] == ["|  | dpo, score |", "| flex | 0.50 (1.00) |"]
-    norms = outcome.summary(pd.concat([rows({"w2s": [9.0, 0.2], "with norms": [9.0, 0.4]}, half), score]))
+    norms = outcome.summary(pd.concat([rows({"w2s": [9.0, 0.2], "with norms": [9.0, 0.4]}), score]))
     head, lines = "|  | dpo, train | dpo, score |", ["| norms | 2.00 (1.00) |  |", "| flex |  | 0.50 (1.00) |"]
     assert outcome.tricks(norms, "with ").splitlines() == [head, "| --- | --- | --- |", *lines]
     assert not any(name in outcome.as_text(table) + outcome.details(table) for name in ("GELU", "flex"))
@@ -129,12 +130,12 @@ def test_each_trick_by_hand(bench):
 
 def test_cases_measured_before_stay(bench, tmp_path):
     """A case that is measured again loses its earlier rows, all of them."""
-    old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, dict.fromkeys(NAMES, 0.5))
+    old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]})
     old = pd.concat([old, old.assign(method="reward")], ignore_index=True)
     assert bench.outcome.replaced(bench.outcome.earlier(tmp_path), old).equals(old)
     (tmp_path / "tables").mkdir()
     old.to_parquet(tmp_path / "tables" / "benchmark_rows.parquet")
-    new = rows({"w2s": [2.0, 2.0]}, dict.fromkeys(NAMES, 0.5))
+    new = rows({"w2s": [2.0, 2.0]})
     both = bench.outcome.replaced(bench.outcome.earlier(tmp_path), new)
     assert set(both[both["method"] == "reward"]["contender"]) == {"w2s", "TRL"}
     assert both[both["method"] == "dpo"]["seconds"].dropna().tolist() == [2.0, 2.0]
@@ -146,7 +147,7 @@ def test_a_contender_that_is_killed_costs_its_case_alone(bench, tmp_path, capsys
     def measured(case, *_):
         if case.method == "simpo":
             raise BrokenProcessPool("killed")
-        found = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]}, {"w2s": 0.5, "TRL": 0.5})
+        found = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]})
         yield from found.assign(method=case.method).to_dict("records")
 
     monkeypatch.setattr(bench, "measured", measured)
@@ -223,13 +224,13 @@ def test_operations_are_those_of_the_products(bench, cases):
 
 def test_losses_that_differ_are_named(bench, capsys):
     for loss, status in ((0.50009, 0), (0.5002, 1)):
-        made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, {"w2s": 0.5, "TRL": loss})
+        made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, loss)
         assert bench.outcome.report(made) == status
     assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
 
 
 def test_the_page_names_machine_versions_and_date(bench):
-    made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]}, dict.fromkeys(ALL, 0.5))
+    made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]})
     page = bench.page.text("cpu", "float32", pd.concat([made, made.assign(task="score")]))
     assert all(word in page for word in (bench.page.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
     assert "None: all agree" in page and "{" not in page
@@ -238,8 +239,8 @@ def test_the_page_names_machine_versions_and_date(bench):
 def test_a_gpu_has_goals_of_its_own(bench):
     """Twenty times the research loop and half of TRL with 124 million parameters; half the ceiling with billions."""
     outcome = bench.outcome
-    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]}, dict.fromkeys(ALL, 0.5))
-    large = rows({"w2s": [9.0, 2.0]}, {"w2s": 0.5}).assign(model="48x1600", flops=4e13, ceiling=4e13)
+    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]})
+    large = rows({"w2s": [9.0, 2.0]}).assign(model="48x1600", flops=4e13, ceiling=4e13)
     gpu = pd.concat([small.assign(model="12x768"), large], ignore_index=True)
     gpu = gpu.assign(device="NVIDIA X1", dtype="bfloat16")
     goals = ["| dpo | 12x768 | 512 | 20.0 (20) | **0.5** (2) |  |", "| dpo | 48x1600 | 512 |  |  | 0.5 (0.45) |"]

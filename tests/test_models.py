@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from w2s import models
-from w2s.batches import PairTexts, encode, n_steps, pad
+from w2s.batches import PairTexts, n_steps, pad
 from w2s.models import RewardModel
 from w2s.params import ParameterError
 from w2s.predict import predict
@@ -64,15 +64,6 @@ def test_saved_and_reloaded_scores_are_the_same_bytes(model, tokenizer, tmp_path
     tokenizer.save_pretrained(tmp_path)
     a, b = (predict(m, PAIRS, tokenizer, 128, 1000) for m in (model, RewardModel.load(str(tmp_path))))
     pd.testing.assert_frame_equal(a, b)
-
-
-def test_a_long_text_loses_its_beginning(tokenizer):
-    (full,), (start,) = encode(tokenizer, ["a b c d"], [" yes"], 100)
-    assert tokenizer.decode(full[start:]) == " yes"
-    length = len(full) - start
-    assert encode(tokenizer, ["a b c d"], [" yes"], length + 1) == ([full[start - 1 :]], [1])
-    assert encode(tokenizer, ["a b c d"], [" yes"], length) == ([full[start:]], [0])
-    assert encode(tokenizer, ["a b c d"], [" yes"], 1) == ([full[-1:]], [0])
 
 
 def test_blocks_keep_the_budget_and_every_pair(tokenizer):

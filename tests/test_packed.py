@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import architectures as tiny
 import numpy as np
@@ -29,12 +30,7 @@ MIXED = pd.concat([PAIRS, MORE], ignore_index=True).assign(id=list("abcdefghij")
 ALL = np.arange(len(MIXED))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-name = tiny.name
-
-
-@pytest.fixture
-def tokenizer(name):
-    return models.load_tokenizer(name)
+name, tokenizer, close = tiny.name, tiny.tokenizer, torch.testing.assert_close
 
 
 def values(method: str, model, batch) -> torch.Tensor:
@@ -93,10 +89,10 @@ def test_the_plain_form_one_pair_at_a_time(name, method, lora, tokenizer):
         results.append((sum(losses).item(), made, {key: p.grad for key, p in tiny.trained(model).items()}))
     (loss, ours, gradients), (plain_loss, plain, expected) = results
     assert loss == pytest.approx(plain_loss, abs=1e-5)
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    close(ours, plain, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == expected.keys() and max(g.abs().max() for g in expected.values()) > 1e-3
     for key, gradient in expected.items():
-        torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        close(gradients[key], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo"])
@@ -106,10 +102,9 @@ def test_odd_pairs_too(name, method, tokenizer):
     others = np.flatnonzero(MIXED["chosen"] != MIXED["rejected"])  # without equal texts, which go another way
     assert len(texts.batch(ALL).layout.source) < 0.9 * texts.batch(ALL).attention_mask.sum()
     with torch.no_grad():
-        ours, apart = (values(method, model, texts.batch(index)) for index in (ALL, others))
         plain = torch.cat([values(method, model, batch) for batch in alone(texts)], 1)
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(apart, plain[:, others], atol=1e-5, rtol=1e-5)
+        for index in (ALL, others):
+            close(values(method, model, texts.batch(index)), plain[:, index], atol=1e-5, rtol=1e-5)
     assert plain.std() > 0.1 and len(others) == len(MIXED) - 1
 
 
@@ -165,11 +160,8 @@ def test_what_follows_the_last_attention_sees_the_wanted_tokens_alone(name, toke
 
 def test_an_untested_architecture_is_computed_plainly_and_says_so_once(tmp_path, capsys):
     """Bloom's attention depends on distances (ALiBi), which a packed row does not tell."""
-
-    def config(**given):
-        return BloomConfig(hidden_size=16, n_layer=2, n_head=2, initializer_range=0.2, **given)
-
     packed._say_plain.cache_clear()
+    config = partial(BloomConfig, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.2)
     folder = tiny.write_model(tmp_path / "bloom", config, tiny.gpt2_pieces())
     model, tokenizer = load("reward", folder), models.load_tokenizer(folder)
     load("dpo", folder)
