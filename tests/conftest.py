@@ -29,15 +29,8 @@ def tiny_models(tmp_path_factory) -> list[str]:
     folder, tokenizer = tmp_path_factory.mktemp("models"), zoo.build_tokenizer()
     for width in (8, 16, 24):
         torch.manual_seed(width)
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=128,
-            n_embd=width,
-            n_layer=2,
-            n_head=2,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+        sizes = {"vocab_size": len(tokenizer), "n_positions": 128, "n_embd": width, "n_layer": 2, "n_head": 2}
+        config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
         GPT2LMHeadModel(config).save_pretrained(folder / f"tiny-{width}")
         tokenizer.save_pretrained(folder / f"tiny-{width}")
     return [str(folder / f"tiny-{width}") for width in (8, 16, 24)]
@@ -49,6 +42,15 @@ def no_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("W2S_HUB", str(tmp_path / "hub"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models of a few numbers are computed by one thread: more wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def small_study(tiny_models, tmp_path) -> Study:
     """A study of the pocket world with tiny random models, in a folder of its own."""
@@ -56,16 +58,8 @@ def small_study(tiny_models, tmp_path) -> Study:
 
 
 def small_params(models: list[str], folder: Path, **changes) -> StudyParams:
-    values = {
-        "study": "small",
-        "weak_models": models[:1],
-        "strong_models": models[1:],
-        "intermediate_models": models[1:2],
-        "output_dir": str(folder),
-        **SMALL,
-        **changes,
-    }
-    return StudyParams.check(values)
+    named = {"weak_models": models[:1], "strong_models": models[1:], "intermediate_models": models[1:2]}
+    return StudyParams.check({"study": "small", "output_dir": str(folder), **named, **SMALL, **changes})
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -17,312 +16,202 @@ from w2s.app import cli
 from w2s.fast import packed
 from w2s.params import HOME, ParameterError
 
+SHARES = {"products": 0.25, "attention": 0.5, "log_softmax": 0.0625, "tokenizing": 0.0625, "python": 0.0625}
+PROFILE = -100
 
+
+@pytest.fixture(scope="module")
+def bench():
+    """The benchmark, which makes a few dozen pairs where a real one makes thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HOME / "tests" / "benchmarks")
+        module = import_module("bench")
+        made = module.material.generated_pairs
+        patch.setattr(module.material, "generated_pairs", lambda n, seed: made(min(n, 60), seed))
+        patch.setattr(module, "SETTINGS", {})  # of the environment, and one core
+        patch.setattr(module.os, "sched_setaffinity", lambda *_: None, raising=False)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def cases(bench, tmp_path_factory) -> dict:
+    found = bench.make_cases(tmp_path_factory.mktemp("cases"), quick=True, large=False)
+    return {case.method: case for case in found}
+
+
+def rows(seconds: dict[str, list[float]], trl_loss: float = 0.5) -> pd.DataFrame:
+    """Repetitions of one case, the first of each to warm up; a loss of 0.5 of all others."""
+    kind = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH"}
+    kind |= {"method": "dpo", "model": "4x128", "context": 512, "task": "train"}
+    made, shares = [], [kind | {"contender": name, "repetition": PROFILE} | SHARES for name in seconds]
+    for name, times in seconds.items():
+        own = kind | {"contender": name, "date": "2026-01-02", "outcome": trl_loss if name == "TRL" else 0.5}
+        made += [own | {"repetition": i, "seconds": s, "memory": 10.0 * i} for i, s in enumerate(times)]
+    return pd.DataFrame(made + shares)
+
+
+@pytest.mark.slow
 def test_a_quick_one_from_the_command_line(tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("W2S_DATA_DIR", raising=False)
     assert cli.main(["bench", "reward", "simpo", "--quick", "--to", str(tmp_path)]) == 0
-    out = capfd.readouterr().out
-    assert "All contenders agree" in out
+    assert "All contenders agree" in capfd.readouterr().out
     table = pd.read_csv(tmp_path / "tables" / "benchmark.csv")
     assert set(table["contender"]) == {"w2s", "w2s, padded", "research loop", "TRL"} and len(table) == 2 * 2 * 4
     assert (table["low"] > 0).all() and (table["low"] <= table["ms"]).all() and (table["ms"] <= table["high"]).all()
     assert table.groupby("task")["products"].count().tolist() == [2, 2]
     assert (tmp_path / "figures" / "benchmark.png").stat().st_size > 1000
+    if not torch.cuda.is_available():
+        assert cli.main(["bench", "--device", "cuda", "--to", str(tmp_path)]) == 2
+        assert capfd.readouterr().err.startswith("w2s bench: device = 'cuda': this machine has none")
 
 
-def test_outside_a_checkout(tmp_path, capsys, monkeypatch):
+def test_where_there_is_no_benchmark_or_no_gpu(bench, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "BENCHMARK", tmp_path / "bench.py")
     assert cli.main(["bench"]) == 2
     assert "bench.py: no benchmark there; run w2s bench from a checkout of the kit\n" in capsys.readouterr().err
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert bench.main(["--device", "cuda", "--to", str(tmp_path)]) == 2
+    error = "w2s bench: device = 'cuda': this machine has none; set device to auto or cpu\n"
+    assert capsys.readouterr().err == error
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(HOME / "tests" / "benchmarks")
-
-
-@pytest.fixture
-def outcome():
-    import outcome
-
-    return outcome
-
-
-@pytest.fixture
-def pages():
-    import page
-
-    return page
-
-
-def test_words_choose_the_cases(tmp_path):
-    import bench
-    import material
-
-    folder, none = tmp_path / "x", pd.DataFrame()
-    cases = [
-        bench.Case(method, model, context, folder, none, none, 32, "HH")
-        for method in ("reward", "dpo")
-        for model in ("4x128", "6x384")
-        for context in (512, 128)
-    ]
+def test_words_choose_the_cases(bench, tmp_path):
+    none = pd.DataFrame()
+    shapes = [(method, model) for method in ("reward", "dpo") for model in ("4x128", "6x384")]
+    cases = [bench.Case(*s, context, tmp_path, none, none, 32, "HH") for s in shapes for context in (512, 128)]
     assert bench.chosen(cases, []) == cases
     assert [c.name for c in bench.chosen(cases, ["dpo", "128"])] == ["dpo 4x128 128", "dpo 6x384 128"]
     with pytest.raises(ValueError, match="'rewrad': no such case; choose among 128, 4x128, 512, 6x384, dpo, reward"):
         bench.chosen(cases, ["dpo", "rewrad"])
-    pairs = material.generated_pairs(40, 0)
+    pairs = bench.material.generated_pairs(40, 0)
     with pytest.raises(ParameterError, match="pairs fit in 128 tokens, 41 are needed"):
-        material.fitting(pairs, material.learned_tokenizer(pairs, 600), 128, 41)
+        bench.material.fitting(pairs, bench.material.learned_tokenizer(pairs, 600), 128, 41)
 
 
-NAMES = ("w2s", "TRL", "without GELU")
-SHARES = {"products": 0.25, "attention": 0.5, "log_softmax": 0.0625, "tokenizing": 0.0625, "python": 0.0625}
-PROFILE = -100
-ALL = ("w2s", "TRL", "research loop")
-
-
-def rows(seconds: dict[str, list[float]], losses: dict[str, float]) -> pd.DataFrame:
-    """Repetitions of one case, the first of each to warm up."""
-    kind = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH"}
-    kind |= {"method": "dpo", "model": "4x128", "context": 512, "task": "train"}
-    made = [
-        kind
-        | {
-            "contender": name,
-            "repetition": i,
-            "seconds": s,
-            "date": "2026-01-02",
-            "outcome": losses[name],
-            "memory": 10.0 * i,
-        }
-        for name, times in seconds.items()
-        for i, s in enumerate(times)
-    ]
-    shares = [kind | {"contender": name, "repetition": PROFILE} | SHARES for name in seconds]
-    return pd.DataFrame(made + shares)
-
-
-def test_the_table_by_hand(outcome):
+def test_the_table_by_hand(bench):
     """ms per pair from the repetitions but the first; memory from all of them."""
-    table = outcome.summary(
-        rows({"w2s": [9.0, 0.1, 0.3, 0.2], "TRL": [9.0, 0.8, 1.0, 0.9]}, {"w2s": 0.5, "TRL": 0.50005})
-    ).set_index("contender")
+    seconds = {"w2s": [9.0, 0.1, 0.3, 0.2], "TRL": [9.0, 0.8, 1.0, 0.9]}
+    table = bench.outcome.summary(rows(seconds, 0.50005)).set_index("contender")
     assert table.loc["w2s", ["ms", "low", "high"]].tolist() == pytest.approx([20.0, 10.0, 30.0])
-    assert table.loc["TRL", ["pairs_per_s", "memory_mib", "products", "attention"]].tolist() == pytest.approx(
-        [1000 / 90, 30.0, 0.25, 0.5]
-    )
-    assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in outcome.as_text(table.reset_index())
+    columns = ["pairs_per_s", "memory_mib", "products", "attention"]
+    assert table.loc["TRL", columns].tolist() == pytest.approx([1000 / 90, 30.0, 0.25, 0.5])
+    assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in bench.outcome.as_text(table.reset_index())
 
 
-def test_goals_and_profile_by_hand(outcome):
+def test_goals_and_profile_by_hand(bench):
     """Twice as slow a research loop and TRL in training, 8 times in scoring; of TRL's memory a third and all."""
-    train = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 10.0], "research loop": [9.0, 2.04]}, dict.fromkeys(ALL, 0.5))
-    score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]}, dict.fromkeys(ALL, 0.5))
+    train = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 10.0], "research loop": [9.0, 2.04]})
+    score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]})
     train.loc[train["contender"] == "TRL", "memory"] *= 3
     train["tensors"] = train["contender"].map({"w2s": 30.0, "TRL": 120.0}).where(train["repetition"] == PROFILE)
-    table = outcome.summary(pd.concat([train, score.assign(task="score")]))
-    found = outcome.goals(table).splitlines()[-1]
+    table = bench.outcome.summary(pd.concat([train, score.assign(task="score")]))
     ratios = "**2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) | 0.25 |"
-    assert found == f"| dpo | 4x128 | 512 | {ratios}  |"  # tensors in scoring were not measured
-    assert outcome.profiles(table).splitlines()[-1] == (
-        "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% | 8.0 | 10.7 |"
-    )
+    # Tensors in scoring were not measured.
+    assert bench.outcome.goals(table).splitlines()[-1] == f"| dpo | 4x128 | 512 | {ratios}  |"
+    profile = "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% | 8.0 | 10.7 |"
+    assert bench.outcome.profiles(table).splitlines()[-1] == profile
 
 
-def test_each_trick_by_hand(outcome):
+def test_each_trick_by_hand(bench):
     """Times without one, or with one, against the kit's; a task in which none was measured has no column."""
-    train = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]}, dict.fromkeys(NAMES, 0.5))
-    score = rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}, {"w2s": 0.5, "with flex": 0.5}).assign(task="score")
+    outcome = bench.outcome
+    train = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]})
+    score = rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}).assign(task="score")
     table = outcome.summary(pd.concat([train, score]))
     assert outcome.tricks(table, "without ").splitlines()[::2] == ["|  | dpo, train |", "| GELU | 1.50 (1.00) |"]
     assert outcome.tricks(table, "with ").splitlines()[::2] == ["|  | dpo, score |", "| flex | 0.50 (1.00) |"]
-    norms = rows({"w2s": [9.0, 0.2], "with norms": [9.0, 0.4]}, {"w2s": 0.5, "with norms": 0.5})
-    assert outcome.tricks(outcome.summary(pd.concat([norms, score])), "with ").splitlines() == [
-        "|  | dpo, train | dpo, score |",
-        "| --- | --- | --- |",
-        "| norms | 2.00 (1.00) |  |",
-        "| flex |  | 0.50 (1.00) |",
-    ]
+    norms = outcome.summary(pd.concat([rows({"w2s": [9.0, 0.2], "with norms": [9.0, 0.4]}), score]))
+    head, lines = "|  | dpo, train | dpo, score |", ["| norms | 2.00 (1.00) |  |", "| flex |  | 0.50 (1.00) |"]
+    assert outcome.tricks(norms, "with ").splitlines() == [head, "| --- | --- | --- |", *lines]
     assert not any(name in outcome.as_text(table) + outcome.details(table) for name in ("GELU", "flex"))
     assert outcome.tricks(table[table["contender"] != "with flex"], "with ") == "Not measured."
 
 
-def test_cases_measured_before_stay(outcome, tmp_path):
+def test_cases_measured_before_stay(bench, tmp_path):
     """A case that is measured again loses its earlier rows, all of them."""
-    old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, dict.fromkeys(NAMES, 0.5))
+    old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]})
     old = pd.concat([old, old.assign(method="reward")], ignore_index=True)
-    assert outcome.replaced(outcome.earlier(tmp_path), old).equals(old)
+    assert bench.outcome.replaced(bench.outcome.earlier(tmp_path), old).equals(old)
     (tmp_path / "tables").mkdir()
     old.to_parquet(tmp_path / "tables" / "benchmark_rows.parquet")
-    new = rows({"w2s": [2.0, 2.0]}, dict.fromkeys(NAMES, 0.5))
-    both = outcome.replaced(outcome.earlier(tmp_path), new)
+    new = rows({"w2s": [2.0, 2.0]})
+    both = bench.outcome.replaced(bench.outcome.earlier(tmp_path), new)
     assert set(both[both["method"] == "reward"]["contender"]) == {"w2s", "TRL"}
     assert both[both["method"] == "dpo"]["seconds"].dropna().tolist() == [2.0, 2.0]
 
 
-def test_a_contender_that_is_killed_costs_its_case_alone(tmp_path, capsys, monkeypatch):
+def test_a_contender_that_is_killed_costs_its_case_alone(bench, tmp_path, capsys, monkeypatch):
     """The cases before it are in the table."""
-    import bench
 
     def measured(case, *_):
         if case.method == "simpo":
             raise BrokenProcessPool("killed")
-        found = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]}, {"w2s": 0.5, "TRL": 0.5})
+        found = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]})
         yield from found.assign(method=case.method).to_dict("records")
 
     monkeypatch.setattr(bench, "measured", measured)
-    monkeypatch.setattr(bench.os, "sched_setaffinity", lambda *_: None, raising=False)
-    monkeypatch.setattr(bench.os, "environ", dict(bench.os.environ))
     assert bench.main(["reward", "simpo", "--quick", "--to", str(tmp_path)]) == 2
     assert "simpo 2x16 128: a contender's process was killed" in capsys.readouterr().err
     assert set(pd.read_csv(tmp_path / "tables" / "benchmark.csv")["method"]) == {"reward"}
 
 
-def test_a_trick_is_something_that_the_kit_has():
-    """Taken away by name: a name that is not there would take nothing away."""
-    import contenders
-    import tricks
-
-    for module, name, instead in tricks.TRICKS.values():
+def test_a_trick_is_something_that_the_kit_has(bench, monkeypatch):
+    """Taken away by name: a name that is not there would take nothing away. Without a compiler less is tried."""
+    contenders = bench.contenders
+    for module, name, instead in contenders.TRICKS.values():
         assert getattr(module, name) != instead
-    few, all_of_them = (contenders.contenders_of("dpo", "score", given) for given in (False, True))
-    assert len(all_of_them) == len(few) + len(tricks.TRICKS) + len(tricks.TRIED)
+    few, every = (contenders.contenders_of("dpo", "score", tricks) for tricks in (False, True))
+    assert len(every) == len(few) + len(contenders.TRICKS) + len(contenders.TRIED)
     assert contenders.contenders_of("sft", "train") == ["w2s", "w2s, padded", "research loop"]
+    assert contenders.without_use("dpo", "train") == {"flex attention over the row"}
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rest = {"one tree mask over the row", "rows of a multiple of 64 tokens", "four times as many logits at once"}
+    assert set(contenders.TRIED) - contenders.without_use("dpo", "score") == rest
 
 
-def test_what_was_tried_has_the_same_outcome(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_what_was_tried_has_the_same_outcome(bench, cases, monkeypatch):
     """In one process here, one after the other; what each changes in the kit is put back."""
-    import bench
-    import measuring
-    import tricks
-
     monkeypatch.setattr(batches.Layout, "of", batches.Layout.of)
     monkeypatch.setattr(predict, "next_token_loss", predict.next_token_loss)
     monkeypatch.setitem(predict.AT_ONCE, "cpu", predict.AT_ONCE["cpu"])
-    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "simpo")
-    found = {}
+    case, tried, found = cases["simpo"], ["with " + trick for trick in bench.contenders.TRIED], {}
     for task in bench.TASKS:
-        for name in ["w2s", *("with " + trick for trick in tricks.TRIED)]:
+        for name in ["w2s", *tried]:
             if name in bench.contenders.contenders_of("simpo", task, tricks=True):
                 try:
-                    measuring.load(name, case)
-                    found[name, task] = measuring.measure(name, case.name, task)["outcome"]
+                    bench.measuring.load(name, case)
+                    found[name, task] = bench.measuring.measure(name, case.name, task)["outcome"]
                 finally:
                     AttentionInterface.register(packed.NAME, packed.attend)
-    assert len(found) == 2 * len(tricks.TRIED) + 1  # flex attention does not train
+    assert len(found) == 2 * len(tried) + 1  # flex attention does not train
     for (name, task), value in found.items():
         assert value == pytest.approx(found["w2s", task], abs=1e-5), name
 
 
-def test_without_a_compiler_less_is_tried(monkeypatch):
-    import tricks
-
-    assert tricks.without_use("dpo", "train") == {"flex attention over the row"}
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert {name for name in tricks.TRIED if name not in tricks.without_use("dpo", "score")} == {
-        "one tree mask over the row", "rows of a multiple of 64 tokens", "four times as many logits at once",
-    }  # fmt: skip
-
-
-def test_the_profile_counts_the_products_of_the_kit(tmp_path):
-    """Its operators go by other names where oneDNN multiplies."""
-    import bench
-    import measuring
-
-    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "reward")
+def test_what_is_profiled(bench, cases):
+    """Products of the kit, which go by other names where oneDNN multiplies; and tensors, which grow with a block."""
+    case, measuring = cases["reward"], bench.measuring
     measuring.load("w2s", case)
     found = measuring.shares("w2s", case.name, "train")
     assert 0.05 < found["products"] < 0.9 and 0 < found["attention"] < 0.5
     assert found["tokenizing"] > 0 and found["python"] > 0 and sum(found.values()) < 1
     assert found["log_softmax"] == 0  # of reward models
-
-
-def test_what_tensors_take_grows_with_a_block(tmp_path):
-    """Of a block of four times as many texts about four times as much; not what the model itself takes."""
-    import bench
-    import measuring
-
-    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "reward")
-    alike = case.test.loc[[0] * 32].assign(id=range(32))
-    found = []
+    alike, tensors = case.test.loc[[0] * 32].assign(id=range(32)), []
     for n in (8, 32):
         measuring.load("w2s", replace(case, test=alike.head(n)))
-        found.append(measuring.tensors("w2s", case.name, "score")["tensors"])
-    assert 3 < found[1] / found[0] < 4.5
+        tensors.append(measuring.tensors("w2s", case.name, "score")["tensors"])
+    assert 3 < tensors[1] / tensors[0] < 4.5  # not what the model itself takes
 
 
-def test_losses_that_differ_are_named(outcome, capsys):
-    same, other = ({"w2s": 0.5, "TRL": loss} for loss in (0.50009, 0.5002))
-    for losses, status in ((same, 0), (other, 1)):
-        assert outcome.report(rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, losses)) == status
-    assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
-
-
-def test_the_page_names_machine_versions_and_date(pages):
-    made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]}, dict.fromkeys(ALL, 0.5))
-    score = made.assign(task="score")
-    page = pages.text("cpu", "float32", pd.concat([made, score]))
-    assert all(word in page for word in (pages.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
-    assert "None: all agree" in page and "{" not in page
-
-
-def test_a_gpu_has_goals_of_its_own(outcome, pages):
-    """Twenty times the research loop and half of TRL with 124 million parameters; half the ceiling with billions."""
-    kind = {"device": "NVIDIA X1", "dtype": "bfloat16"}
-    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]}, dict.fromkeys(ALL, 0.5))
-    large = rows({"w2s": [9.0, 2.0]}, {"w2s": 0.5}).assign(model="48x1600", flops=4e13, ceiling=4e13)
-    gpu = pd.concat([small.assign(model="12x768"), large], ignore_index=True).assign(**kind)
-    assert outcome.gpu_goals(outcome.summary(gpu)).splitlines()[2:] == [
-        "| dpo | 12x768 | 512 | 20.0 (20) | **0.5** (2) |  |",
-        "| dpo | 48x1600 | 512 |  |  | 0.5 (0.45) |",
-    ]
-    assert outcome.peaks(outcome.summary(gpu)).splitlines()[2:] == ["| dpo | 48x1600 | 512 | train | 40 | 40 | 50% |"]
-    both = pd.concat([gpu, small], ignore_index=True)
-    assert [(device, len(part)) for device, _, part in outcome.parts(both)] == [
-        ("cpu", len(small)),
-        ("NVIDIA X1", len(gpu)),
-    ]
-    page = pages.text("NVIDIA X1", "bfloat16", pd.concat([gpu, gpu.assign(task="score")], ignore_index=True))
-    assert "NVIDIA X1, bfloat16 by autocast" in page and "(performance_nvidia_x1.png)" in page and "{" not in page
-    assert outcome.differences(outcome.summary(small), "float32") == []
-    off = small.assign(outcome=small["outcome"].where(small["contender"] == "w2s", 0.51))
-    assert len(outcome.differences(outcome.summary(off), "float32")) == 2
-    assert outcome.differences(outcome.summary(off), "bfloat16") == []
-
-
-def test_what_a_gpu_would_run_in_bfloat16_on_a_cpu(tmp_path):
-    """Contenders agree; the models of billions of parameters, here tiny ones, train whole and by adapters."""
-    import bench
-    import measuring
-    from contenders import Setting
-
-    setting = Setting("cpu", "bfloat16", 8192, 2048)
-    cases = list(bench.make_cases(tmp_path, quick=True, large=False, setting=setting))
-    alone = [case for case in cases if case.alone]
-    assert [(c.method, c.model, bool(c.lora)) for c in alone] == [
-        ("reward", "2x32", False), ("simpo", "2x32", False), ("reward", "2x64", True), ("simpo", "2x64", True),
-    ]  # fmt: skip
-    for case in (case for case in cases if case.method in ("reward", "dpo") or case.alone):
-        found = {}
-        for name in bench.contenders.contenders_of(case.method, "train", alone=case.alone):
-            measuring.load(name, case)
-            found[name] = [measuring.measure(name, case.name, task)["outcome"] for task in ("score", "train")]
-        assert len(found) == (1 if case.alone else 5 if case.method == "dpo" else 4)
-        for values in found.values():
-            assert values == pytest.approx(found["w2s"], rel=2e-2, abs=2e-2)
-
-
-def test_operations_are_those_of_the_products(tmp_path):
+def test_operations_are_those_of_the_products(bench, cases):
     """Of a reward model: 2 a weight and token in scoring, and what attention does; three times that in training."""
-    import bench
-    import measuring
-
-    case = next(case for case in bench.make_cases(tmp_path, quick=True, large=False) if case.method == "reward")
-    case = replace(case, train=case.test)
-    measuring.load("w2s, padded", case)
-    found = {task: measuring.operations("w2s, padded", case.name, task) for task in ("score", "train")}
-    contender, _ = measuring._loaded["w2s, padded", case.name]
-    texts = bench.contenders.runs.PairTexts(case.test, contender.tokenizer, case.context)
+    case = replace(cases["reward"], train=cases["reward"].test)
+    bench.measuring.load("w2s, padded", case)
+    found = {task: bench.measuring.operations("w2s, padded", case.name, task) for task in ("score", "train")}
+    contender, _ = bench.measuring._loaded["w2s, padded", case.name]
+    texts = batches.PairTexts(case.test, contender.tokenizer, case.context)
     layers, width, least, most = 2, 16, 0, 0
     for batch in texts.batches(bench.material.np.arange(len(texts)), 8192):
         n, length = batch.input_ids.shape
@@ -333,13 +222,52 @@ def test_operations_are_those_of_the_products(tmp_path):
     assert found["score"]["ceiling"] > 1e9
 
 
-def test_a_gpu_that_is_not_there(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    done = subprocess.run(
-        [sys.executable, "-m", "w2s.app.cli", "bench", "--device", "cuda", "--to", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "w2s bench: device = 'cuda': this machine has none; set device to auto or cpu\n"
+def test_losses_that_differ_are_named(bench, capsys):
+    for loss, status in ((0.50009, 0), (0.5002, 1)):
+        made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, loss)
+        assert bench.outcome.report(made) == status
+    assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
+
+
+def test_the_page_names_machine_versions_and_date(bench):
+    made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]})
+    page = bench.page.text("cpu", "float32", pd.concat([made, made.assign(task="score")]))
+    assert all(word in page for word in (bench.page.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
+    assert "None: all agree" in page and "{" not in page
+
+
+def test_a_gpu_has_goals_of_its_own(bench):
+    """Twenty times the research loop and half of TRL with 124 million parameters; half the ceiling with billions."""
+    outcome = bench.outcome
+    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]})
+    large = rows({"w2s": [9.0, 2.0]}).assign(model="48x1600", flops=4e13, ceiling=4e13)
+    gpu = pd.concat([small.assign(model="12x768"), large], ignore_index=True)
+    gpu = gpu.assign(device="NVIDIA X1", dtype="bfloat16")
+    goals = ["| dpo | 12x768 | 512 | 20.0 (20) | **0.5** (2) |  |", "| dpo | 48x1600 | 512 |  |  | 0.5 (0.45) |"]
+    assert outcome.gpu_goals(outcome.summary(gpu)).splitlines()[2:] == goals
+    assert outcome.peaks(outcome.summary(gpu)).splitlines()[2:] == ["| dpo | 48x1600 | 512 | train | 40 | 40 | 50% |"]
+    parts = outcome.parts(pd.concat([gpu, small], ignore_index=True))
+    assert [(device, len(part)) for device, _, part in parts] == [("cpu", len(small)), ("NVIDIA X1", len(gpu))]
+    page = bench.page.text("NVIDIA X1", "bfloat16", pd.concat([gpu, gpu.assign(task="score")], ignore_index=True))
+    assert "NVIDIA X1, bfloat16 by autocast" in page and "(performance_nvidia_x1.png)" in page and "{" not in page
+    assert outcome.differences(outcome.summary(small), "float32") == []
+    off = outcome.summary(small.assign(outcome=small["outcome"].where(small["contender"] == "w2s", 0.51)))
+    assert len(outcome.differences(off, "float32")) == 2 and outcome.differences(off, "bfloat16") == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_contenders_agree(bench, dtype, tmp_path):
+    """In bfloat16 also the models of billions of parameters, here tiny ones, which train whole and by adapters."""
+    setting, near = bench.Setting("cpu", dtype, 8192, 2048), 1e-4 if dtype == "float32" else 2e-2
+    cases = list(bench.make_cases(tmp_path, quick=True, large=False, setting=setting))
+    billions = [("reward", "2x32", False), ("simpo", "2x32", False), ("reward", "2x64", True), ("simpo", "2x64", True)]
+    alone = [(case.method, case.model, bool(case.lora)) for case in cases if case.alone]
+    assert alone == (billions if dtype == "bfloat16" else [])
+    for case in (case for case in cases if case.method in ("reward", "dpo") or case.alone):
+        found = {}
+        for name in bench.contenders.contenders_of(case.method, "train", alone=case.alone):
+            bench.measuring.load(name, case)
+            found[name] = [bench.measuring.measure(name, case.name, task)["outcome"] for task in ("score", "train")]
+        assert len(found) == (1 if case.alone else 5 if case.method == "dpo" else 4)
+        for values in found.values():
+            assert values == pytest.approx(found["w2s"], rel=2e-2 if dtype == "bfloat16" else 0, abs=near)

@@ -1,4 +1,4 @@
-"""The reward model: right position, invariances, save and reload, clear errors."""
+"""The reward model and its batches: right position, invariances, clear errors."""
 
 import numpy as np
 import pandas as pd
@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from w2s import models
-from w2s.batches import PairTexts, encode, n_steps, pad
+from w2s.batches import PairTexts, n_steps, pad
 from w2s.models import RewardModel
 from w2s.params import ParameterError
 from w2s.predict import predict
 from w2s.world import World
 
 PAIRS = World().pairs("gt", 37)
+EVERY = np.arange(len(PAIRS))
 
 
 @pytest.fixture(scope="module")
@@ -29,34 +30,23 @@ def model(tiny_models):
 
 def test_reward_is_the_unit_at_the_last_real_token(model, tokenizer):
     ids = tokenizer("\n\nHuman: can i?\n\nAssistant: yes!")["input_ids"]
-    row = torch.tensor([ids])
     with torch.no_grad():
-        hidden = model.body(input_ids=row).last_hidden_state[0, len(ids) - 1]
+        hidden = model.body(input_ids=torch.tensor([ids])).last_hidden_state[0, len(ids) - 1]
         expected = hidden @ model.unit.weight[0]
-        padded, mask = pad([ids, ids * 3])
-        assert model(padded, mask)[0] == pytest.approx(expected.item(), abs=1e-5)
+        assert model(*pad([ids, ids * 3]))[0] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_token_id_zero_is_a_real_token(model):
     ids, mask = pad([[5, 0, 0], [5, 6]])
     assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     with torch.no_grad():
-        together = model(ids, mask)
-        alone = model(torch.tensor([[5, 0, 0]]), torch.ones(1, 3, dtype=torch.long))
+        together, alone = model(ids, mask), model(torch.tensor([[5, 0, 0]]), torch.ones(1, 3, dtype=torch.long))
     assert together[0] == pytest.approx(alone.item(), abs=1e-5)
 
 
-def test_scores_do_not_depend_on_padding_or_company(model, tokenizer):
-    margins = [predict(model, PAIRS, tokenizer, 128, tokens).margin.to_numpy() for tokens in (1, 300, 100_000)]
-    assert np.abs(margins[0]).mean() > 0.05
-    for other in margins[1:]:
-        np.testing.assert_allclose(other, margins[0], atol=1e-5)
-
-
 def test_scores_join_by_id_in_any_order(model, tokenizer):
-    shuffled = PAIRS.sample(frac=1, random_state=0)
-    a = predict(model, PAIRS, tokenizer, 128, 500).set_index("id").margin
-    b = predict(model, shuffled, tokenizer, 128, 500).set_index("id").margin
+    tables = (PAIRS, PAIRS.sample(frac=1, random_state=0))
+    a, b = (predict(model, table, tokenizer, 128, 500).set_index("id").margin for table in tables)
     pd.testing.assert_series_equal(a, b[a.index], atol=1e-5)
 
 
@@ -64,37 +54,21 @@ def test_swapping_the_responses_turns_the_margin_round(model, tokenizer):
     swapped = PAIRS.assign(chosen=PAIRS.rejected, rejected=PAIRS.chosen)
     a, b = (predict(model, table, tokenizer, 128, 10_000) for table in (PAIRS, swapped))
     np.testing.assert_allclose(a.margin, -b.margin, atol=1e-5)
+    assert np.abs(a.margin).mean() > 0.05
     np.testing.assert_allclose(a.probability, 1 / (1 + np.exp(-a.margin.astype(float))))
     assert (a.correct == (a.margin > 0)).all()
 
 
-def test_saved_and_reloaded_scores_are_the_same(model, tokenizer, tmp_path):
+def test_saved_and_reloaded_scores_are_the_same_bytes(model, tokenizer, tmp_path):
     model.save(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    again = RewardModel.load(str(tmp_path))
-    a, b = (predict(m, PAIRS, tokenizer, 128, 1000) for m in (model, again))
+    a, b = (predict(m, PAIRS, tokenizer, 128, 1000) for m in (model, RewardModel.load(str(tmp_path))))
     pd.testing.assert_frame_equal(a, b)
-    assert not list(tmp_path.glob("*.bin"))
-
-
-def test_a_long_text_loses_its_beginning(tokenizer):
-    (full,), (start,) = encode(tokenizer, ["a b c d"], [" yes"], 100)
-    assert tokenizer.decode(full[start:]) == " yes"
-    length = len(full) - start
-    assert encode(tokenizer, ["a b c d"], [" yes"], length + 1) == ([full[start - 1 :]], [1])
-    assert encode(tokenizer, ["a b c d"], [" yes"], length) == ([full[start:]], [0])
-    assert encode(tokenizer, ["a b c d"], [" yes"], 1) == ([full[-1:]], [0])
-
-
-def test_the_end_token_is_added_once(tokenizer):
-    (plain,), (start,) = encode(tokenizer, ["a b"], [" yes"], 100)
-    assert encode(tokenizer, ["a b"], [" yes"], 100, end=True) == ([[*plain, tokenizer.eos_token_id]], [start])
 
 
 def test_blocks_keep_the_budget_and_every_pair(tokenizer):
-    texts = PairTexts(PAIRS, tokenizer, 128)
-    blocks = list(texts.batches(np.arange(len(PAIRS)), 200))
-    assert sorted(np.concatenate([b.index for b in blocks])) == list(range(len(PAIRS)))
+    blocks = list(PairTexts(PAIRS, tokenizer, 128).batches(EVERY, 200))
+    assert sorted(np.concatenate([b.index for b in blocks])) == EVERY.tolist()
     assert all(b.input_ids.numel() <= 200 for b in blocks) and len(blocks) > 1
 
 
@@ -102,16 +76,9 @@ def test_each_epoch_shows_each_pair_once(tokenizer):
     texts = PairTexts(PAIRS, tokenizer, 128)
     steps = [(n, np.concatenate([b.index for b in blocks])) for n, blocks in texts.steps(8, 2, 10_000, seed=1)]
     assert len(steps) == n_steps(len(PAIRS), 8, 2) == 10
-    first, second = np.concatenate([i for _, i in steps[:5]]), np.concatenate([i for _, i in steps[5:]])
-    assert sorted(first) == sorted(second) == list(range(len(PAIRS)))
-    assert first.tolist() != second.tolist()
-    assert [n for n, _ in steps] == [len(i) for _, i in steps]
-
-
-def test_dropout_is_off_while_training(tiny_models):
-    model = RewardModel.load(tiny_models[0]).train()
-    ids, mask = pad([[1, 2, 3]])
-    assert torch.equal(model(ids, mask), model(ids, mask))
+    first, second = (np.concatenate([index for _, index in half]) for half in (steps[:5], steps[5:]))
+    assert sorted(first) == sorted(second) == EVERY.tolist() and first.tolist() != second.tolist()
+    assert [n for n, _ in steps] == [len(index) for _, index in steps]
 
 
 def test_a_seed_draws_the_unit(tiny_models):
@@ -119,17 +86,14 @@ def test_a_seed_draws_the_unit(tiny_models):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_fingerprints_tell_models_apart(tiny_models):
+def test_fingerprints_and_sizes_tell_models_apart(tiny_models):
     assert len({models.fingerprint(m) for m in tiny_models}) == 3
-    sizes = [models.n_parameters(m) for m in tiny_models]
-    assert sizes == sorted(sizes) and sizes[0] == sum(
-        p.numel() for p in models.load_language_model(tiny_models[0]).base_model.parameters()
-    )
+    sizes, body = [models.n_parameters(m) for m in tiny_models], models.load_language_model(tiny_models[0]).base_model
+    assert sizes == sorted(sizes) and sizes[0] == sum(p.numel() for p in body.parameters())
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [("pocket-640", "pocket-64"), ("./nowhere", "config.json"), ("/", "config.json")],
+    ("name", "words"), [("pocket-640", "pocket-64"), ("./nowhere", "config.json"), ("/", "config.json")]
 )
 def test_a_model_that_is_not_there(name, words):
     with pytest.raises(ParameterError, match=words) as caught:

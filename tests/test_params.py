@@ -28,13 +28,17 @@ SHIPPED = sorted((HOME / "params").glob("*.yaml"))
         ({"data_dir": "somewhere"}, ["data_dir", "pocket"]),
         ({"scheduler": "localhost"}, ["scheduler", "localhost"]),
         ({"method": "dpoo"}, ["method", "dpoo", "'dpo'"]),
-        ({"beta": 0.1}, ["beta", "0.1", "reward"]),
-        ({"method": "dpo", "gamma": 1.0}, ["gamma", "1.0", "dpo"]),
-        ({"sft_epochs": 2}, ["sft_epochs", "2", "reward"]),
-        ({"confidence": "implicit_reward"}, ["confidence", "implicit_reward", "calibrated"]),
-        ({"lora": {"rank": 0, "alpha": 8}}, ["lora.rank", "0", "greater"]),
+        ({"beta": 0.1}, ["beta = 0.1", "method reward has no beta", "leave it out"]),
+        ({"method": "dpo", "gamma": 1.0}, ["gamma = 1.0", "method dpo has no gamma", "leave it out"]),
+        ({"method": "dpo", "beta": 0.0}, ["beta", "0.0", "greater than 0"]),
+        ({"method": "simpo", "gamma": -1.0}, ["gamma", "-1.0", "greater than or equal to 0"]),
+        ({"sft_epochs": 2}, ["sft_epochs = 2", "method reward has no sft_epochs"]),
+        ({"confidence": "implicit_reward"}, ["confidence", "implicit_reward", "method reward", "paper or calibrated"]),
+        ({"weak_filter": "gold"}, ["weak_filter", "'gold'", "choose one of", "gold_oracle"]),
+        ({"lora": {"rank": 0, "alpha": 8}}, ["lora.rank", "0", "greater than or equal to 1"]),
         ({"lora": {"rank": 4}}, ["lora.alpha", "required"]),
         ({"lora": {"rank": 4, "alpha": 8, "layers": 2}}, ["lora", "layers", "2"]),
+        ({"lora": {"rank": 4, "alpha": 8, "dropout": 1.0}}, ["lora.dropout", "1.0", "less than 1"]),
     ],
 )
 def test_bad_values_name_key_value_and_remedy_in_one_line(values, words):
@@ -45,31 +49,29 @@ def test_bad_values_name_key_value_and_remedy_in_one_line(values, words):
     assert all(word in message for word in words), message
 
 
-def test_an_exponent_without_dot_is_read_as_the_number(tmp_path):
-    file = tmp_path / "p.yaml"
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return tmp_path / "p.yaml"
+
+
+def test_an_exponent_without_dot_is_read_as_the_number(file):
     file.write_text("learning_rate: 1e-6\n")
     assert isinstance(yaml.safe_load(file.read_text())["learning_rate"], str)  # what YAML makes of it
     assert StudyParams.load(file).learning_rate == 1e-6
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "study: [unclosed\n", "just text\n"])
-def test_a_file_that_is_no_mapping(tmp_path, content):
-    file = tmp_path / "p.yaml"
+def test_a_file_that_is_no_mapping_or_not_there(file, content):
+    with pytest.raises(ParameterError, match="no such parameter file"):
+        StudyParams.load(file)
     file.write_text(content)
     with pytest.raises(ParameterError, match=r"p\.yaml"):
         StudyParams.load(file)
 
 
-def test_a_missing_file():
-    with pytest.raises(ParameterError, match="no such parameter file"):
-        StudyParams.load("nowhere.yaml")
-
-
-def test_overrides_replace_keys(tmp_path):
-    file = tmp_path / "p.yaml"
+def test_overrides_replace_keys(file):
     file.write_text("alpha: 0.25\n")
-    assert StudyParams.load(file).alpha == 0.25
-    assert StudyParams.load(file, alpha=1.0).alpha == 1.0
+    assert (StudyParams.load(file).alpha, StudyParams.load(file, alpha=1.0).alpha) == (0.25, 1.0)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
@@ -86,7 +88,7 @@ PAPER = [path for path in SHIPPED if path.name.startswith("paper_")]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.name)
-def test_paper_files_have_the_papers_recipe(path: Path):
+def test_paper_files_have_the_papers_recipe_and_say_what_they_are(path: Path):
     """Numbers of arXiv 2406.11431: 4,000 pairs each, batch 32, context 512, alpha 0.5, T 0.75; the rest by method."""
     p, method = StudyParams.load(path), path.stem.split("_")[1]
     assert p.n_gt == p.n_w2s == p.n_helpful == p.n_test == 4000
@@ -100,10 +102,6 @@ def test_paper_files_have_the_papers_recipe(path: Path):
     assert p.method == (method if method in ("reward", "dpo") else "reward" if "reward" in path.stem else "simpo")
     assert (p.weak_filter == "gold_oracle") == (method == "highconf")
     assert bool(p.intermediate_models) == (method == "bootstrap")
-
-
-@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.name)
-def test_the_head_of_a_paper_file_says_what_it_is(path: Path):
     head = " ".join(line.lstrip("# ") for line in path.read_text().split("\n\n")[0].splitlines())
     assert all(words in head for words in ("The paper's", "not measured", "Deviations:", "PFLOP"))
     assert f"--set data=hh --set study={path.stem}_hh" in head

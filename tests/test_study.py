@@ -13,33 +13,30 @@ from w2s.study import Study
 SIZES = {"n_gt": 2, "n_w2s": 2, "n_test": 2, "n_validation": 2, "n_helpful": 0, "conflicts": ["none", "explicit"]}
 
 
-def folder_of_pairs(folder, response: str):
-    """Two pairs a split, of which the last one of w2s has the given chosen response."""
+def study_of(models, folder, response: str, **changes) -> Study:
+    """Of two pairs a split, of which the last one of w2s has the given chosen response."""
     for split in ("gt", "w2s", "validation", "test"):
-        rows = [
-            {"prompt": f"\n\nHuman: {split} {i}?\n\nAssistant:", "chosen": " yes", "rejected": " no"} for i in (0, 1)
-        ]
-        if split == "w2s":
-            rows[1]["chosen"] = response
+        chosen = [" yes", response if split == "w2s" else " yes"]
+        prompts = [f"\n\nHuman: {split} {i}?\n\nAssistant:" for i in range(2)]
+        rows = [{"prompt": p, "chosen": c, "rejected": " no"} for p, c in zip(prompts, chosen, strict=True)]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder)
+    return Study.open(small_params(models, folder, data=str(folder), **SIZES, **changes))
 
 
 def test_a_response_longer_than_the_context_is_named(tiny_models, tmp_path):
-    data = folder_of_pairs(tmp_path, " " + "9" * 40)
+    how = (tiny_models, tmp_path, " " + "9" * 40)
     with pytest.raises(ParameterError) as caught:
-        Study.open(small_params(tiny_models, tmp_path, data=data, max_length=32, **SIZES))
+        study_of(*how, max_length=32)
     message = str(caught.value)
     assert "\n" not in message
     for words in ("max_length = 32", "chosen response", "w2s-0000", "41 tokens", tiny_models[0], "bad_pairs: drop"):
         assert words in message
-    Study.open(small_params(tiny_models, tmp_path, data=data, max_length=41, **SIZES))
-    Study.open(small_params(tiny_models, tmp_path, data=data, max_length=32, bad_pairs="drop", **SIZES))
+    study_of(*how, max_length=41)
+    study_of(*how, max_length=32, bad_pairs="drop")
 
 
 def test_many_bytes_in_few_tokens_are_no_long_response(tiny_models, tmp_path):
-    data = folder_of_pairs(tmp_path, " yes, try" * 4)  # 36 bytes; each word is one token
-    Study.open(small_params(tiny_models, tmp_path, data=data, max_length=32, **SIZES))
+    study_of(tiny_models, tmp_path, " yes, try" * 4, max_length=32)  # 36 bytes; each word is one token
 
 
 def test_a_tokenizer_of_another_model_is_named(tiny_models, tmp_path):

@@ -13,43 +13,31 @@ from w2s.world import World
 PAIRS = World().pairs("gt", 24).assign(label=np.linspace(0, 1, 24))
 
 
-def trained(name: str, tokens: int, conflict: str = "none", alpha: float = 0.5) -> dict[str, torch.Tensor]:
-    model, texts = RewardModel.load(name, seed=0), PairTexts(PAIRS, models.load_tokenizer(name), 128)
-    objective = reward_objective(PAIRS, conflict, alpha, torch.device("cpu"))
-    fit(model, texts.steps(8, 2, tokens, seed=0), objective, Schedule(1e-3), total=6)
-    return model.state_dict()
+def trained(name, tokens=300, conflict="none", alpha=0.5, pairs=PAIRS, batch=24, rate=1e-3, epochs=1):
+    """The model after some epochs, and the loss of each step."""
+    losses, model = [], RewardModel.load(name, seed=0)
+    texts = PairTexts(pairs, models.load_tokenizer(name), 128)
+    objective, total = reward_objective(pairs, conflict, alpha, torch.device("cpu")), epochs * len(pairs) // batch
+    steps = texts.steps(batch, epochs, tokens, seed=0)
+    fit(model, steps, objective, Schedule(rate), total, report=lambda step, loss: losses.append(loss))
+    return model, losses
 
 
 def test_micro_batches_do_not_change_the_gradient(tiny_models):
     """The gradient of a step, which is what Adam gets to see (Adam itself blows up rounding near 0)."""
-    gradients, losses = [], []
-    for tokens in (100_000, 100):
-        model, texts = (
-            RewardModel.load(tiny_models[0], seed=0),
-            PairTexts(PAIRS, models.load_tokenizer(tiny_models[0]), 128),
-        )
-        objective = reward_objective(PAIRS, "explicit", 0.5, torch.device("cpu"))
-        steps = texts.steps(24, 1, tokens, seed=0)
-        fit(model, steps, objective, Schedule(1e-3), total=1, report=lambda step, loss: losses.append(loss))
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
-    assert gradients[0].keys() == gradients[1].keys() and "unit.weight" in gradients[0]
-    for name, whole in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], whole, atol=1e-7, rtol=1e-4)
-
-
-def test_the_same_seed_gives_the_same_bytes(tiny_models):
-    a, b = trained(tiny_models[0], 300), trained(tiny_models[0], 300)
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    (whole, one), (parts, other) = (trained(tiny_models[0], tokens, "explicit") for tokens in (100_000, 100))
+    assert one == pytest.approx(other, abs=1e-6)
+    whole, parts = ({k: p.grad for k, p in m.named_parameters() if p.grad is not None} for m in (whole, parts))
+    assert whole.keys() == parts.keys() and "unit.weight" in whole
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-7, rtol=1e-4)
 
 
 def test_the_first_gradient_step_is_adams(tiny_models):
     """One step of Adam moves each weight by the learning rate, against its gradient's sign."""
-    before = RewardModel.load(tiny_models[0], seed=0)
-    model = RewardModel.load(tiny_models[0], seed=0)
+    before, (model, _) = RewardModel.load(tiny_models[0], seed=0), trained(tiny_models[0], 100_000, alpha=0.0)
     texts = PairTexts(PAIRS, models.load_tokenizer(tiny_models[0]), 128)
     objective = reward_objective(PAIRS, "none", 0.0, torch.device("cpu"))
-    fit(model, texts.steps(24, 1, 100_000, seed=0), objective, Schedule(1e-3), total=1)
     objective(before, texts.batch(np.arange(24))).mean().backward()
     moved, gradient = model.unit.weight - before.unit.weight, before.unit.weight.grad
     clear = gradient.abs() > 1e-6
@@ -58,20 +46,15 @@ def test_the_first_gradient_step_is_adams(tiny_models):
 
 
 def test_the_loss_starts_near_log_2_and_falls(tiny_models):
-    losses, model = [], RewardModel.load(tiny_models[2], seed=0)
-    texts = PairTexts(PAIRS, models.load_tokenizer(tiny_models[2]), 128)
-    objective = reward_objective(PAIRS.assign(label=1.0), "none", 0.0, torch.device("cpu"))
-    steps = texts.steps(24, 30, 100_000, seed=0)
-    fit(model, steps, objective, Schedule(1e-2), total=30, report=lambda step, loss: losses.append(loss))
+    _, losses = trained(tiny_models[2], 100_000, alpha=0.0, pairs=PAIRS.assign(label=1.0), rate=1e-2, epochs=30)
     assert losses[0] == pytest.approx(np.log(2), abs=0.05)
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_alpha_zero_equals_no_conflict(tiny_models):
-    a, b = trained(tiny_models[0], 300), trained(tiny_models[0], 300, "explicit", alpha=0.0)
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    c = trained(tiny_models[0], 300, "explicit", alpha=0.5)
-    assert any(not torch.equal(a[k], c[k]) for k in a)
+def test_the_same_seed_gives_the_same_bytes_and_alpha_zero_those_of_no_conflict(tiny_models):
+    how = [("none", 0.5), ("none", 0.5), ("explicit", 0.0), ("explicit", 0.5)]
+    first, *others = (trained(tiny_models[0], 300, *h, batch=8, epochs=2)[0].state_dict() for h in how)
+    assert [all(torch.equal(first[key], other[key]) for key in first) for other in others] == [True, True, False]
 
 
 def test_schedule_is_a_cosine_to_zero_after_a_warm_up():
@@ -84,11 +67,6 @@ def test_schedule_is_a_cosine_to_zero_after_a_warm_up():
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_models):
     texts = PairTexts(PAIRS, models.load_tokenizer(tiny_models[0]), 128)
+    model, steps = RewardModel.load(tiny_models[0]), texts.steps(8, 1, 1000, seed=0)
     with pytest.raises(FloatingPointError, match=r"nan at step 1; lower learning_rate"):
-        fit(
-            RewardModel.load(tiny_models[0]),
-            texts.steps(8, 1, 1000, seed=0),
-            lambda model, batch: model(batch.input_ids, batch.attention_mask) * float("nan"),
-            Schedule(1e-3),
-            total=3,
-        )
+        fit(model, steps, lambda m, b: m(b.input_ids, b.attention_mask) * float("nan"), Schedule(1e-3), total=3)

@@ -116,11 +116,8 @@ class Kit(Contender):
         case, losses = self.case, []
         spec, device = self._spec, torch.device(case.setting.device)
         pairs = case.train.assign(label=1.0)
-        if case.method == "dpo":
-            held = self._summed_margins(pairs).to_numpy()
-            objective = train.preference_objective(spec, pairs, held, device)
-        else:
-            objective = train.training_objective(spec, pairs, Path(), device)
+        held = self._summed_margins(pairs).to_numpy() if case.method == "dpo" else np.zeros(len(pairs))
+        objective = train.training_objective(spec, pairs, device, reference=held)
         steps = execute.Alone(spec, Path()).steps(train.training_texts(spec, pairs, self.tokenizer))
         total = n_steps(len(pairs), spec.batch_pairs, 1)
         schedule = Schedule(RATE, decay=False)

@@ -1,0 +1,127 @@
+"""What a margin says: probability and correctness by each kind of confidence, soft and hard labels, the filter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import small_params
+from test_preference import LOG3, run_of, write_predictions
+
+from w2s import predict
+from w2s.data import training_pairs
+from w2s.runs.labels import kept_ids, weak_labels
+from w2s.study import Study
+
+
+def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(tmp_path):
+    columns = {"id": ["t", "a", "b"], "split": ["test", "w2s", "w2s"]}
+    columns |= {"probability": [0.5, 0.9, 0.2], "correct": [True, True, False]}
+    for method, expected in (("reward", [0.9, 0.2]), ("dpo", [1.0, 0.0]), ("simpo", [1.0, 0.0])):
+        write_predictions(run_of(method), tmp_path, **columns)
+        labels = weak_labels(run_of(method), tmp_path, "w2s")
+        assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
+
+
+TABLE = {"id": [*"abcd"], "split": ["validation", "validation", "test", "test"], "margin": [9.0] * 4}
+TABLE |= {"chosen_logp": [-10.0, -30.0, -10.0, -6.0], "chosen_tokens": [5, 10, 2, 3]}
+TABLE |= {"rejected_logp": [-20.0, -20.0, -30.0, -6.0], "rejected_tokens": [5, 5, 10, 2]}
+TABLE = pd.DataFrame(TABLE | {"reference_margin": [5.0, -30.0, 30.0, 1.0]})
+SUMS, AGAINST, MEANS = [10.0, -10.0, 20.0, 0.0], [5.0, 20.0, -10.0, -1.0], [2.0, 1.0, -2.0, 1.0]
+FORMS = [("reward", "paper", [9.0] * 4, 1.0), ("dpo", "paper", SUMS, 1 / 50), ("simpo", "paper", MEANS, 1.0)]
+FORMS += [("dpo", "implicit_reward", AGAINST, 0.1), ("simpo", "implicit_reward", MEANS, 2.0)]
+
+
+@pytest.mark.parametrize(("method", "form", "margin", "scale"), FORMS)
+def test_margins_and_confidence_hand_worked(method, form, margin, scale):
+    assert predict.margins_of(TABLE, method, against_reference=margin is AGAINST).tolist() == margin
+    out = predict.with_probability(TABLE, form, method, {"dpo": 0.1, "simpo": 2.0}.get(method))
+    assert out.margin.tolist() == margin
+    assert out.probability.tolist() == pytest.approx([1 / (1 + math.exp(-scale * m)) for m in margin])
+    assert out.correct.tolist() == [m > 0 for m in margin]
+    assert TABLE.margin.tolist() == [9.0] * 4  # the table itself stays as it was
+
+
+def gold_margins(inverse_temperature: float, n: int = 20_000) -> np.ndarray:
+    """Margins of gold pairs that are right as often as sigmoid(inverse_temperature * margin) says."""
+    rng = np.random.default_rng(0)
+    size = rng.exponential(2.0, n)
+    right = rng.random(n) < predict.sigmoid(inverse_temperature * size)
+    return np.where(right, size, -size)
+
+
+def test_inverse_temperature():
+    """By hand: right in 3 of 4 at a margin of 5 log 3 and in 9 of 10 at twice that, sigmoid(margin / 5)."""
+    small, large = 5 * LOG3, 10 * LOG3
+    margins = [small] * 3 + [-small] + [large] * 9 + [-large]
+    assert predict.inverse_temperature(margins) == pytest.approx(1 / 5, rel=1e-4)
+    for known in (0.2, 1.0, 3.0):
+        margins = gold_margins(known)
+        fitted = predict.inverse_temperature(margins)
+        assert fitted == pytest.approx(known, rel=0.06)
+        assert predict.inverse_temperature(100 * margins) == pytest.approx(fitted / 100, rel=1e-3)  # the margins' unit
+    for margins in (np.random.default_rng(1).normal(-0.05, 1, 5000), -gold_margins(1.0), np.zeros(9)):
+        by = predict.inverse_temperature(margins)  # which say nothing
+        assert by >= 0 and np.abs(predict.sigmoid(by * margins) - 0.5).max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["reward", "dpo", "simpo"])
+def test_calibrated_confidence_is_fitted_to_each_runs_own_validation_pairs(method):
+    tables, known = [], {"sharp": 2.0, "dull": 0.2}
+    for run, by in known.items():
+        margin = gold_margins(by)
+        table = pd.DataFrame({"id": range(len(margin)), "run": run, "split": "validation", "margin": margin})
+        table = table.assign(chosen_logp=4 * margin, rejected_logp=0.0, chosen_tokens=4, rejected_tokens=4)
+        table = table.assign(reference_margin=3 * margin)  # so that each method has these margins
+        tables += [table, table.assign(split="test", chosen_logp=16.0, reference_margin=12.0, margin=4.0)]
+    out = predict.with_probability(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1)
+    test = out[out.split == "test"]
+    assert (test.margin == 4.0).all()
+    for run, by in known.items():
+        np.testing.assert_allclose(test[test.run == run].probability, predict.sigmoid(4 * by), rtol=0, atol=0.02)
+
+
+def test_the_filter_keeps_confident_pairs(tmp_path):
+    teacher, threshold = run_of("reward"), float(predict.sigmoid(LOG3))
+    sure = [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]  # confidence 0.75, 0.77, 0.73, 0.95 and 0.69, the last on another split
+    columns = {"id": [*"abcdef"], "split": ["w2s"] * 5 + ["test"], "margin": sure, "correct": np.array(sure) > 0}
+    write_predictions(teacher, tmp_path, **columns, probability=0.5)
+    assert threshold == pytest.approx(0.75)
+    for keep, kept in (("confidence", {"a", "b", "d"}), ("gold_oracle", {"a", "d"})):
+        spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
+        assert kept_ids(spec, tmp_path) == kept
+        assert kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
+
+
+def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
+    """Policy margins of 60 nats are confident by the paper's scale; against the reference they are not."""
+    teacher, tokens = run_of("dpo", beta=0.1), {"chosen_tokens": 9, "rejected_tokens": 9}
+    columns = {"id": ["a", "b"], "split": "w2s", "margin": [60.0, -3.0], "correct": [True, False], **tokens}
+    columns |= {"chosen_logp": [-40.0, -43.0], "rejected_logp": [-100.0, -40.0], "reference_margin": [58.0, 17.0]}
+    write_predictions(teacher, tmp_path, **columns, probability=[0.9, 0.5])
+    spec = run_of("dpo", teacher=teacher, keep="confidence", keep_threshold=0.75, keep_by="paper")
+    assert kept_ids(spec, tmp_path) == {"a"}
+    assert kept_ids(replace(spec, keep_by="implicit_reward"), tmp_path) == {"b"}
+    assert kept_ids(replace(spec, keep_by="implicit_reward", keep="gold_oracle"), tmp_path) == set()
+
+
+def test_helpful_pairs_are_cut_to_what_the_filter_leaves(small_study):
+    data = small_study.data
+    labels = pd.DataFrame({"id": data.w2s.id, "weak_label": np.linspace(0, 1, len(data.w2s))})
+    kept = set(data.w2s.id[[7, 3, 20]])
+    pairs = training_pairs(data, "w2s", labels, "implicit", kept)
+    assert pairs.id.tolist() == [*data.w2s.id[[3, 7, 20]], *data.helpful.id[:3]]
+    assert pairs.label.tolist() == [*labels.weak_label[[3, 7, 20]], 1, 1, 1]
+    assert training_pairs(data, "w2s", labels, "explicit", kept).id.tolist() == list(data.w2s.id[[3, 7, 20]])
+    with pytest.raises(ValueError, match="weak_filter: no pair of w2s .* lower threshold"):
+        training_pairs(data, "w2s", labels, "none", set())
+
+
+def test_only_runs_with_a_teacher_are_filtered(tiny_models, tmp_path):
+    study = Study.open(small_params(tiny_models, tmp_path, weak_filter="confidence", threshold=0.6, method="dpo"))
+    student, gold = study.student(*tiny_models[:2], "none", 0), study.gold(tiny_models[0], 0)
+    assert (student.keep, student.keep_threshold, student.keep_by) == ("confidence", 0.6, "paper")
+    assert student.start.keep == "confidence" and (gold.keep, gold.keep_threshold, gold.keep_by) == ("none", None, None)
