@@ -10,9 +10,9 @@ import torch
 from w2s import deception, models, world, zoo
 from w2s.batches import PairTexts, n_steps
 from w2s.models import RewardModel
-from w2s.sources.hub import LADDER
 from w2s.params import HOME, ParameterError, StudyParams
 from w2s.predict import predict
+from w2s.sources.hub import LADDER
 from w2s.train import Schedule, fit, reward_objective
 from w2s.world import World
 

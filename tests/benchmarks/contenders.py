@@ -15,6 +15,7 @@ from tricks import TRICKS, TRIED, without_use
 
 from w2s import models, train
 from w2s.batches import encode, n_steps
+from w2s.fast import cpu
 from w2s.params import BETA, GAMMA, Lora
 from w2s.predict import predict_logps
 from w2s.runs import execute
@@ -111,6 +112,10 @@ class Contender:
 
 class Kit(Contender):
     """As a run of a study does it. DPO's time includes its pass of the reference model over the training pairs."""
+
+    def __init__(self, case: Case):
+        cpu.keep_memory()  # as every worker of a study does
+        super().__init__(case)
 
     def train(self) -> float:
         case, losses = self.case, []

@@ -19,7 +19,7 @@ from w2s import batches
 
 STATUS = Path("/proc/self/status")
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
-# What is profiled, by what it does. The last product is oneDNN's, which w2s/cpu.py puts in the place of the first
+# What is profiled, by what it does. The last product is oneDNN's, which w2s/fast/cpu.py puts in the place of the first
 # two; "pass" is the whole of a pass but for what is inside it, which leaves the interpreter's own time.
 PROFILED = {
     "products": {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"},

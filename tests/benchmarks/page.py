@@ -102,7 +102,7 @@ highest resident memory above what it holds after loading the model: gradients, 
 reference model where one is kept.
 
 - **w2s**: what a run of a study does. DPO's training time includes the reference's log-probabilities.
-- **w2s, padded**: the same without packed rows (`w2s/packed.py`), as for architectures that do not take them.
+- **w2s, padded**: the same without packed rows (`w2s/fast/packed.py`), as for architectures that do not take them.
 - **research loop**: one pair at a time, two forwards, log-softmax over the vocabulary at every position, the
   reference model in every step; evaluation in padded batches of 32 pairs (`tests/benchmarks/research_loop.py`).
 - **TRL**: RewardTrainer, DPOTrainer and CPOTrainer with SimPO's loss, 8 pairs per device and accumulation, without
@@ -146,7 +146,7 @@ product of two large matrices, which the kit's own kernel takes in the same proc
 
 How many times as long the kit takes without it, and in brackets how much memory, all others in place (4x128, context
 512); no padding and the prompt once are the column "w2s, padded" above. `tests/benchmarks/tricks.py` names them,
-`w2s/cpu.py` and `w2s/packed.py` are where they are.
+`w2s/fast/cpu.py` and `w2s/fast/packed.py` are where they are.
 
 {tricks}
 

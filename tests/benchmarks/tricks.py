@@ -26,7 +26,7 @@ def _attend_everywhere(module, query, key, value, row: Layout, **options):
 
 # What each does without: module, name, what stands there instead, before the model is loaded.
 TRICKS = {
-    "products by oneDNN": (cpu, "_multiply_by_onednn", lambda: None),
+    "products by oneDNN": (cpu, "_able", lambda: False),
     "memory kept": (cpu, "KEEP_MEMORY", {}),
     "attention in groups of one length": (batches, "ALIKE", 0.0),
     "the last block at the wanted tokens": (packed_rows, "LastBlock", lambda block: None),

@@ -23,8 +23,7 @@ def products() -> Iterator[None]:
     oneDNN's kernels use the whole of AVX-512 on every processor; MKL's, which are PyTorch's own, on Intel's alone.
     """
     global _inside
-    able = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
-    library = torch.library.Library("aten", "IMPL") if able and not _inside else None
+    library = torch.library.Library("aten", "IMPL") if _able() and not _inside else None
     if library:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warning only once for all operators")
@@ -37,6 +36,10 @@ def products() -> Iterator[None]:
         _inside -= 1
         if library:
             library._destroy()
+
+
+def _able() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
 
 
 def keep_memory() -> None:
