@@ -63,7 +63,7 @@ class Lab(Study):
 
 def say(text: str) -> None:
     """Print a sentence on lines of at most WIDTH characters."""
-    print(textwrap.fill(text, WIDTH))
+    print(textwrap.fill(text, WIDTH, break_on_hyphens=False))
 
 
 def short(name: str) -> str:
