@@ -32,13 +32,6 @@ def finished(tiny_models, tmp_path_factory):
     return study, cluster.results(study, study.all_runs())
 
 
-@pytest.fixture
-def stored(small_study):
-    """A study whose pair tables are where runs read them."""
-    store.store_data(small_study.root, small_study.data)
-    return small_study
-
-
 def assert_same_bytes(one: Study, two: Study, *specs) -> None:
     for spec in specs:
         for file in ("predictions.parquet", "metrics.json", "spec.json"):
@@ -73,13 +66,9 @@ def test_everything_that_changes_a_result_changes_the_name(small_study):
     assert replace(spec, tokens_per_batch=1, save_model=True).name == spec.name
     adapted = [replace(spec, lora=Lora(rank=2, alpha=4, dropout=share)) for share in (0.0, 0.1)]
     assert [replace(s, tokens_per_batch=1).name == s.name for s in adapted] == [True, False]
-
-
-def test_alpha_matters_to_the_explicit_conflict_alone(tiny_models, tmp_path):
-    a, b = (Study.open(small_params(tiny_models, tmp_path, alpha=alpha)) for alpha in (0.5, 1.0))
-    for conflict, same in (("none", True), ("implicit", True), ("explicit", False)):
-        specs = [s.student(tiny_models[0], tiny_models[1], conflict, 0) for s in (a, b)]
-        assert (specs[0].name == specs[1].name) == same
+    louder = replace(small_study, params=small_study.params.model_copy(update={"alpha": 1.0}))
+    for conflict, same in (("none", True), ("implicit", True), ("explicit", False)):  # to which alone alpha matters
+        assert (small_study.student(weak, strong, conflict, 0) == louder.student(weak, strong, conflict, 0)) == same
 
 
 def test_a_second_time_trains_nothing(finished, capsys, monkeypatch):
@@ -115,9 +104,13 @@ def test_students_are_taught_by_their_teachers_labels(finished):
     assert chained.teacher == study.student(weak, strong, "none", 0)
 
 
-def test_the_same_study_elsewhere_gives_the_same_bytes(finished, small_study):
+def test_the_same_study_elsewhere_gives_the_same_bytes_also_of_a_run_that_was_broken_off(finished, small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[0]
     specs = [small_study.gold(weak, 0), small_study.student(weak, strong, "implicit", 0)]
+    folder = small_study.root / "runs" / specs[0].name
+    folder.mkdir(parents=True)
+    (folder / "predictions.parquet").write_bytes(b"half a file")
+    assert not store.is_done(specs[0], small_study.root)
     cluster.results(small_study, {spec: {} for spec in specs})
     assert_same_bytes(finished[0], small_study, *specs)
 
@@ -148,27 +141,24 @@ def test_workers_give_the_same_bytes_as_one_process_and_raise_what_they_raise(fi
     assert not any(store.is_done(spec, again.root) for spec in broken)
 
 
-def test_a_broken_off_run_is_trained_anew(finished, stored):
-    spec = stored.gold(stored.params.weak_models[0], 0)
-    folder = stored.root / "runs" / spec.name
-    folder.mkdir(parents=True)
-    (folder / "predictions.parquet").write_bytes(b"half a file")
-    assert not store.is_done(spec, stored.root)
-    execute.execute(spec, stored.root)
-    assert_same_bytes(finished[0], stored, spec)
-
-
-def test_a_second_process_waits_for_the_first(stored, capfd):
-    spec = stored.gold(stored.params.weak_models[0], 0)
-    folder = stored.root / "runs" / spec.name
+def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(small_study, capfd):
+    root, spec = small_study.root, small_study.gold(small_study.params.weak_models[0], 0)
+    store.store_data(root, small_study.data)
+    folder = root / "runs" / spec.name
     with FileLock(f"{folder}.lock"):
-        thread = threading.Thread(target=execute.execute, args=(spec, stored.root))
+        thread = threading.Thread(target=execute.execute, args=(spec, root))
         thread.start()
         time.sleep(0.5)
         assert not folder.exists()
     thread.join(60)
-    assert store.is_done(spec, stored.root)
-    assert "waiting for" in capfd.readouterr().out
+    assert store.is_done(spec, root) and "waiting for" in capfd.readouterr().out
+    keeping = replace(spec, save_model=True)
+    assert not store.is_done(keeping, root)  # in the cache, but without the model that is asked for now
+    execute.execute(keeping, root)
+    saved = models.RewardModel.load(str(folder / "model"))
+    scores = predict(saved, small_study.data.test, models.load_tokenizer(str(folder / "model")), 512, 8192)
+    kept = store.load_predictions(spec, root)
+    np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
 
 
 SCRIPT = """
@@ -201,17 +191,6 @@ def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path)
     result, table = cluster.results(again, again.direct_runs()), finished[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     pd.testing.assert_frame_equal(result, table[table.role != "bootstrapped"].reset_index(drop=True))
-
-
-def test_saved_models_score_the_same(stored):
-    spec = replace(stored.gold(stored.params.weak_models[0], 0), save_model=True)
-    execute.execute(replace(spec, save_model=False), stored.root)
-    assert not store.is_done(spec, stored.root)  # in the cache, but without the model that is asked for now
-    execute.execute(spec, stored.root)
-    folder = str(stored.root / "runs" / spec.name / "model")
-    scores = predict(models.RewardModel.load(folder), stored.data.test, models.load_tokenizer(folder), 512, 8192)
-    kept = store.load_predictions(spec, stored.root)
-    np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
 
 
 def test_a_study_without_pairs_of_models_or_helpful_pairs(tiny_models, tmp_path):
