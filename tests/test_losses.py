@@ -53,8 +53,8 @@ def test_alpha_zero_is_no_conflict():
 
 
 def test_next_token_loss_of_a_uniform_model():
-    found = next_token_loss(torch.zeros(3, 7), torch.tensor([0, 3, 6]))
-    torch.testing.assert_close(found, torch.full((3,), math.log(7)))
+    each = next_token_loss(torch.zeros(3, 7), torch.tensor([0, 3, 6]))
+    torch.testing.assert_close(each, torch.full((3,), math.log(7)))
 
 
 def test_the_confidence_loss_by_hand():

@@ -31,9 +31,8 @@ from w2s.world import OUCH, THANKS, World
 
 END = "<|endoftext|>"
 CONTEXT = 512
-# The rungs of the ladder: width of the residual stream, attention heads (8 or 9 wide), blocks.
-RUNGS = ((27, 3, 2), (32, 4, 2), (40, 5, 2), (48, 6, 2), (64, 8, 2))
-SIZES = {f"pocket-{rung[0]}": dict(zip(("width", "heads", "blocks"), rung, strict=True)) for rung in RUNGS}
+RUNGS = ((27, 3), (32, 4), (40, 5), (48, 6), (64, 8))  # width of the residual stream, attention heads (8 or 9 wide)
+SIZES = {f"pocket-{width}": {"width": width, "heads": heads, "blocks": 2} for width, heads in RUNGS}
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,9 @@ def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretrai
     Raises:
         ParameterError: a size that is not in SIZES.
     """
-    for name in set(names) - set(SIZES):
-        raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
+    for name in names:
+        if name not in SIZES:
+            raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
     torch.set_num_threads(1)
     tokenizer, texts = build_tokenizer(), World().corpus()
     for name in names:

@@ -37,7 +37,9 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
         kept = {"test", "validation"} | {split for teacher, split in taught if teacher == spec.name}
         table = store.load_predictions(spec, root)
         table = table[table["split"].isin(kept)].set_index(["split", "id"])
-        columns |= {f"{spec.name}/{quantity}": rounded(table[quantity]) for quantity in KEPT[method]}
+        steps = (table[KEPT[method]] / STEP).round()
+        steps = steps.where(steps != 0, np.sign(table[KEPT[method]]))  # never 0, so that a reward margin keeps its sign
+        columns |= {f"{spec.name}/{quantity}": steps[quantity] * STEP for quantity in KEPT[method]}
         if method != "reward":
             counts = table[TOKENS] if counts is None else counts.combine_first(table[TOKENS])
             if not counts.loc[table.index].equals(table[TOKENS].astype(counts.dtypes)):
@@ -49,12 +51,6 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
     arrow = pa.Table.from_pandas(wide.reset_index(), preserve_index=False)
     files.write_json(folder / f"{method}.json", {spec.name: described(spec) for spec in specs})
     return files.write_atomic(folder / f"{method}.parquet", lambda p: pq.write_table(arrow, p, **how))
-
-
-def rounded(values: pd.Series) -> pd.Series:
-    """To the nearest multiple of STEP, but never to 0, so that a reward margin keeps its sign."""
-    steps = np.round(values / STEP)
-    return steps.where(steps != 0, np.sign(values)) * STEP
 
 
 def described(spec: RunSpec) -> dict:

@@ -15,10 +15,7 @@ from w2s.spec import SPLITS, RunSpec
 
 
 def weak_labels(teacher: RunSpec, root: Path, split: str) -> pd.DataFrame:
-    """The teacher's labels on a split it was not trained on: id, weak_label.
-
-    weak_label: the probability that `chosen` is preferred; for dpo and simpo hard, 1 or 0.
-    """
+    """The teacher's labels on a split it was not trained on: id, weak_label (P of `chosen`; hard for dpo and simpo)."""
     table = load_predictions(teacher, root)
     table = table[table["split"] == split].reset_index(drop=True)
     label = table["probability"] if teacher.method == "reward" else table["correct"].astype(float)
@@ -37,10 +34,9 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     kept = kept_ids(spec, root) if spec.keep != "none" else None
     pairs = training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
     if spec.weighting != "none":  # of the weak labels; helpful pairs are gold and count as before
-        own, weight = pairs["target"].to_numpy(), np.ones(len(pairs))
-        weigh = {"reliability": reliability_weights, "even": even_weights}[spec.weighting]
-        weight[own] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
-        pairs = pairs.assign(weight=weight)
+        own, weigh = pairs["target"], {"reliability": reliability_weights, "even": even_weights}[spec.weighting]
+        pairs = pairs.assign(weight=1.0)
+        pairs.loc[own, "weight"] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
     return pairs
 
 
