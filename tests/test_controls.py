@@ -144,8 +144,7 @@ def test_the_figure_of_controls_shows_every_kind_with_its_sample_size(close_figu
 
 
 def test_the_figure_of_strengths_has_a_panel_a_conflict(close_figures):
-    alphas = pooled_rows(labels=("weak", "gold"), alpha=(0.0, 1.0))
-    shares = pooled_rows(labels=("weak", "gold"), times=(0.0, 2.0))
+    alphas, shares = (pooled_rows(labels=("weak", "gold"), **{by: (0.0, 1.0)}) for by in ("alpha", "times"))
     (alone,) = plots_extensions.plot_strength(alphas)
     assert all(words in texts(alone) for words in ("gold labels", "weak labels", "chance", "77", "alpha"))
     left, right = plots_extensions.plot_strength(alphas, shares)
