@@ -68,10 +68,10 @@ def test_a_frozen_study_trains_nothing_and_names_what_does_not_ship(tmp_path, mo
 
 
 def test_packing_keeps_what_analyses_read(small_study, tmp_path):
-    study, specs = small_study, list(small_study.direct_runs())
+    study, specs = small_study, list(small_study.all_runs())
     with pytest.raises(ValueError, match="not in"):
         frozen.pack(specs, study.root, tmp_path)
-    trained = cluster.results(study, study.direct_runs())
+    trained = cluster.results(study, study.all_runs())
     frozen.pack(specs, study.root, tmp_path)
     shipped = frozen.load_predictions(specs[0], tmp_path)
     rows = trained[(trained["run"] == specs[0].name) & trained["split"].isin(["test", "validation", "w2s"])]
