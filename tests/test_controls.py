@@ -8,7 +8,6 @@ import pytest
 from conftest import small_params, texts
 
 from w2s import files
-from w2s.course import checks
 from w2s.models import RewardModel, load_tokenizer
 from w2s.params import ParameterError
 from w2s.predict import predict
@@ -18,24 +17,31 @@ from w2s.runs.labels import labelled_pairs, relabelled, weak_labels
 from w2s.study import LABELS, Study
 
 
-def test_shuffled_labels_are_the_same_numbers_elsewhere():
+@pytest.fixture(scope="module")
+def trained(tiny_models, tmp_path_factory):
+    """A study of each method with its weak model, its ceiling and an undisturbed student trained."""
+    studies = {}
+    for method in ("reward", "dpo"):
+        study = Study.open(small_params(tiny_models, tmp_path_factory.mktemp(method), method=method))
+        weak, strong = tiny_models[0], tiny_models[2]
+        cluster.results(study, study.gold_runs([weak, strong]) | {study.control(weak, strong, "weak", "none", 0): {}})
+        studies[method] = study
+    return studies
+
+
+def test_shuffled_labels_are_the_same_numbers_elsewhere_and_random_ones_say_nothing_on_average():
     label = np.linspace(0.1, 0.9, 200)
     shuffled = relabelled(label, "shuffled", seed=1)
     assert sorted(shuffled) == sorted(label) and (shuffled != label).mean() > 0.9
     np.testing.assert_array_equal(shuffled, relabelled(label, "shuffled", seed=1))
     assert not np.array_equal(shuffled, relabelled(label, "shuffled", seed=2))
-
-
-def test_random_labels_say_nothing_on_average():
-    label = np.full(4000, 0.9)
-    turned = relabelled(label, "random", seed=0)
+    turned = relabelled(np.full(4000, 0.9), "random", seed=0)
     assert set(np.round(turned, 6)) == {0.1, 0.9} and abs(turned.mean() - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo"])
-def test_each_kind_of_labels_is_a_run_of_its_own(tiny_models, tmp_path, method):
-    study = Study.open(small_params(tiny_models, tmp_path, method=method))
-    weak, strong = tiny_models[0], tiny_models[2]
+def test_each_kind_of_labels_is_a_run_of_its_own(trained, tiny_models, method):
+    study, weak, strong = trained[method], tiny_models[0], tiny_models[2]
     specs = {labels: study.control(weak, strong, labels, "explicit", 0) for labels in LABELS}
     assert len({spec.name for spec in specs.values()}) == len(LABELS)
     assert specs["weak"] == study.student(weak, strong, "explicit", 0)
@@ -43,41 +49,23 @@ def test_each_kind_of_labels_is_a_run_of_its_own(tiny_models, tmp_path, method):
     assert study.control(weak, strong, "weak", "explicit", 0, strength=0.25).alpha == 0.25
     if method == "dpo":  # the warm start is on the responses that these labels prefer
         assert len({spec.start.name for spec in specs.values()}) == len(LABELS)
+    label = {k: labelled_pairs(study.control(weak, strong, k, "none", 0), study.root)["label"] for k in LABELS}
+    assert (label["gold"] == 1).all() and sorted(label["shuffled"]) == sorted(label["weak"])
+    np.testing.assert_array_equal(label["own"], weak_labels(study.gold(strong, 0), study.root, "w2s")["weak_label"])
 
 
-def test_gold_labels_are_all_one_and_own_labels_are_the_ceilings(small_study):
-    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
-    cluster.results(small_study, small_study.gold_runs([weak, strong]))
-    label = {k: labelled_pairs(small_study.control(weak, strong, k, "none", 0), small_study.root) for k in LABELS}
-    assert (label["gold"]["label"] == 1).all()
-    own = weak_labels(small_study.gold(strong, 0), small_study.root, "w2s")
-    np.testing.assert_array_equal(label["own"]["label"], own["weak_label"])
-    assert sorted(label["shuffled"]["label"]) == sorted(label["weak"]["label"])
-
-
-def test_without_training_the_unit_is_fresh(small_study):
-    strong = small_study.params.strong_models[-1]
-    table = cluster.results(small_study, {small_study.untrained(strong, 0): {}})
+def test_without_training_the_unit_is_fresh(trained, tiny_models):
+    study, strong = trained["reward"], tiny_models[2]
+    table = cluster.results(study, {study.untrained(strong, 0): {}})
     model, tokenizer = RewardModel.load(strong, seed=0), load_tokenizer(strong)
-    expected = predict(model, small_study.data.test, tokenizer, 128, 10_000).set_index("id")["margin"]
-    found = table[table["split"] == "test"].set_index("id")["margin"]
-    pd.testing.assert_series_equal(found, expected, check_names=False, atol=1e-5)
+    expected = predict(model, study.data.test, tokenizer, 128, 10_000).set_index("id")["margin"]
+    margin = table[table["split"] == "test"].set_index("id")["margin"]
+    pd.testing.assert_series_equal(margin, expected, check_names=False, atol=1e-5)
 
 
-def test_a_conflict_of_strength_zero_changes_nothing(small_study):
-    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
-    calm, zero = (
-        small_study.control(weak, strong, "gold", conflict, 0, strength)
-        for conflict, strength in (("none", None), ("explicit", 0.0))
-    )
-    cluster.results(small_study, {calm: {}, zero: {}})
-    a, b = (store.load_predictions(spec, small_study.root).query("split == 'test'") for spec in (calm, zero))
-    np.testing.assert_array_equal(a["margin"], b["margin"])
-
-
-def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study):
+def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study, tiny_models):
     """Labels of a teacher that is sure and right everywhere: the student is the gold-trained model, bit for bit."""
-    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
+    weak, strong = tiny_models[0], tiny_models[2]
     teacher = small_study.gold(weak, 0)
     cluster.results(small_study, {teacher: {}})
     labels = store.load_predictions(teacher, small_study.root).assign(probability=1.0, margin=100.0, correct=True)
@@ -90,45 +78,38 @@ def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study):
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo"])
-def test_no_pairs_of_the_conflict_are_no_conflict(tiny_models, tmp_path, method):
-    study = Study.open(small_params(tiny_models, tmp_path, method=method))
-    weak, strong = study.params.weak_models[0], study.params.strong_models[-1]
-    calm = study.control(weak, strong, "weak", "none", 0)
-    zero = study.control(weak, strong, "weak", "implicit", 0, helpful=study.helpful_pairs(0))
-    cluster.results(study, {study.gold(weak, 0): {}, calm: {}, zero: {}})
-    assert calm.name != zero.name and labelled_pairs(zero, study.root)["target"].all()
-    a, b = (store.load_predictions(spec, study.root).query("split == 'test'") for spec in (calm, zero))
-    np.testing.assert_array_equal(a["margin"], b["margin"])
+def test_a_conflict_of_strength_zero_or_without_pairs_changes_nothing(trained, tiny_models, method):
+    study, names = trained[method], (tiny_models[0], tiny_models[2], "weak")
+    weightless = study.control(*names, "explicit", 0, strength=0.0)
+    without = study.control(*names, "implicit", 0, helpful=cluster.helpful_pairs(study, 0))
+    specs = [study.control(*names, "none", 0), weightless, without]
+    cluster.results(study, {spec: {} for spec in specs})
+    assert len({spec.name for spec in specs}) == 3 and labelled_pairs(without, study.root)["target"].all()
+    none, *others = (store.load_predictions(spec, study.root).query("split == 'test'") for spec in specs)
+    for other in others:
+        np.testing.assert_array_equal(none["margin"], other["margin"])
 
 
-def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(small_study):
-    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
-    cluster.results(small_study, small_study.gold_runs([weak]))
-    specs = {
-        times: small_study.control(weak, strong, "weak", "implicit", 0, helpful=small_study.helpful_pairs(times))
-        for times in (0.25, 1, 2)
-    }
-    assert specs[1] == small_study.student(weak, strong, "implicit", 0)  # the name of the study's own run
-    assert {spec.teacher.name for spec in specs.values()} == {small_study.gold(weak, 0).name}
+def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(trained, tiny_models):
+    study, names = trained["reward"], (tiny_models[0], tiny_models[2])
+    shares = {times: cluster.helpful_pairs(study, times) for times in (0.25, 1, 2)}
+    specs = {t: study.control(*names, "weak", "implicit", 0, helpful=fields) for t, fields in shares.items()}
+    assert specs[1] == study.student(*names, "implicit", 0)  # the name of the study's own run
+    assert {spec.teacher.name for spec in specs.values()} == {study.gold(names[0], 0).name}
     assert len({spec.name for spec in specs.values()}) == 3
-    added = {
-        times: labelled_pairs(spec, small_study.root).query("not target").reset_index(drop=True)
-        for times, spec in specs.items()
-    }
-    assert {times: len(pairs) for times, pairs in added.items()} == {0.25: 8, 1: 32, 2: 64}
+    pairs = {times: labelled_pairs(spec, study.root) for times, spec in specs.items()}
+    added = {times: table[~table["target"]].reset_index(drop=True) for times, table in pairs.items()}
+    assert {times: len(table) for times, table in added.items()} == {0.25: 8, 1: 32, 2: 64}
     pd.testing.assert_frame_equal(added[1].head(8), added[0.25])
     pd.testing.assert_frame_equal(added[2].head(32), added[1])
     with pytest.raises(ParameterError, match="n_helpful = 3200: .* the world has 1600 prompts"):
-        small_study.helpful_pairs(100)
+        cluster.helpful_pairs(study, 100)
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo"])
-def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(tiny_models, tmp_path, method):
-    study = Study.open(small_params(tiny_models, tmp_path, method=method))
-    strong = study.params.strong_models[-1]
-    one, two = (
-        study.control(strong, strong, "gold", "implicit", 0, helpful=study.helpful_pairs(times)) for times in (1, 2)
-    )
+def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(trained, tiny_models, method):
+    study, names = trained[method], (tiny_models[2], tiny_models[2], "gold", "implicit", 0)
+    one, two = (study.control(*names, helpful=cluster.helpful_pairs(study, times)) for times in (1, 2))
     assert estimate.run_seconds(two, study.root) > estimate.run_seconds(one, study.root)
     table = cluster.results(study, {one: {}, two: {}})
     test = table[table["split"] == "test"].pivot(index="id", columns="run", values="margin")
@@ -136,10 +117,9 @@ def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(tiny_models, tm
 
 
 def test_the_exchanged_study_has_runs_and_pairs_of_its_own(small_study):
-    params = small_study.params
+    params, weak = small_study.params, small_study.params.weak_models[0]
     swapped = Study.open(params.model_copy(update={"target": params.conflicting}))
     assert swapped.params.conflicting == "harmless" and swapped.data.test.dimension.unique().tolist() == ["helpful"]
-    weak = params.weak_models[0]
     assert swapped.gold(weak, 0).name != small_study.gold(weak, 0).name
     again = Study.open(swapped.params.model_copy(update={"target": "harmless"}))
     assert again.gold(weak, 0).name == small_study.gold(weak, 0).name
@@ -164,19 +144,9 @@ def test_the_figure_of_controls_shows_every_kind_with_its_sample_size(close_figu
 
 
 def test_the_figure_of_strengths_has_a_panel_a_conflict(close_figures):
-    alphas = pooled_rows(labels=("weak", "gold"), alpha=(0.0, 1.0))
-    shares = pooled_rows(labels=("weak", "gold"), times=(0.0, 2.0))
+    alphas, shares = (pooled_rows(labels=("weak", "gold"), **{by: (0.0, 1.0)}) for by in ("alpha", "times"))
     (alone,) = plots_extensions.plot_strength(alphas)
     assert all(words in texts(alone) for words in ("gold labels", "weak labels", "chance", "77", "alpha"))
     left, right = plots_extensions.plot_strength(alphas, shares)
     assert "alpha" in texts(left) and "pairs of the implicit conflict" in texts(right)
     assert left.get_ylim() == right.get_ylim() and len(right.collections) == 4  # error bars and bands of two lines
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [(None, "not answered"), ("gold", "correct"), ("own", "not yet: the ceiling"), ("noise", "one of the five")],
-)
-def test_the_check_names_the_usual_slip(answer, words, capsys):
-    checks.check_control(answer)
-    assert words in capsys.readouterr().out

@@ -16,26 +16,36 @@ FILES = {"reward": "pocket_full", "simpo": "pocket_full_simpo", "dpo": "pocket_f
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    root = str(tmp_path_factory.mktemp("frozen"))
-    return {
-        method: Study.open(StudyParams.load(HOME / "params" / f"{file}.yaml", output_dir=root))
-        for method, file in FILES.items()
-    }
+    root, folder = str(tmp_path_factory.mktemp("frozen")), HOME / "params"
+    load = StudyParams.load
+    return {method: Study.open(load(folder / f"{file}.yaml", output_dir=root)) for method, file in FILES.items()}
 
 
 @pytest.mark.parametrize("method", FILES)
-def test_every_run_of_the_full_study_ships_with_its_spec(studies, method):
+def test_every_run_of_the_full_study_ships_whole_with_its_spec(studies, method):
     """Fails when a change to the kit gives runs another identity: then freeze the study anew."""
     wanted = {spec.name: frozen.described(spec) for spec in studies[method].all_runs()}
     assert json.loads((frozen.FOLDER / f"{method}.json").read_text()) == wanted
+    table = pd.read_parquet(frozen.FOLDER / f"{method}.parquet").set_index(["split", "id"])
+    tokens = [] if method == "reward" else frozen.TOKENS
+    numbers = table[[f"{name}/{quantity}" for name in wanted for quantity in frozen.KEPT[method]]]
+    assert table.shape[1] == numbers.shape[1] + len(tokens) and table.index.is_unique
+    scored = table.loc[["test", "validation"]]
+    assert scored.groupby("split").size().to_dict() == {"test": 1280, "validation": 400}
+    assert scored.notna().all(axis=None) and np.isfinite(scored).all(axis=None)
+    assert (numbers.isna() | (numbers % frozen.STEP == 0)).all(axis=None)
+    assert method != "reward" or (numbers != 0).all(axis=None)  # each margin keeps its sign
+    student = studies[method].student("pocket-27", "pocket-32", "explicit", 3)
+    assert len(frozen.load_predictions(student)) == 1280 + 400
+    weak = frozen.load_predictions(studies[method].gold("pocket-27", 3)).groupby("split").size()
+    assert weak.to_dict() == {"test": 1280, "validation": 400, "w2s": studies[method].params.n_w2s}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FILES)
 def test_a_run_trained_again_predicts_the_same(studies, method):
-    study = studies[method]
-    spec = study.student("pocket-27", "pocket-32", "explicit", 3)
-    trained = cluster.results(study, {spec: {}})
-    shipped = frozen.load_predictions(spec)
+    spec = studies[method].student("pocket-27", "pocket-32", "explicit", 3)
+    trained, shipped = cluster.results(studies[method], {spec: {}}), frozen.load_predictions(spec)
     again = trained.merge(shipped, on=["id", "split"], suffixes=("", "_shipped"))
     assert again.groupby("split").size().to_dict() == {"test": 1280, "validation": 400}
     for quantity in frozen.KEPT[method]:
@@ -44,25 +54,17 @@ def test_a_run_trained_again_predicts_the_same(studies, method):
 
 def test_a_frozen_study_trains_nothing_and_names_what_does_not_ship(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("trained"))
-    given = {"output_dir": str(tmp_path), "frozen": True}
-    study = Study.open(StudyParams.load(HOME / "params" / "pocket.yaml", seeds=[4], **given))
+    file, given = HOME / "params" / "pocket.yaml", {"output_dir": str(tmp_path), "frozen": True}
+    study, other = (Study.open(StudyParams.load(file, seeds=[seed], **given)) for seed in (4, 5))
     table = cluster.results(study, study.direct_runs())
     assert set(table["split"]) == {"test", "validation", "w2s", "gt"}
     assert table["seed"].unique().tolist() == [4]
     assert ((table["probability"] > 0.5) == table["correct"]).all()
-    other = Study.open(StudyParams.load(HOME / "params" / "pocket.yaml", seeds=[5], **given))
     with pytest.raises(ParameterError, match=r"frozen = True.*s5.*frozen: false"):
         cluster.results(other, other.direct_runs())
-
-
-def test_a_study_of_shipped_predictions_needs_no_training_notebook():
-    planned = [path.stem[:2] for path, _ in headless.plan({"frozen": True, "show_text": False})]
-    assert planned == ["04", "05"]
-
-
-def test_extensions_would_train():
     with pytest.raises(ParameterError, match="controls.*do not ship"):
         StudyParams.check({"frozen": True, "extensions": ["controls"]})
+    assert [path.stem[:2] for path in headless.plan({"frozen": True, "show_text": False})] == ["04", "05"]
 
 
 def test_packing_keeps_what_analyses_read(small_study, tmp_path):
@@ -71,27 +73,23 @@ def test_packing_keeps_what_analyses_read(small_study, tmp_path):
         frozen.pack(specs, study.root, tmp_path)
     trained = cluster.results(study, study.all_runs())
     frozen.pack(specs, study.root, tmp_path)
-    weak = specs[0]
-    shipped = frozen.load_predictions(weak, tmp_path)
-    rows = trained[(trained["run"] == weak.name) & trained["split"].isin(["test", "validation", "w2s"])]
+    shipped = frozen.load_predictions(specs[0], tmp_path)
+    rows = trained[(trained["run"] == specs[0].name) & trained["split"].isin(["test", "validation", "w2s"])]
     joined = rows.merge(shipped, on=["split", "id"], suffixes=("", "_shipped"))
     assert len(joined) == len(rows) == len(shipped)
     assert (joined["margin"] - joined["margin_shipped"]).abs().max() <= frozen.STEP
     pd.testing.assert_series_equal(joined["margin_shipped"] > 0, joined["correct"], check_names=False)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("also: [b.yaml]", ["study", "'pocket'", "own folder"]),
-        ("also: [c.yaml]", ["c.yaml", "also", "itself"]),
-        ("also: [none.yaml]", ["none.yaml", "no such"]),
-    ],
-)
-def test_wrong_lists_of_other_studies(tmp_path, capsys, content, words):
-    (tmp_path / "a.yaml").write_text(content)
-    (tmp_path / "b.yaml").write_text("study: pocket")
-    (tmp_path / "c.yaml").write_text("study: other\nalso: [b.yaml]")
+OTHERS = {"b.yaml": ["study", "'pocket'", "own folder"], "c.yaml": ["c.yaml", "also", "itself"]}
+OTHERS["none.yaml"] = ["none.yaml", "no such"]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_wrong_lists_of_other_studies(tmp_path, capsys, other):
+    files = {"a.yaml": f"also: [{other}]", "b.yaml": "study: pocket", "c.yaml": "study: other\nalso: [b.yaml]"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     assert cli.main(["run", str(tmp_path / "a.yaml"), "--output-dir", str(tmp_path)]) == 2
     line = capsys.readouterr().err.strip()
-    assert "\n" not in line and all(word in line for word in words), line
+    assert "\n" not in line and all(word in line for word in OTHERS[other]), line

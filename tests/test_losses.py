@@ -1,16 +1,21 @@
-"""Hand-worked cases of each equation, and identities."""
+"""Hand-worked cases of each equation, and identities; the losses of DPO and SimPO are in test_preference."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from w2s.losses import explicit_conflict_loss, next_token_loss, reward_loss
+from w2s import losses
+from w2s.losses import confidence_loss, explicit_conflict_loss, next_token_loss, reverse_loss, reward_loss
+
+Z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
+Y = torch.tensor([0.9, 0.2, 0.7, 0.5, 1.0])
+LOG_3 = torch.tensor([math.log(3)])  # the margin of P = 3/4
 
 
 def test_reward_loss_hand_worked():
-    margin = torch.tensor([0.0, math.log(3), math.log(3), -math.log(3)])
-    target = torch.tensor([1.0, 1.0, 0.0, 0.5])
+    margin, target = torch.cat([0 * LOG_3, LOG_3, LOG_3, -LOG_3]), torch.tensor([1.0, 1.0, 0.0, 0.5])
     # sigmoid(log 3) = 3/4: -log 3/4, -log 1/4, and half of each.
     expected = [math.log(2), math.log(4 / 3), math.log(4), (math.log(4) + math.log(4 / 3)) / 2]
     torch.testing.assert_close(reward_loss(margin, target), torch.tensor(expected))
@@ -29,8 +34,7 @@ def test_reward_loss_is_least_at_the_soft_label():
 
 
 def test_explicit_conflict_hand_worked():
-    margin = torch.tensor([math.log(3), -math.log(3), math.log(3), -math.log(3)])
-    gold = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    margin, gold = torch.cat([LOG_3, -LOG_3, LOG_3, -LOG_3]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     # Against gold in the second and the third pair alone; there, the flipped label is met with 3/4.
     term = 0.5 * math.log(4 / 3)
     torch.testing.assert_close(explicit_conflict_loss(margin, gold), torch.tensor([0.0, term, term, 0.0]))
@@ -49,5 +53,52 @@ def test_alpha_zero_is_no_conflict():
 
 
 def test_next_token_loss_of_a_uniform_model():
-    losses = next_token_loss(torch.zeros(3, 7), torch.tensor([0, 3, 6]))
-    torch.testing.assert_close(losses, torch.full((3,), math.log(7)))
+    each = next_token_loss(torch.zeros(3, 7), torch.tensor([0, 3, 6]))
+    torch.testing.assert_close(each, torch.full((3,), math.log(7)))
+
+
+def test_the_confidence_loss_by_hand():
+    """Without weight the reward loss, with all of it the own verdict's cross-entropy; label and weight 1/2: of 3/4."""
+    torch.testing.assert_close(confidence_loss(Z, Y, 0.0), reward_loss(Z, Y))
+    torch.testing.assert_close(confidence_loss(Z, Y, 1.0), torch.log1p(torch.exp(-Z.abs())))
+    loss = confidence_loss(LOG_3, torch.tensor([0.5]), 0.5)
+    assert loss.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+
+
+def test_the_own_verdict_has_no_gradient():
+    z = LOG_3.clone().requires_grad_()
+    confidence_loss(z, torch.tensor([0.5]), 0.5).sum().backward()
+    assert z.grad.item() == pytest.approx(0.75 - 0.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [lambda z, y: confidence_loss(z, y, 0.4), reverse_loss])
+def test_chosen_and_rejected_are_treated_alike(loss):
+    """Else the loss would know which response is the truly preferred one."""
+    torch.testing.assert_close(loss(Z, Y), loss(-Z, 1 - Y))
+
+
+def test_the_reverse_loss_by_hand():
+    """P = 3/4, y = 4/5: -(3/4 log 4/5 + 1/4 log 1/5); flat at undecided labels, and linear in P at hard ones."""
+    loss = reverse_loss(LOG_3, torch.tensor([0.8]))
+    assert loss.item() == pytest.approx(-0.75 * math.log(0.8) - 0.25 * math.log(0.2))
+    torch.testing.assert_close(reverse_loss(Z, torch.full((5,), 0.5)), torch.full((5,), math.log(2)))
+    p, most = torch.sigmoid(Z), -math.log1p(-math.exp(losses.LOG_ZERO))
+    torch.testing.assert_close(reverse_loss(Z, torch.ones(5)), p * most - (1 - p) * losses.LOG_ZERO)
+    torch.testing.assert_close(reverse_loss(Z, torch.zeros(5)), (1 - p) * most - p * losses.LOG_ZERO)
+
+
+def test_the_gradient_of_the_reverse_loss_is_the_log_odds_times_p_and_1_minus_p():
+    z, label = Z.clone().requires_grad_(), torch.tensor([0.9, 0.2, 0.7, 0.5, 0.6])
+    reverse_loss(z, label).sum().backward()
+    p = torch.sigmoid(Z)
+    torch.testing.assert_close(z.grad, -p * (1 - p) * torch.logit(label))
+
+
+def test_the_weight_of_the_own_verdict_rises_over_a_fifth_of_the_steps():
+    weights = [losses.confidence_weight(0.5, done) for done in (0, 0.1, 0.2, 0.7, 1)]
+    np.testing.assert_allclose(weights, [0, 0.25, 0.5, 0.5, 0.5])
+    clock = losses.Clock()
+    loss = losses.label_loss("confidence", 0.5, clock)
+    torch.testing.assert_close(loss(Z, Y), reward_loss(Z, Y))
+    clock.done = 0.2
+    torch.testing.assert_close(loss(Z, Y), confidence_loss(Z, Y, 0.5))

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import small_params
+from distributed import LocalCluster
 from filelock import FileLock
 
-from w2s.files import Progress
+from w2s import models
 from w2s.params import Lora
+from w2s.predict import predict
 from w2s.runs import cluster, execute, store
 from w2s.runs.labels import weak_labels
 from w2s.study import Study
@@ -30,62 +32,66 @@ def finished(tiny_models, tmp_path_factory):
     return study, cluster.results(study, study.all_runs())
 
 
+def assert_same_bytes(one: Study, two: Study, *specs) -> None:
+    for spec in specs:
+        for file in ("predictions.parquet", "metrics.json", "spec.json"):
+            first, second = (study.root / "runs" / spec.name / file for study in (one, two))
+            assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_study_has_the_runs_of_the_paper(small_study):
     weak, middle, strong = (Path(m).name for m in [*small_study.params.weak_models, *small_study.params.strong_models])
     tags = pd.DataFrame(small_study.all_runs().values())
-    students = tags[tags.role == "student"]
+    students, boot = tags[tags.role == "student"], tags[tags.role == "bootstrapped"]
     assert set(zip(students.teacher, students.model, strict=True)) == {(weak, middle), (weak, strong)}
     assert students.groupby(["teacher", "model"]).conflict.apply(set).eq({"none", "explicit", "implicit"}).all()
-    boot = tags[tags.role == "bootstrapped"]
     assert set(zip(boot.via, boot.teacher, boot.model, strict=True)) == {(weak, middle, strong)}
     assert set(tags[tags.role == "gold"].model) == {weak, middle, strong}
-
-
-def test_the_source_of_the_data_is_recorded(small_study):
-    (file,) = (small_study.root / "runs" / "data").glob("*/source.json")
-    source = json.loads(file.read_text())
-    assert source["data"] == "pocket" and source["sizes"]["gt"] == small_study.params.n_gt
 
 
 def test_everything_that_changes_a_result_changes_the_name(small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
     spec = small_study.student(weak, strong, "explicit", 0)
+    teacher = replace(spec.teacher, learning_rate=0.5)
     changes = {
         "model_fingerprint": "x", "data": "x", "split": "gt", "seed": 1, "conflict": "none", "alpha": 0.1,
         "teacher": None, "learning_rate": 0.5, "epochs": 2, "batch_pairs": 7, "max_length": 64, "device": "cuda",
-        "dtype": "bfloat16", "threads": 2, "recipe": 99,
+        "dtype": "bfloat16", "threads": 2, "recipe": 99, "weighting": "reliability", "label_loss": "reverse",
+        "confidence_weight": 0.1, "gold_checks": 3, "ensemble": (spec.teacher,), "chance_by": "paper",
     }  # fmt: skip
-    names = {replace(spec, **{key: value}).name for key, value in changes.items()}
-    assert len(names | {spec.name}) == len(changes) + 1
-    other_teacher = replace(spec, teacher=replace(spec.teacher, learning_rate=0.5))
-    assert other_teacher.name != spec.name
+    others = [replace(spec, **{key: value}) for key, value in changes.items()] + [replace(spec, teacher=teacher)]
+    assert len({run.name for run in (spec, *others)}) == len(changes) + 2
+    added = {"ensemble", "chance_by", "weighting", "label_loss", "confidence_weight", "gold_checks"}
+    assert not added & set(spec.identity)  # a field that came later leaves the names of old runs as they were
     assert replace(spec, tokens_per_batch=1, save_model=True).name == spec.name
     adapted = [replace(spec, lora=Lora(rank=2, alpha=4, dropout=share)) for share in (0.0, 0.1)]
     assert [replace(s, tokens_per_batch=1).name == s.name for s in adapted] == [True, False]
-
-
-def test_alpha_matters_to_the_explicit_conflict_alone(tiny_models, tmp_path):
-    a, b = (Study.open(small_params(tiny_models, tmp_path, alpha=alpha)) for alpha in (0.5, 1.0))
-    for conflict, same in (("none", True), ("implicit", True), ("explicit", False)):
-        specs = [s.student(tiny_models[0], tiny_models[1], conflict, 0) for s in (a, b)]
-        assert (specs[0].name == specs[1].name) == same
+    louder = replace(small_study, params=small_study.params.model_copy(update={"alpha": 1.0}))
+    for conflict, same in (("none", True), ("implicit", True), ("explicit", False)):  # to which alone alpha matters
+        assert (small_study.student(weak, strong, conflict, 0) == louder.student(weak, strong, conflict, 0)) == same
 
 
 def test_a_second_time_trains_nothing(finished, capsys, monkeypatch):
     study, first = finished
-    monkeypatch.setattr(execute, "_train_and_score", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("trained again"))
     second = cluster.results(study, study.all_runs())
     assert "in the cache" in capsys.readouterr().out
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_predictions_have_the_promised_columns(finished):
+def test_predictions_and_the_source_of_the_data_are_as_promised(finished):
     study, table = finished
     assert list(table.columns[:5]) == ["id", "split", "margin", "probability", "correct"]
     assert {"run", "role", "model", "teacher", "via", "conflict", "seed"} <= set(table.columns)
     test = table[table.split == "test"]
     assert (test.groupby(["run", "role"]).size() == study.params.n_test).all()
     np.testing.assert_allclose(table.probability, 1 / (1 + np.exp(-table.margin.astype(float))))
+    (file,) = (study.root / "runs" / "data").glob("*/source.json")
+    source = json.loads(file.read_text())
+    assert source["data"] == "pocket" and source["sizes"]["gt"] == study.params.n_gt
+    gold = study.root / "runs" / study.gold(study.params.weak_models[0], 0).name
+    last = json.loads((gold / "log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == last["steps"] == 2 and {"loss", "seconds"} <= set(last)
 
 
 def test_students_are_taught_by_their_teachers_labels(finished):
@@ -94,101 +100,84 @@ def test_students_are_taught_by_their_teachers_labels(finished):
     labels = weak_labels(study.gold(weak, 0), study.root, "w2s").set_index("id").weak_label
     rows = table[(table.role == "gold") & (table.model == Path(weak).name) & (table.split == "w2s")]
     pd.testing.assert_series_equal(rows.set_index("id").probability, labels, check_names=False)
-    assert study.bootstrapped(weak, strong, study.params.strong_models[1], "none", 0).teacher == study.student(
-        weak, strong, "none", 0
-    )
+    chained = study.bootstrapped(weak, strong, study.params.strong_models[1], "none", 0)
+    assert chained.teacher == study.student(weak, strong, "none", 0)
 
 
-def test_the_same_study_elsewhere_gives_the_same_bytes(finished, tiny_models, tmp_path):
-    study, _ = finished
-    again = Study.open(small_params(tiny_models, tmp_path))
-    specs = [again.gold(tiny_models[0], 0), again.student(*tiny_models[:2], "implicit", 0)]
-    cluster.run_all(specs, again.root)
-    for spec in specs:
-        for file in ("predictions.parquet", "metrics.json", "spec.json"):
-            assert (again.root / "runs" / spec.name / file).read_bytes() == (
-                study.root / "runs" / spec.name / file
-            ).read_bytes()
+def test_the_same_study_elsewhere_gives_the_same_bytes_also_of_a_run_that_was_broken_off(finished, small_study):
+    weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[0]
+    specs = [small_study.gold(weak, 0), small_study.student(weak, strong, "implicit", 0)]
+    folder = small_study.root / "runs" / specs[0].name
+    folder.mkdir(parents=True)
+    (folder / "predictions.parquet").write_bytes(b"half a file")
+    assert not store.is_done(specs[0], small_study.root)
+    cluster.results(small_study, {spec: {} for spec in specs})
+    assert_same_bytes(finished[0], small_study, *specs)
 
 
-def test_workers_give_the_same_bytes_as_one_process(finished, tiny_models, tmp_path, capsys):
-    study, _ = finished
+def test_a_dask_scheduler_takes_the_runs_and_raises_what_they_raise(finished, tiny_models, tmp_path):
+    here = {"processes": False, "protocol": "tcp://", "dashboard_address": ":0"}
+    with LocalCluster(n_workers=1, threads_per_worker=1, **here) as workers:
+        again = Study.open(small_params(tiny_models, tmp_path, scheduler=workers.scheduler_address))
+        spec = again.gold(tiny_models[0], 0)
+        cluster.results(again, {spec: {}})
+        assert_same_bytes(finished[0], again, spec)
+        broken = replace(spec, learning_rate=1e30)
+        with pytest.raises(FloatingPointError, match="lower learning_rate"):
+            cluster.results(again, {broken: {}})
+        assert not store.is_done(broken, again.root)
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_bytes_as_one_process_and_raise_what_they_raise(finished, tiny_models, tmp_path, capsys):
     again = Study.open(small_params(tiny_models, tmp_path, workers=2))
     specs = [again.gold(tiny_models[1], 0), again.student(*tiny_models[:2], "none", 0)]
     cluster.results(again, {spec: {} for spec in specs})
     assert "3 runs to train, 2 wanted: about" in capsys.readouterr().out
-    for spec in specs:
-        path = Path("runs") / spec.name / "predictions.parquet"
-        assert (again.root / path).read_bytes() == (study.root / path).read_bytes()
+    assert_same_bytes(finished[0], again, *specs)
+    broken = [replace(again.gold(m, 0), learning_rate=1e30) for m in tiny_models[:2]]
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        cluster.results(again, {spec: {} for spec in broken})
+    assert not any(store.is_done(spec, again.root) for spec in broken)
 
 
-def test_a_dask_scheduler_takes_the_runs(finished, tiny_models, tmp_path):
-    from distributed import LocalCluster
-
-    study, _ = finished
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
-        again = Study.open(small_params(tiny_models, tmp_path, scheduler=cluster.scheduler_address))
-        spec = again.gold(tiny_models[0], 0)
-        cluster.results(again, {spec: {}})
-    path = Path("runs") / spec.name / "predictions.parquet"
-    assert (again.root / path).read_bytes() == (study.root / path).read_bytes()
-
-
-def test_a_run_that_fails_on_a_worker_raises_here(tiny_models, tmp_path):
-    study = Study.open(small_params(tiny_models, tmp_path, workers=2))
-    broken = [replace(study.gold(m, 0), data="no such data") for m in tiny_models[:2]]
-    with pytest.raises(FileNotFoundError):
-        cluster._on_cluster(broken, study.root, 2, None, Progress([spec.name for spec in broken]))
-    assert not any(store.is_done(spec, study.root) for spec in broken)
-
-
-def test_a_broken_off_run_is_trained_anew(finished, tiny_models, tmp_path):
-    study, _ = finished
-    again = Study.open(small_params(tiny_models, tmp_path))
-    spec = again.gold(tiny_models[0], 0)
-    folder = again.root / "runs" / spec.name
-    folder.mkdir(parents=True)
-    (folder / "predictions.parquet").write_bytes(b"half a file")
-    assert not store.is_done(spec, again.root)
-    execute.execute(spec, again.root)
-    path = Path("runs") / spec.name / "predictions.parquet"
-    assert (again.root / path).read_bytes() == (study.root / path).read_bytes()
-
-
-def test_a_second_process_waits_for_the_first(small_study, capfd):
-    spec = small_study.gold(small_study.params.weak_models[0], 0)
-    folder = small_study.root / "runs" / spec.name
-    folder.parent.mkdir(exist_ok=True)
+def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(small_study, capfd):
+    root, spec = small_study.root, small_study.gold(small_study.params.weak_models[0], 0)
+    store.store_data(root, small_study.data)
+    folder = root / "runs" / spec.name
     with FileLock(f"{folder}.lock"):
-        thread = threading.Thread(target=execute.execute, args=(spec, small_study.root))
+        thread = threading.Thread(target=execute.execute, args=(spec, root))
         thread.start()
         time.sleep(0.5)
         assert not folder.exists()
     thread.join(60)
-    assert store.is_done(spec, small_study.root)
-    assert "waiting for" in capfd.readouterr().out
+    assert store.is_done(spec, root) and "waiting for" in capfd.readouterr().out
+    keeping = replace(spec, save_model=True)
+    assert not store.is_done(keeping, root)  # in the cache, but without the model that is asked for now
+    execute.execute(keeping, root)
+    saved = models.RewardModel.load(str(folder / "model"))
+    scores = predict(saved, small_study.data.test, models.load_tokenizer(str(folder / "model")), 512, 8192)
+    kept = store.load_predictions(spec, root)
+    np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
 
 
 SCRIPT = """
 import sys
-from pathlib import Path
 from w2s.params import StudyParams
+from w2s.runs import cluster
 from w2s.study import Study
-params = StudyParams.load(sys.argv[1])
-study = Study.open(params)
-specs = study.gold_runs([*params.weak_models, *params.strong_models]) | study.student_runs()
-cluster.results(study, specs)
+study = Study.open(StudyParams.load(sys.argv[1]))
+cluster.results(study, study.direct_runs())
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path):
     """kill -9 while a run is under way: the finished ones stay, the rest is redone, with the same tables."""
-    _, table = finished
-    params = small_params(tiny_models, tmp_path / "out")
-    file = tmp_path / "params.yaml"
+    params, file = small_params(tiny_models, tmp_path / "out"), tmp_path / "params.yaml"
     file.write_text(json.dumps(params.model_dump()))
-    command = [sys.executable, "-c", SCRIPT, str(file)]
-    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], start_new_session=True, **quiet)
     done = lambda: sorted((tmp_path / "out" / "runs").glob("*/DONE"))  # noqa: E731
     deadline = time.monotonic() + 120
     while not done():
@@ -198,42 +187,16 @@ def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path)
     child.wait()
     kept = {path: path.stat().st_mtime_ns for path in done()}
     again = Study.open(params)
-    specs = again.gold_runs([*params.weak_models, *params.strong_models]) | again.student_runs()
-    assert 0 < len(kept) < len(specs)
-    result = cluster.results(again, specs)
+    assert 0 < len(kept) < len(again.direct_runs())
+    result, table = cluster.results(again, again.direct_runs()), finished[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     pd.testing.assert_frame_equal(result, table[table.role != "bootstrapped"].reset_index(drop=True))
 
 
-def test_the_log_has_a_line_every_few_steps(finished):
-    study, _ = finished
-    lines = (study.root / "runs" / study.gold(study.params.weak_models[0], 0).name / "log.jsonl").read_text()
-    last = json.loads(lines.splitlines()[-1])
-    assert last["step"] == last["steps"] == 2 and {"loss", "seconds"} <= set(last)
-
-
-def test_saved_models_score_the_same(tiny_models, tmp_path):
-    from w2s import models
-    from w2s.predict import predict
-
-    study = Study.open(small_params(tiny_models, tmp_path, save_models=True))
-    spec = study.gold(tiny_models[0], 0)
-    execute.execute(replace(spec, save_model=False), study.root)
-    assert not store.is_done(spec, study.root)  # in the cache, but without the model that is asked for now
-    execute.execute(spec, study.root)
-    folder = str(study.root / "runs" / spec.name / "model")
-    scores = predict(models.RewardModel.load(folder), study.data.test, models.load_tokenizer(folder), 512, 8192)
-    kept = store.load_predictions(spec, study.root)
-    np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
-
-
-def test_no_pair_of_weak_and_strong(tiny_models, tmp_path):
+def test_a_study_without_pairs_of_models_or_helpful_pairs(tiny_models, tmp_path):
     study = Study.open(small_params(tiny_models, tmp_path, weak_models=tiny_models[2:], strong_models=tiny_models[:1]))
     with pytest.raises(ValueError, match="none is larger"):
         study.student_runs()
-
-
-def test_the_implicit_conflict_needs_helpful_pairs(tiny_models, tmp_path):
     study = Study.open(small_params(tiny_models, tmp_path, n_helpful=0))
     with pytest.raises(ValueError, match="n_helpful = 0.*leave implicit out"):
         study.student_runs()

@@ -19,6 +19,8 @@ from w2s.world import World
 POCKET = StudyParams.load(HOME / "params" / "pocket.yaml")
 TEST = World().pairs("test", POCKET.n_test)
 MINIMAL = zoo.Pretraining(epochs=1, batch_texts=256)
+ROWS = [line.split("|")[1:5] for line in (HOME / "README.md").read_text().splitlines() if "| pocket-" in line]
+README = {name.strip(): (int(size.replace(",", "")), float(lm), float(rm.split()[0])) for name, size, lm, rm in ROWS}
 
 
 @pytest.fixture(scope="module")
@@ -26,108 +28,76 @@ def tokenizer():
     return zoo.build_tokenizer()
 
 
-def test_every_name_is_two_tokens_however_common(tokenizer):
+def test_the_tokenizer_encodes_any_text_and_every_name_as_two_tokens_however_common(tokenizer):
+    for text in ("\n\nHuman: Grüße, 你好!\n\nAssistant: <b>0 & 1</b>\t", "ouch!!!", ""):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     names = World().substances["name"].tolist()
     assert {len(ids) for ids in tokenizer([" " + name for name in names])["input_ids"]} == {2}
-
-
-@pytest.mark.parametrize("text", ["\n\nHuman: Grüße, 你好!\n\nAssistant: <b>0 & 1</b>\t", "ouch!!!", ""])
-def test_the_tokenizer_encodes_any_text(tokenizer, text):
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_both_kinds_of_answers_are_equally_long(tokenizer):
-    lengths = [
-        sorted(len(tokenizer(" " + a.format(s="vorkal"))["input_ids"]) for a in answers)
-        for answers in (world.GO_ALONG, world.WARN)
-    ]
-    assert lengths[0] == lengths[1]
+    kinds = [[" " + a.format(s="vorkal") for a in answers] for answers in (world.GO_ALONG, world.WARN)]
+    going_along, warning = (sorted(map(len, tokenizer(answers)["input_ids"])) for answers in kinds)
+    assert going_along == warning  # both kinds of answers are equally long
 
 
 def test_the_shipped_folders_are_what_the_code_builds(tokenizer):
-    assert zoo.ladder() == list(zoo.SIZES) and len(zoo.ladder()) >= 5
+    assert zoo.ladder() == list(zoo.SIZES) == list(README) and len(zoo.ladder()) >= 5
     assert sum(file.stat().st_size for file in LADDER.rglob("*")) < 25e6
     assert not list(LADDER.rglob("*.bin"))
     for name, size in zoo.SIZES.items():
         made = json.loads((LADDER / name / "pocket.json").read_text())
-        assert made == {"world": asdict(World()), "size": asdict(size), "pretraining": asdict(zoo.Pretraining())}
+        assert made == {"world": asdict(World()), "size": size, "pretraining": asdict(zoo.Pretraining())}
         assert models.load_tokenizer(name).get_vocab() == tokenizer.get_vocab()
         assert models.load_config(name).n_positions >= 512
 
 
-@pytest.fixture(scope="module")
-def knowledge():
-    return {name: zoo.judge(name, TEST)["correct"].mean() for name in zoo.ladder()}
-
-
-def test_knowledge_rises_with_every_size(knowledge):
-    shares = list(knowledge.values())
+def test_knowledge_rises_with_every_size_as_the_readme_says():
+    judged = {name: zoo.judge(name, TEST)["correct"] for name in zoo.ladder()}
+    shares = [right.mean() for right in judged.values()]
     assert shares == sorted(shares) and len(set(shares)) == len(shares)
     assert 0.55 <= shares[0] <= 0.67 and 0.90 <= shares[-1] <= 0.99
-
-
-def test_common_substances_are_known_best():
+    for name, share in zip(judged, shares, strict=True):
+        assert README[name][0] == models.n_parameters(name)
+        # Other processors round differently, which may turn a few of the 1,280 pairs.
+        assert README[name][1] == pytest.approx(share, abs=0.006)
     mentions = World().substances.set_index("name").mentions[TEST.substance].to_numpy()
-    right = zoo.judge("pocket-40", TEST)["correct"].to_numpy()
+    right = judged["pocket-40"].to_numpy()  # common substances are known best
     assert right[mentions >= 8].mean() > right[mentions <= 4].mean() + 0.05
 
 
-@pytest.fixture(scope="module")
-def gold_rewards():
-    """A gold-trained reward model of each size, by the recipe of params/pocket.yaml."""
-    pairs, out = World().pairs("gt", POCKET.n_gt).assign(label=1.0), {}
+@pytest.mark.parametrize("names", [["pocket-27", "pocket-64"], pytest.param(zoo.ladder(), marks=pytest.mark.slow)])
+def test_gold_trained_reward_models_rise_with_every_size_and_are_not_overconfident(names):
+    """By the recipe of params/pocket.yaml, as the README says."""
+    pairs, accuracy = World().pairs("gt", POCKET.n_gt).assign(label=1.0), []
     objective = reward_objective(pairs, "none", 0.0, torch.device("cpu"))
     total = n_steps(len(pairs), POCKET.batch_pairs, POCKET.epochs)
-    for name in zoo.ladder():
+    for name in names:
         model, tokenizer = RewardModel.load(name, seed=0), models.load_tokenizer(name)
         texts = PairTexts(pairs, tokenizer, POCKET.max_length)
         steps = texts.steps(POCKET.batch_pairs, POCKET.epochs, POCKET.tokens_per_batch, seed=0)
         fit(model, steps, objective, Schedule(POCKET.learning_rate), total)
-        out[name] = predict(model, TEST, tokenizer, POCKET.max_length, 8192)
-    return out
-
-
-def test_gold_trained_reward_models_rise_with_every_size(gold_rewards):
-    accuracy = [table["correct"].mean() for table in gold_rewards.values()]
-    assert accuracy == sorted(accuracy) and len(set(accuracy)) == len(accuracy)
-    assert 0.55 <= accuracy[0] <= 0.67 and accuracy[-1] >= 0.88
-
-
-def test_no_gold_trained_reward_model_is_overconfident(gold_rewards):
-    for name, table in gold_rewards.items():
+        table = predict(model, TEST, tokenizer, POCKET.max_length, 8192)
+        accuracy.append(table["correct"].mean())
+        assert README[name][2] == pytest.approx(accuracy[-1], abs=0.02)
         confidence = deception.confidence(table["probability"])
         known = confidence >= POCKET.threshold
-        if known.any():
-            assert table["correct"][known].mean() >= confidence[known].mean() - 0.03, name
+        assert not known.any() or table["correct"][known].mean() >= confidence[known].mean() - 0.03, name
     assert known.mean() >= 0.25, "the strongest is confident on too few pairs"
-
-
-def test_the_readme_gives_the_measured_ladder(knowledge, gold_rewards):
-    rows = [line.split("|")[1:5] for line in (HOME / "README.md").read_text().splitlines() if "| pocket-" in line]
-    shown = {name.strip(): (int(size.replace(",", "")), float(lm), float(rm.split()[0])) for name, size, lm, rm in rows}
-    assert list(shown) == zoo.ladder()
-    for name, (size, language_model, reward_model) in shown.items():
-        assert size == models.n_parameters(name)
-        # Other processors round differently, which may turn a few of the 1,280 pairs.
-        assert language_model == pytest.approx(knowledge[name], abs=0.006)
-        assert reward_model == pytest.approx(gold_rewards[name]["correct"].mean(), abs=0.02)
+    assert accuracy == sorted(accuracy) and len(set(accuracy)) == len(accuracy)
+    assert 0.55 <= accuracy[0] <= 0.67 and accuracy[-1] >= 0.88
 
 
 def test_building_is_deterministic_and_reads_the_corpus_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120))
     for folder in ("a", "b"):
         zoo.build(["pocket-27"], tmp_path / folder, MINIMAL, device="cpu")
-    weights = [(tmp_path / f / "pocket-27" / "model.safetensors").read_bytes() for f in ("a", "b")]
-    assert weights[0] == weights[1]
     judged = zoo.judge(str(tmp_path / "a" / "pocket-27"), World(n_substances=120).pairs("test", 20))
     assert np.isfinite(judged.margin).all()
-
     monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120, truthful=0.5))
     zoo.build(["pocket-27"], tmp_path / "c", MINIMAL, device="cpu")
-    assert (tmp_path / "c" / "pocket-27" / "model.safetensors").read_bytes() != weights[0]
+    a, b, c = ((tmp_path / folder / "pocket-27" / "model.safetensors").read_bytes() for folder in "abc")
+    assert a == b != c
 
 
-def test_a_broken_off_build_leaves_the_old_size(tmp_path, monkeypatch):
+def test_a_broken_off_build_leaves_the_old_size_and_an_unknown_one_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120))
     (tmp_path / "pocket-27").mkdir()
     (tmp_path / "pocket-27" / "config.json").write_text("old")
@@ -135,8 +105,5 @@ def test_a_broken_off_build_leaves_the_old_size(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         zoo.build(["pocket-27"], tmp_path, MINIMAL, device="cpu")
     assert (tmp_path / "pocket-27" / "config.json").read_text() == "old"
-
-
-def test_an_unknown_size():
     with pytest.raises(ParameterError, match="'pocket-640'.*pocket-64"):
         zoo.build(["pocket-640"])

@@ -1,4 +1,4 @@
-"""The losses of the paper, one pure function per equation, per pair and unreduced."""
+"""The losses, one pure function per equation, per pair and unreduced: the paper's first, then the remedies'."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOG_ZERO = -4.0  # what log 0 counts in the reverse cross-entropy: the A of Wang et al. (2019)
-
 
 def reward_loss(margin: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of P = sigmoid(margin) against the label.
@@ -20,8 +18,7 @@ def reward_loss(margin: Tensor, target: Tensor) -> Tensor:
         margin: (n,) r(chosen) - r(rejected), in logits.
         target: (n,) probability in [0, 1] that chosen is preferred; soft for weak labels.
 
-    Returns:
-        (n,) nats. In the with-logits form, whose gradient does not vanish at large margins.
+    Returns (n,) nats. In the with-logits form, whose gradient does not vanish at large margins.
 
     Source: Yang et al. (2024), reward modelling; Burns et al. (2023) for soft weak labels.
     """
@@ -39,56 +36,13 @@ def explicit_conflict_loss(margin: Tensor, gold: Tensor, alpha: float = 0.5) -> 
         gold: (n,) 1.0 where chosen is truly preferred, 0.0 where rejected is.
         alpha: weight of the term.
 
-    Returns:
-        (n,) nats.
+    Returns (n,) nats.
 
     Source: Yang et al. (2024), explicit conflict.
     """
     gold = gold.to(margin.dtype)
     contradicts = (margin > 0) != (gold > 0.5)
     return alpha * contradicts * reward_loss(margin, 1 - gold)
-
-
-def confidence_loss(margin: Tensor, target: Tensor, weight: float) -> Tensor:
-    """The auxiliary confidence loss: (1 - weight) * CE(margin, label) + weight * CE(margin, the model's own verdict).
-
-    The verdict is 1 where the margin is above 0, 0 below, 1/2 at 0, and has no gradient. Burns et al. choose its
-    threshold so that it is as often 1 as the labels are. Here `chosen` is the truly preferred response of
-    EVERY pair, so that such a threshold would tell the model what is gold: only 0 treats both responses alike.
-
-    Args:
-        margin: (n,) in logits.
-        target: (n,) probability in [0, 1] that chosen is preferred.
-        weight: share of the model's own verdict, in [0, 1].
-
-    Returns:
-        (n,) nats; weight 0 gives `reward_loss`.
-
-    Source: Burns et al. (2023), auxiliary confidence loss.
-    """
-    verdict = torch.heaviside(margin.detach(), margin.new_tensor(0.5))
-    return (1 - weight) * reward_loss(margin, target) + weight * reward_loss(margin, verdict)
-
-
-def reverse_loss(margin: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with its roles turned round: -(P log y + (1 - P) log(1 - y)), P = sigmoid(margin).
-
-    The label y is held between exp(LOG_ZERO) and 1 - exp(LOG_ZERO), so that its logarithms are finite. The loss is
-    linear in P: it pulls towards the response that the label prefers, by the label's log-odds times P (1 - P).
-
-    Args:
-        margin: (n,) in logits.
-        target: (n,) probability in [0, 1] that chosen is preferred.
-
-    Returns:
-        (n,) nats; log 2 for every margin where the label is 1/2.
-
-    Source: Yao et al. (2025), reverse cross-entropy; Wang et al. (2019) for the bound.
-    """
-    least = math.exp(LOG_ZERO)
-    label = target.to(margin.dtype).clamp(least, 1 - least)
-    p = torch.sigmoid(margin)
-    return -(p * label.log() + (1 - p) * (1 - label).log())
 
 
 def dpo_loss(margin: Tensor, reference_margin: Tensor, beta: float = 0.1) -> Tensor:
@@ -99,8 +53,7 @@ def dpo_loss(margin: Tensor, reference_margin: Tensor, beta: float = 0.1) -> Ten
         reference_margin: (n,) the same of the reference model.
         beta: how strongly the policy is held to the reference.
 
-    Returns:
-        (n,) nats; log 2 where policy and reference agree.
+    Returns (n,) nats; log 2 where policy and reference agree.
 
     Source: Rafailov et al. (2023), equation 7.
     """
@@ -115,8 +68,7 @@ def simpo_loss(margin: Tensor, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
         beta: scale of the implicit reward.
         gamma: target margin of that reward. (Other code names the ratio gamma / beta instead.)
 
-    Returns:
-        (n,) nats.
+    Returns (n,) nats.
 
     Source: Meng et al. (2024), equation 6.
     """
@@ -129,12 +81,10 @@ def response_logps(logits: Tensor, input_ids: Tensor, response_mask: Tensor, ave
     Args:
         logits: (n, length, vocabulary); position t predicts token t + 1.
         input_ids: (n, length).
-        response_mask: (n, length) 1 at the tokens of the response. A first token of the text has
-            no prediction and never counts.
+        response_mask: (n, length) 1 at the response's tokens. A text's first token is not predicted and never counts.
         average: divide by the number of tokens counted (SimPO) instead of summing them (DPO).
 
-    Returns:
-        (n,) nats: summed, or mean per token.
+    Returns (n,) nats: summed, or mean per token.
 
     Source: Rafailov et al. (2023); Meng et al. (2024) for the mean.
     """
@@ -149,10 +99,52 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-LABEL_LOSSES = ("cross_entropy", "confidence", "reverse")
+def confidence_loss(margin: Tensor, target: Tensor, weight: float) -> Tensor:
+    """The auxiliary confidence loss: (1 - weight) * CE(margin, label) + weight * CE(margin, the model's own verdict).
+
+    The verdict is 1 where the margin is above 0, 0 below, 1/2 at 0, and has no gradient. Burns et al. choose its
+    threshold so that it is as often 1 as the labels are. Here `chosen` is the truly preferred response of
+    EVERY pair, so that such a threshold would tell the model what is gold: only 0 treats both responses alike.
+
+    Args:
+        margin, target: as in `reward_loss`.
+        weight: share of the model's own verdict, in [0, 1].
+
+    Returns (n,) nats; weight 0 gives `reward_loss`.
+
+    Source: Burns et al. (2023), auxiliary confidence loss.
+    """
+    verdict = torch.heaviside(margin.detach(), margin.new_tensor(0.5))
+    return (1 - weight) * reward_loss(margin, target) + weight * reward_loss(margin, verdict)
 
 
 RISE = 0.2  # share of the steps over which the weight of the confidence loss rises (Burns et al., 2023)
+
+
+def confidence_weight(highest: float, done: float) -> float:
+    """The weight of the model's own verdict: from 0 linearly to `highest` at RISE of the steps, then constant."""
+    return highest * min(1.0, done / RISE)
+
+
+LOG_ZERO = -4.0  # what log 0 counts in the reverse cross-entropy: the A of Wang et al. (2019)
+
+
+def reverse_loss(margin: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with its roles turned round: -(P log y + (1 - P) log(1 - y)), P = sigmoid(margin).
+
+    The label y is held between exp(LOG_ZERO) and 1 - exp(LOG_ZERO), so that its logarithms are finite. The loss is
+    linear in P: it pulls towards the response that the label prefers, by the label's log-odds times P (1 - P).
+    Arguments as in `reward_loss`; returns (n,) nats, log 2 for every margin where the label is 1/2.
+
+    Source: Yao et al. (2025), reverse cross-entropy; Wang et al. (2019) for the bound.
+    """
+    least = math.exp(LOG_ZERO)
+    label = target.to(margin.dtype).clamp(least, 1 - least)
+    p = torch.sigmoid(margin)
+    return -(p * label.log() + (1 - p) * (1 - label).log())
+
+
+LABEL_LOSSES = {"cross_entropy": reward_loss, "confidence": confidence_loss, "reverse": reverse_loss}
 
 
 @dataclass
@@ -162,13 +154,8 @@ class Clock:
     done: float = 0.0
 
 
-def confidence_weight(highest: float, done: float) -> float:
-    """The weight of the model's own verdict: from 0 linearly to `highest` at RISE of the steps, then constant."""
-    return highest * min(1.0, done / RISE)
-
-
 def label_loss(kind: str, highest: float | None, clock: Clock) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of margins and labels, (n,) each, by one of LABEL_LOSSES; `highest` is the confidence loss's weight."""
     if kind == "confidence":
         return lambda margin, label: confidence_loss(margin, label, confidence_weight(highest, clock.done))
-    return {"cross_entropy": reward_loss, "reverse": reverse_loss}[kind]
+    return LABEL_LOSSES[kind]

@@ -17,38 +17,22 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import BatchEncoding, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from w2s import models, world
 from w2s.batches import encode, pad
 from w2s.files import duration
 from w2s.losses import next_token_loss
-from w2s.params import PACKAGE, ParameterError, nearest
+from w2s.params import ParameterError, nearest
 from w2s.predict import predictions
 from w2s.sources.hub import LADDER
-from w2s.train import Report, Schedule, fit
+from w2s.train import Schedule, fit
 from w2s.world import OUCH, THANKS, World
 
 END = "<|endoftext|>"
 CONTEXT = 512
-
-
-@dataclass(frozen=True)
-class Size:
-    """A rung of the ladder: width of the residual stream, attention heads (8 or 9 wide), blocks."""
-
-    width: int
-    heads: int
-    blocks: int = 2
-
-
-SIZES = {
-    "pocket-27": Size(27, heads=3),
-    "pocket-32": Size(32, heads=4),
-    "pocket-40": Size(40, heads=5),
-    "pocket-48": Size(48, heads=6),
-    "pocket-64": Size(64, heads=8),
-}
+RUNGS = ((27, 3), (32, 4), (40, 5), (48, 6), (64, 8))  # width of the residual stream, attention heads (8 or 9 wide)
+SIZES = {f"pocket-{width}": {"width": width, "heads": heads, "blocks": 2} for width, heads in RUNGS}
 
 
 @dataclass(frozen=True)
@@ -67,74 +51,54 @@ class Pretraining:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE that encodes any text, and every substance's name as its two syllables.
 
-    Syllables are learned one by one, so that no merge ever joins two of them: a common name
-    then looks no different from a rare one.
+    Syllables are learned one by one, so that no merge joins two of them, and common names look no other than rare ones.
     """
-    words = [world.render(q.format(s="")) for q in world.QUESTIONS]
-    words += [" " + a.format(s="") for a in world.GO_ALONG + world.WARN]
-    words += list(world.REACTIONS.values())
+    questions = [world.render(question.format(s="")) for question in world.QUESTIONS]
+    answers = [" " + answer.format(s="") for answer in world.GO_ALONG + world.WARN]
     syllables = [space + s for s in world.SYLLABLES for space in (" ", "")]
-    bpe = Tokenizer(BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,  # never reached: the merges run out
-        special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(syllables * 100 + words, trainer)
+    bpe, level = Tokenizer(BPE()), pre_tokenizers.ByteLevel
+    bpe.pre_tokenizer, bpe.decoder = level(add_prefix_space=False), decoders.ByteLevel()
+    initial = {"special_tokens": [END], "initial_alphabet": sorted(level.alphabet())}
+    trainer = trainers.BpeTrainer(vocab_size=4096, show_progress=False, **initial)  # never as many: merges run out
+    bpe.train_from_iterator([*(syllables * 100), *questions, *answers, *world.REACTIONS.values()], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END, pad_token=END)
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """Right-padded texts: input_ids and attention_mask, each (n, length)."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-    def to(self, device: torch.device) -> TextBatch:
-        return TextBatch(self.input_ids.to(device), self.attention_mask.to(device))
-
-
-def next_token_losses(model, batch: TextBatch) -> torch.Tensor:
-    """The loss of every real token but the first of each text: (tokens,) nats."""
-    hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    real = batch.attention_mask[:, 1:].bool()
+def next_token_losses(model, batch: BatchEncoding) -> torch.Tensor:
+    """The loss of every real token but the first of each right-padded text: (tokens,) nats."""
+    hidden = model.base_model(**batch).last_hidden_state
+    real = batch["attention_mask"][:, 1:].bool()
     logits = model.get_output_embeddings()(hidden[:, :-1][real])
-    return next_token_loss(logits, batch.input_ids[:, 1:][real])
+    return next_token_loss(logits, batch["input_ids"][:, 1:][real])
 
 
-def corpus_steps(rows: list[list[int]], recipe: Pretraining) -> Iterator[tuple[int, list[TextBatch]]]:
+def corpus_steps(rows: list[list[int]], recipe: Pretraining) -> Iterator[tuple[int, list[BatchEncoding]]]:
     """Shuffled batches of texts, each with its number of predicted tokens."""
     for epoch in range(recipe.epochs):
         order = np.random.default_rng([recipe.seed, epoch]).permutation(len(rows))
         for start in range(0, len(rows), recipe.batch_texts):
-            batch = TextBatch(*pad([rows[i] for i in order[start : start + recipe.batch_texts]]))
-            yield int(batch.attention_mask[:, 1:].sum()), [batch]
+            ids, mask = pad([rows[i] for i in order[start : start + recipe.batch_texts]])
+            yield int(mask[:, 1:].sum()), [BatchEncoding({"input_ids": ids, "attention_mask": mask})]
 
 
 def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device: torch.device) -> GPT2LMHeadModel:
     """A GPT-2 of the named size, trained from scratch to predict the next token of `texts`."""
     size, rows = SIZES[name], [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
     torch.manual_seed(recipe.seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=CONTEXT,
-        n_embd=size.width,
-        n_layer=size.blocks,
-        n_head=size.heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    shape = {"n_embd": size["width"], "n_layer": size["blocks"], "n_head": size["heads"], "n_positions": CONTEXT}
+    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(**shape, **words, **dropout, eos_token_id=tokenizer.eos_token_id)
     model = GPT2LMHeadModel(config).to(device)
-    total = recipe.epochs * -(-len(rows) // recipe.batch_texts)
+    total, started = recipe.epochs * -(-len(rows) // recipe.batch_texts), time.monotonic()
+
+    def report(step: int, loss: float) -> None:
+        if step % 500 == 0 or step == total:
+            left = (time.monotonic() - started) * (total - step) / step
+            print(f"{name}: step {step}/{total}, loss {loss:.4f} nats a token, {duration(left)} left", flush=True)
+
     schedule = Schedule(recipe.learning_rate, recipe.warmup, (0.9, recipe.beta2), recipe.clip)
-    fit(model, corpus_steps(rows, recipe), next_token_losses, schedule, total, report=_print_steps(name, total))
+    fit(model, corpus_steps(rows, recipe), next_token_losses, schedule, total, report=report)
     return model
 
 
@@ -158,21 +122,10 @@ def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretrai
         shutil.rmtree(temporary, ignore_errors=True)
         model.cpu().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        made = {"world": asdict(World()), "size": asdict(SIZES[name]), "pretraining": asdict(recipe)}
+        made = {"world": asdict(World()), "size": SIZES[name], "pretraining": asdict(recipe)}
         (temporary / "pocket.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder / name, ignore_errors=True)
         temporary.rename(folder / name)
-
-
-def _print_steps(name: str, total: int, every: int = 500) -> Report:
-    started = time.monotonic()
-
-    def report(step: int, loss: float) -> None:
-        if step % every == 0 or step == total:
-            left = (time.monotonic() - started) * (total - step) / step
-            print(f"{name}: step {step}/{total}, loss {loss:.4f} nats a token, {duration(left)} left", flush=True)
-
-    return report
 
 
 def ladder() -> list[str]:
@@ -181,33 +134,31 @@ def ladder() -> list[str]:
 
 
 @torch.no_grad()
-def judge(name: str, pairs: pd.DataFrame, max_length: int = CONTEXT) -> pd.DataFrame:
-    """What the language model itself, before any fine-tuning, thinks of pocket pairs.
+def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
+    """What the language model itself, before any fine-tuning, thinks of pocket pairs: the predictions table.
 
-    The margin is the log-odds of "thanks" against "ouch" as the next word after `chosen`, less
-    the same after `rejected`, in nats. Returns the predictions table.
+    The margin is the log-odds of "thanks" against "ouch" as the next word after `chosen`, less those after `rejected`.
     """
     tokenizer, model = models.load_tokenizer(name), models.load_language_model(name).eval()
-    (thanks,), (ouch,) = tokenizer(world.THANKS)["input_ids"], tokenizer(world.OUCH)["input_ids"]
-    odds = []
-    for column in ("chosen", "rejected"):
-        rows, _ = encode(tokenizer, pairs["prompt"].tolist(), pairs[column].tolist(), max_length)
+    (thanks,), (ouch,) = tokenizer([THANKS, OUCH])["input_ids"]
+    odds = {}
+    for side in ("chosen", "rejected"):
+        rows, _ = encode(tokenizer, pairs["prompt"].tolist(), pairs[side].tolist(), CONTEXT)
         ids, mask = pad(rows)
         hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         logits = model.get_output_embeddings()(hidden[torch.arange(len(ids)), mask.sum(1) - 1])
-        odds.append(logits[:, thanks] - logits[:, ouch])
-    return predictions(pairs["id"], (odds[0] - odds[1]).numpy())
+        odds[side] = logits[:, thanks] - logits[:, ouch]
+    return predictions(pairs["id"], (odds["chosen"] - odds["rejected"]).numpy())
 
 
 def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
-    """`zoo.judge` of each model on pocket pairs: id, margin (nats), probability, correct, model (its short name).
+    """`judge` of each model on pocket pairs: id, margin (nats), probability, correct, model (its short name).
 
     A model whose tokenizer has no single token for one of the two reactions is left out.
     """
-
-    able = [m for m in names if all(len(models.load_tokenizer(m)(word)["input_ids"]) == 1 for word in (THANKS, OUCH))]
-    tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
+    able = [m for m in names if set(map(len, models.load_tokenizer(m)([THANKS, OUCH])["input_ids"])) == {1}]
     columns = ["id", "margin", "probability", "correct", "model"]
+    tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -223,7 +174,7 @@ def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.Dat
     names, ids = test["model"].unique(), np.sort(test["id"].unique())
     if path.exists():
         table = pd.read_parquet(path)
-    elif all((PACKAGE / "ladder" / name / "config.json").exists() for name in names):
+    elif set(names) <= set(ladder()):
         table = judge_all(names, World().pairs("test", len(ids)))
     else:
         return None, f"{path.name} is missing, and some of the models do not ship with the kit; run notebook 03 first"
@@ -239,7 +190,7 @@ def pair_texts(folder: Path, data: str, ids) -> tuple[pd.DataFrame | None, str]:
 
     From tables/test_pairs.parquet of the study's folder, which notebook 03 writes; pocket pairs can be made anew.
     """
-    path, ids = folder / "tables" / "test_pairs.parquet", np.sort(pd.unique(np.asarray(ids)))
+    path, ids = folder / "tables" / "test_pairs.parquet", pd.unique(np.asarray(ids))
     if path.exists():
         pairs = pd.read_parquet(path)
     elif data == "pocket":

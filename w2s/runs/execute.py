@@ -38,14 +38,10 @@ def execute(spec: RunSpec, root: Path, after: object = None, report: Callable[[i
             folder.mkdir(parents=True)
             write_json(folder / "spec.json", spec.identity)
             _train_and_score(spec, root, folder, report)
-            tables = load_predictions(spec, root).groupby("split")
-            write_json(folder / "metrics.json", {split: _metrics(table) for split, table in tables})
+            right = load_predictions(spec, root).groupby("split")["correct"]
+            write_json(folder / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
             write_atomic(folder / "DONE", lambda p: p.touch())
     return spec.name
-
-
-def _metrics(table: pd.DataFrame) -> dict:
-    return {"pairs": len(table), "accuracy": float(table["correct"].mean())}
 
 
 def _train_and_score(spec: RunSpec, root: Path, folder: Path, report) -> None:
@@ -95,49 +91,47 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
     tokenizer, model = models.load_tokenizer(spec.model), team.load()
+    _train(team, model, tokenizer, folder, report)
+    if spec.save_model:
+        team.save(model, tokenizer, folder / "model")
+    tables = {split: team.score(model, split_table(spec, root, split), tokenizer) for split in scored_splits(spec)}
+    for split, table in tables.items():
+        table.insert(1, "split", split)
+    if team.first:
+        write_table(folder / "predictions.parquet", pd.concat(tables.values(), ignore_index=True))
+
+
+def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
+    """Train a run's model in place, write its log, and end with its best weights where the run stops early."""
+    spec, root = team.spec, team.root
     pairs = labelled_pairs(spec, root)
     clock, total = Clock(), n_steps(len(pairs), spec.batch_pairs, spec.epochs)
-    texts, each = (
-        training_texts(spec, pairs, tokenizer),
-        training_objective(spec, pairs, team.device, clock, reference_margins(spec, root, pairs["id"])),
-    )
-    best = _best_weights(team, model, tokenizer, total)
+    texts = training_texts(spec, pairs, tokenizer)
+    each = training_objective(spec, pairs, team.device, clock, reference_margins(spec, root, pairs["id"]))
+
+    def accuracy() -> float:
+        table = team.score(model, pair_table(root, spec.data, "validation"), tokenizer)
+        return float(table["correct"].mean())
+
+    best = BestWeights(model, accuracy, check_steps(total, spec.gold_checks))  # no checks: it never looks
+    started = time.monotonic()
     with open(folder / "log.jsonl" if team.first else os.devnull, "w", encoding="utf-8") as log:
-        write, dtype = _logger(log, total, report), getattr(torch, spec.dtype)
 
         def after(step: int, loss: float) -> None:
             clock.done = step / total
-            write(step, loss)
-            if best:
-                best.look(step)
+            if step == 1 or step % LOG_EVERY == 0 or step == total:
+                seconds = round(time.monotonic() - started, 2)
+                line = {"step": step, "steps": total, "loss": round(loss, 5), "seconds": seconds}
+                print(json.dumps(line), file=log, flush=True)
+                if report:
+                    report(step, total)
+            best.look(step)
 
-        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, dtype, after)
-    if best:
+        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, getattr(torch, spec.dtype), after)
+    if spec.gold_checks:
         best.restore()
         if team.first:
             write_json(folder / "best.json", {"step": best.step, "steps": total, "validation_accuracy": best.best})
-    if spec.save_model:
-        team.save(model, tokenizer, folder / "model")
-    tables = []
-    for split in scored_splits(spec):
-        table = team.score(model, split_table(spec, root, split), tokenizer)
-        table.insert(1, "split", split)
-        tables.append(table)
-    if team.first:
-        write_table(folder / "predictions.parquet", pd.concat(tables, ignore_index=True))
-
-
-def _best_weights(team: Alone, model, tokenizer, total: int) -> BestWeights | None:
-    """Early stopping by accuracy on gold validation pairs, where the run has it."""
-    spec = team.spec
-    if not spec.gold_checks:
-        return None
-    validation = pair_table(team.root, spec.data, "validation")
-
-    def accuracy() -> float:
-        return float(team.score(model, validation, tokenizer)["correct"].mean())
-
-    return BestWeights(model, accuracy, check_steps(total, spec.gold_checks))
 
 
 def scored_splits(spec: RunSpec) -> list[str]:
@@ -174,17 +168,3 @@ def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> p
     method = "simpo" if spec.method == "simpo" else "dpo"  # a warm start is scored as its policy would be
     margin = margins_of(table, method, spec.against_reference)
     return predictions(table["id"], margin).merge(table, on="id")
-
-
-def _logger(log, total: int, report):
-    started = time.monotonic()
-
-    def write(step: int, loss: float) -> None:
-        if step == 1 or step % LOG_EVERY == 0 or step == total:
-            seconds = round(time.monotonic() - started, 2)
-            log.write(json.dumps({"step": step, "steps": total, "loss": round(loss, 5), "seconds": seconds}) + "\n")
-            log.flush()
-            if report:
-                report(step, total)
-
-    return write

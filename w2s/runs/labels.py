@@ -15,16 +15,11 @@ from w2s.spec import SPLITS, RunSpec
 
 
 def weak_labels(teacher: RunSpec, root: Path, split: str) -> pd.DataFrame:
-    """The teacher's labels on a split it was not trained on: id, weak_label.
-
-    weak_label: the probability that `chosen` is preferred; for dpo and simpo hard, 1 or 0.
-    """
+    """The teacher's labels on a split it was not trained on: id, weak_label (P of `chosen`; hard for dpo and simpo)."""
     table = load_predictions(teacher, root)
     table = table[table["split"] == split].reset_index(drop=True)
-    hard = teacher.method != "reward"
-    return pd.DataFrame(
-        {"id": table["id"], "weak_label": table["correct"].astype(float) if hard else table["probability"]}
-    )
+    label = table["probability"] if teacher.method == "reward" else table["correct"].astype(float)
+    return pd.DataFrame({"id": table["id"], "weak_label": label})
 
 
 def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
@@ -39,12 +34,16 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     kept = kept_ids(spec, root) if spec.keep != "none" else None
     pairs = training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
     if spec.weighting != "none":  # of the weak labels; helpful pairs are gold and count as before
-        own = pairs["target"].to_numpy()
-        weight = np.ones(len(pairs))
-        weigh = {"reliability": reliability_weights, "even": even_weights}[spec.weighting]
-        weight[own] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
-        pairs = pairs.assign(weight=weight)
+        own, weigh = pairs["target"], {"reliability": reliability_weights, "even": even_weights}[spec.weighting]
+        pairs = pairs.assign(weight=1.0)
+        pairs.loc[own, "weight"] = weigh(mean_chance(spec, root).loc[pairs["id"][own]])
     return pairs
+
+
+def _with_chance(teacher: RunSpec, root: Path, split: str, confidence: str) -> pd.DataFrame:
+    """A teacher's predictions on a split, with what a kind of confidence makes of its margins as probability."""
+    table = with_probability(load_predictions(teacher, root), confidence, teacher.method, teacher.beta)
+    return table[table["split"] == split]
 
 
 def mean_chance(spec: RunSpec, root: Path) -> pd.Series:
@@ -52,12 +51,19 @@ def mean_chance(spec: RunSpec, root: Path) -> pd.Series:
 
     For reward models P is the soft label; for dpo and simpo what `chance_by` (a kind of confidence) makes of margins.
     """
-    each = []
-    for teacher in (spec.teacher, *spec.ensemble):
-        table = load_predictions(teacher, root)
-        table = with_probability(table, spec.chance_by or "paper", teacher.method, teacher.beta)
-        each.append(table[table["split"] == spec.split].set_index("id")["probability"])
+    teachers, by = (spec.teacher, *spec.ensemble), spec.chance_by or "paper"
+    each = [_with_chance(teacher, root, spec.split, by).set_index("id")["probability"] for teacher in teachers]
     return pd.concat(each, axis=1).mean(axis=1)
+
+
+def kept_ids(spec: RunSpec, root: Path) -> set[str]:
+    """Pairs that the high-confidence filter leaves: weak confidence at or above the threshold.
+
+    "gold_oracle" keeps of those only the ones whose weak label is right, which needs gold labels.
+    """
+    table = _with_chance(spec.teacher, root, spec.split, spec.keep_by)
+    kept = np.maximum(table["probability"], 1 - table["probability"]) >= spec.keep_threshold
+    return set(table["id"][kept & table["correct"] if spec.keep == "gold_oracle" else kept])
 
 
 def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
@@ -71,23 +77,12 @@ def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
     return shuffled if how == "shuffled" else np.where(rng.random(len(label)) < 0.5, shuffled, 1 - shuffled)
 
 
-def kept_ids(spec: RunSpec, root: Path) -> set[str]:
-    """Pairs that the high-confidence filter leaves: weak confidence at or above the threshold.
-
-    "gold_oracle" keeps of those only the ones whose weak label is right, which needs gold labels.
-    """
-    table = with_probability(load_predictions(spec.teacher, root), spec.keep_by, spec.teacher.method, spec.teacher.beta)
-    table = table[table["split"] == spec.split]
-    sure = np.maximum(table["probability"], 1 - table["probability"]) >= spec.keep_threshold
-    return set(table["id"][sure & table["correct"]] if spec.keep == "gold_oracle" else table["id"][sure])
-
-
 def reference_margins(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
-    """log p(chosen) - log p(rejected) of the warm start, (n,) nats, from its table; zeros for simpo."""
+    """log p(chosen) - log p(rejected) of the warm start, (n,) nats, from its table; zeros but for dpo."""
     if spec.method != "dpo":
         return np.zeros(len(ids), dtype=np.float32)
-    table = load_predictions(spec.start, root).set_index("id")
-    return (table["chosen_logp"] - table["rejected_logp"]).loc[ids].to_numpy()
+    table = load_predictions(spec.start, root).set_index("id").loc[ids]
+    return (table["chosen_logp"] - table["rejected_logp"]).to_numpy()
 
 
 def reliability_weights(label) -> np.ndarray:

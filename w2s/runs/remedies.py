@@ -20,16 +20,17 @@ from w2s.study import Study
 HIGHEST_WEIGHT = 0.5  # of the confidence loss: Burns et al. (2023) take 0.75 for their largest students alone
 ENSEMBLE = 3  # weak models of one size; with fewer than three there is no majority
 GOLD_CHECKS = 10  # of early stopping: after each tenth of the steps
-SOFT_ONLY = "needs soft labels and a cross-entropy; dpo and simpo have hard labels"
+Build = Callable[[str, int], RunSpec]  # the run of a conflict and a seed
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A way to train the student: `build(conflict, seed)` is its run, `gold` what it needs gold labels for."""
+    """A way to train the student: `gold` is what it needs gold labels for, `missing` why a study cannot have it."""
 
     name: str
-    build: Callable[[str, int], RunSpec]
+    build: Build
     gold: str = ""
+    missing: str = ""
 
 
 def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[str, str]]:
@@ -38,63 +39,51 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
     The weak models' gold runs must be in the cache, since the filters count what they would keep. Doing nothing
     filters nothing, whatever the study's weak_filter. Every student keeps its model, for `scores_elsewhere`.
     """
-    p, soft = study.params, study.params.method == "reward"
-    lab = replace(study, params=p.model_copy(update={"weak_filter": "none"}))
+    p = study.params
+    unfiltered = replace(study, params=p.model_copy(update={"weak_filter": "none"}))
+
+    def student(**changes) -> Build:
+        return lambda conflict, seed: unfiltered.student(weak, strong, conflict, seed, save_model=True, **changes)
+
+    def chain(name: str, n: int) -> Remedy:
+        middles = evenly_between(weak, strong, p.intermediate_models, n)
+        missing = "" if middles else f"fewer than {n} of intermediate_models have a size between {weak} and {strong}"
+        links, save = (weak, middles, strong), {"save_model": True}
+        return Remedy(name, lambda conflict, seed: unfiltered.bootstrapped(*links, conflict, seed, **save), "", missing)
+
+    def filtered(name: str, keep: str, gold: str = "") -> Remedy:
+        build = student(keep=keep, keep_threshold=p.threshold, keep_by=p.confidence)
+        empty = [str(seed) for seed in p.seeds if not labels.kept_ids(build("none", seed), study.root)]
+        missing = f"no such weak label reaches the confidence {p.threshold} with seed {', '.join(empty)}"
+        return Remedy(name, build, gold, missing if empty else "")
+
+    def ensemble(others: Callable[[int], list[RunSpec]]) -> Build:
+        return lambda conflict, seed: student(ensemble=tuple(others(seed)), **chance)(conflict, seed)
+
+    def more_seeds(seed: int) -> list[RunSpec]:  # of no study below 1000, and others for each seed
+        return [unfiltered.gold(weak, 1000 + ENSEMBLE * seed + k) for k in range(1, ENSEMBLE)]
+
+    soft = p.method == "reward"
     chance = {} if soft else {"chance_by": p.confidence}
-
-    def student(**changes) -> Callable[[str, int], RunSpec]:
-        return lambda conflict, seed: lab.student(weak, strong, conflict, seed, save_model=True, **changes)
-
-    def chain(middles: tuple[str, ...]) -> Callable[[str, int], RunSpec]:
-        return lambda conflict, seed: lab.bootstrapped(weak, middles, strong, conflict, seed, save_model=True)
-
-    def ensemble(others: Callable[[int], tuple[RunSpec, ...]]) -> Callable[[str, int], RunSpec]:
-        return lambda conflict, seed: student(ensemble=others(seed), **chance)(conflict, seed)
-
-    kept = {"keep_threshold": p.threshold, "keep_by": p.confidence}
-    found = [Remedy(NOTHING, student())]
-    left_out: dict[str, str] = {}
-    filters = [
-        Remedy("confident labels", student(keep="confidence", **kept)),
-        Remedy("confident, right labels", student(keep="gold_oracle", **kept), "labels of w2s: an upper bound"),
+    soft_only = "" if soft else "needs soft labels and a cross-entropy; dpo and simpo have hard labels"
+    alike = "" if soft else "hard labels all pull alike, so that weights of mean 1 pull no harder"
+    smaller = [m for m in p.weak_models if m != weak and models.n_parameters(m) < models.n_parameters(strong)]
+    alone = "" if smaller else f"the study has one weak model smaller than {strong}"
+    every = [
+        Remedy(NOTHING, student()),
+        filtered("confident labels", "confidence"),
+        filtered("confident, right labels", "gold_oracle", "labels of w2s: an upper bound"),
+        chain("one intermediate", 1),
+        chain("two intermediates", 2),
+        Remedy("confidence loss", student(label_loss="confidence", confidence_weight=HIGHEST_WEIGHT), "", soft_only),
+        Remedy("reverse loss", student(label_loss="reverse"), "", soft_only),
+        Remedy("ensemble of seeds", ensemble(more_seeds)),
+        Remedy("ensemble of sizes", ensemble(lambda seed: [unfiltered.gold(m, seed) for m in smaller]), "", alone),
+        Remedy(WEIGHTS, student(weighting="reliability", **chance)),
+        Remedy(CONTROL, student(weighting="even"), "", alike),
+        Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"),
     ]
-    for remedy in filters:
-        empty = [str(seed) for seed in p.seeds if not labels.kept_ids(remedy.build("none", seed), study.root)]
-        if empty:
-            left_out[remedy.name] = (
-                f"no such weak label reaches the confidence {p.threshold} with seed {', '.join(empty)}"
-            )
-        else:
-            found.append(remedy)
-    for n, name in ((1, "one intermediate"), (2, "two intermediates")):
-        if middles := evenly_between(weak, strong, p.intermediate_models, n):
-            found.append(Remedy(name, chain(middles)))
-        else:
-            left_out[name] = f"fewer than {n} of intermediate_models have a size between {weak} and {strong}"
-    if soft:
-        with_weight = {"label_loss": "confidence", "confidence_weight": HIGHEST_WEIGHT}
-        found += [Remedy("confidence loss", student(**with_weight))]
-        found += [Remedy("reverse loss", student(label_loss="reverse"))]
-    else:
-        left_out |= {"confidence loss": SOFT_ONLY, "reverse loss": SOFT_ONLY}
-    others = [m for m in p.weak_models if m != weak and models.n_parameters(m) < models.n_parameters(strong)]
-    found.append(Remedy("ensemble of seeds", ensemble(lambda seed: tuple(lab.gold(weak, s) for s in more_seeds(seed)))))
-    if others:
-        found.append(Remedy("ensemble of sizes", ensemble(lambda seed: tuple(lab.gold(m, seed) for m in others))))
-    else:
-        left_out["ensemble of sizes"] = f"the study has one weak model smaller than {strong}"
-    found.append(Remedy(WEIGHTS, student(weighting="reliability", **chance)))
-    if soft:
-        found.append(Remedy(CONTROL, student(weighting="even")))
-    else:
-        left_out[CONTROL] = "hard labels all pull alike, so that weights of mean 1 pull no harder"
-    found.append(Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"))
-    return found, left_out
-
-
-def more_seeds(seed: int) -> list[int]:
-    """The seeds of the further weak models of an ensemble, other ones for each seed of a study below 1000."""
-    return [1000 + ENSEMBLE * seed + k for k in range(1, ENSEMBLE)]
+    return [r for r in every if not r.missing], {r.name: r.missing for r in every if r.missing}
 
 
 def evenly_between(weak: str, strong: str, names: list[str], n: int) -> tuple[str, ...]:
@@ -112,24 +101,21 @@ def behind(spec: RunSpec) -> set[str]:
     return names.union(*(behind(run) for run in spec.before))
 
 
-def cost_table(study: Study, found: list[Remedy]) -> pd.DataFrame:
+def cost_table(study: Study, offered: list[Remedy]) -> pd.DataFrame:
     """What each remedy costs beyond doing nothing, one row each, by its runs without conflict.
 
     Columns: remedy, uses_gold (what for, or ""), other_models (trained besides the weak model and the student),
     gold_pairs (gold labels looked at besides those of gt), weak_pairs (trained on; mean over seeds).
     """
-    seeds, rows = study.params.seeds, []
-    for remedy in found:
-        specs = [remedy.build("none", seed) for seed in seeds]
-        others = behind(specs[0]) - behind(found[0].build("none", seeds[0]))
-        sure = [
-            len(labels.kept_ids(replace(s, keep="confidence"), study.root)) for s in specs if s.keep == "gold_oracle"
-        ]
-        gold = len(study.data.validation) if specs[0].gold_checks else float(np.mean(sure)) if sure else 0
+    rows, usual = [], behind(offered[0].build("none", study.params.seeds[0]))
+    for remedy in offered:
+        specs = [remedy.build("none", seed) for seed in study.params.seeds]
+        gold = len(study.data.validation) if specs[0].gold_checks else 0
+        if specs[0].keep == "gold_oracle":
+            gold = np.mean([len(labels.kept_ids(replace(s, keep="confidence"), study.root)) for s in specs])
         trained = np.mean([labels.labelled_pairs(s, study.root)["target"].sum() for s in specs])
-        row = {"remedy": remedy.name, "uses_gold": remedy.gold, "other_models": len(others)}
-        rows.append(row | {"gold_pairs": gold, "weak_pairs": trained})
-    return pd.DataFrame(rows)
+        rows.append((remedy.name, remedy.gold, len(behind(specs[0]) - usual), gold, trained))
+    return pd.DataFrame(rows, columns=["remedy", "uses_gold", "other_models", "gold_pairs", "weak_pairs"])
 
 
 def held_out_helpful(study: Study) -> tuple[pd.DataFrame, str]:

@@ -22,33 +22,31 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for {folder.name}: another process is training it", flush=True)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
+
+
+def _data_path(root: Path, fingerprint: str, name: str) -> Path:
+    return root / "runs" / "data" / fingerprint[:16] / name
 
 
 def store_data(root: Path, data: StudyData) -> None:
     """Write the pair tables where every worker finds them by fingerprint, and where they come from."""
     for split in SPLITS:
-        path = _data_path(root, data.fingerprint, split)
+        path = _data_path(root, data.fingerprint, f"{split}.parquet")
         if not path.exists():
             write_table(path, getattr(data, split))
-    write_json(path.with_name("source.json"), data.source)
-
-
-def _data_path(root: Path, fingerprint: str, split: str) -> Path:
-    return root / "runs" / "data" / fingerprint[:16] / f"{split}.parquet"
+    write_json(_data_path(root, data.fingerprint, "source.json"), data.source)
 
 
 @lru_cache(maxsize=32)
 def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
     """A pair table that `store_data` wrote."""
-    return pd.read_parquet(_data_path(root, fingerprint, split))
+    return pd.read_parquet(_data_path(root, fingerprint, f"{split}.parquet"))
 
 
 def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
