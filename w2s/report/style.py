@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from w2s.files import write_atomic
 
@@ -25,15 +26,14 @@ GREY, SMALL, LABEL = "0.45", 9, 10
 
 
 def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08) -> Axes | np.ndarray:
-    """Axes at fixed places; width and height in inches, gap in widths of one of them.
-
-    What reaches beyond the figure is kept by `save`, and no layout engine moves it twice.
-    """
+    """Axes at fixed places; width and height in inches, gap in widths of one of them."""
     return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap})[1]
 
 
-def finish(ax: Axes, xlabel: str, ylabel: str) -> Axes:
-    """Axis labels, sizes for print, and no frame above and right."""
+def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0) -> Axes:
+    """Axis labels, sizes for print, no frame above and right, and a `legend` where it has columns."""
+    if columns:
+        legend(ax, columns)
     ax.set_xlabel(xlabel, fontsize=LABEL)
     ax.set_ylabel(ylabel, fontsize=LABEL)
     ax.tick_params(labelsize=SMALL)
@@ -57,17 +57,63 @@ def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
     return np.maximum([rows[measure] - low, high - rows[measure]], 0)
 
 
+def look(k: int, **more) -> dict:
+    """Colour and marker of the k-th line of a figure."""
+    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)], **more}
+
+
+def dotted(ax: Axes, at: float = 0.5, across: bool = False, **more) -> None:
+    """A dotted line to compare with, such as chance: upright, or across."""
+    (ax.axhline if across else ax.axvline)(at, color="black", linestyle=":", linewidth=1, **more)
+
+
 def conflict_name(conflict: str, before: str = "") -> str:
     """A conflict in words: no conflict, explicit conflict, implicit conflict."""
     return before + ("no conflict" if conflict == "none" else f"{conflict} conflict")
 
 
+def count(pairs: pd.Series) -> str:
+    """A number of pairs, or the smallest and the largest of several."""
+    return " to ".join(str(n) for n in sorted({pairs.min(), pairs.max()}))
+
+
+def write(ax: Axes, x: float, y: float, text: str, **look) -> None:
+    """Small text around a point."""
+    ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, **look)
+
+
+def hatch(ax: Axes, x: float, y: float) -> None:
+    """A cell of a heat map that has no value."""
+    ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc="0.85", ec="0.6", hatch="///", linewidth=0))
+
+
+def no_tax(ax: Axes) -> None:
+    """Said in the middle of an empty figure."""
+    ax.text(0.5, 0.5, "no tax", transform=ax.transAxes, ha="center", fontsize=LABEL)
+
+
+def name_rows(ax: Axes, labels: list[str]) -> None:
+    """Rows from the top down with their names, and a light grid across them."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)
+
+
+def stack(ax: Axes, shares: pd.DataFrame, colours: list, labels: list[str], least: float) -> None:
+    """Stacked bars, one a row of `shares` and one colour a column, with the numbers of those above `least`."""
+    left = np.zeros(len(shares))
+    for colour, name in zip(colours, shares):
+        style = {"color": colour, "edgecolor": "black", "linewidth": 0.5, "label": name}
+        bars = ax.barh(range(len(shares)), shares[name], left=left, **style)
+        texts = [f"{share:.2f}" if share > least else "" for share in shares[name]]
+        ax.bar_label(bars, texts, label_type="center", fontsize=SMALL)
+        left += shares[name].to_numpy()
+    ax.set_yticks(range(len(shares)), labels)
+    ax.set_xlim(0, 1)
+
+
 def save(
-    figure: Figure | Axes | np.ndarray,
-    folder: str | Path,
-    name: str,
-    table: pd.DataFrame | None = None,
-    caption: str = "",
+    figure: Figure | Axes | np.ndarray, folder: str | Path, name: str, table=None, caption: str = ""
 ) -> list[Path]:
     """Write figures/<name>.png and .svg under `folder`, and the table as tables/<name>.csv and .parquet.
 
@@ -86,17 +132,13 @@ def save(
     with plt.rc_context({"svg.hashsalt": "w2s", "svg.fonttype": "path"}):
         for kind, metadata in no_date.items():
             look = {"bbox_inches": "tight", "facecolor": "white", "dpi": 200}
-            write = partial(figure.savefig, format=kind, metadata=metadata | described, **look)
-            paths.append(write_atomic(Path(folder) / "figures" / f"{name}.{kind}", write))
+            draw = partial(figure.savefig, format=kind, metadata=metadata | described, **look)
+            paths.append(write_atomic(Path(folder) / "figures" / f"{name}.{kind}", draw))
     return paths if table is None else paths + save_table(table, folder, name)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> list[Path]:
-    """Write tables/<name>.csv and .parquet under `folder`, for a table without a figure.
-
-    Raises:
-        ValueError: a name that is not a plain file name.
-    """
+    """Write tables/<name>.csv and .parquet under `folder`; raises ValueError as `save`."""
     _check_name(name)
     place = Path(folder) / "tables"
     return [
