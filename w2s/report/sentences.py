@@ -114,10 +114,10 @@ def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slo
     for conflict in CONFLICTS:
         rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
         if rows["tax"].sum():
-            lines += _pooled(conflict, conflicts)
+            lines += [] if conflicts is None else _pooled(conflict, conflicts)
             lines += _summary(conflict, usable[usable.index.isin(rows.index)], len(rows))
             lines += _first_claim(conflict, usable if by_setting is None else by_setting)
-            lines += _slope(conflict, slopes)
+            lines += [] if slopes is None else _slope(conflict, slopes)
     if by_setting is not None:
         lines += [_sentence(row, "", f", {n_seeds(row['seeds'])}") for row in by_setting.to_dict("records")]
     else:
@@ -136,18 +136,19 @@ def bootstrapping(overall: pd.DataFrame) -> list[str]:
 
     `overall`: `pooled.contrast` over all chains of a conflict, with columns conflict, chains and runs.
     """
-    lines, unclear = [], "that bootstrapping lowers the Score is not supported"
+    lines, lowers, raises = [], "bootstrapping lowers the Score", "bootstrapping raises the Score"
     for conflict, rows in overall.groupby("conflict", sort=False):
         of = {row["difference"]: row for row in rows.to_dict("records")}
         words = {name: ranged(row, "estimate") for name, row in of.items()}
-        lowers, raises = (f"bootstrapping {verb} the Score" for verb in ("lowers", "raises"))
-        first = rows.iloc[0]
+        first, answer = (
+            rows.iloc[0],
+            verdict(of["score"], "estimate", 0, lowers, raises, f"that {lowers} is not supported"),
+        )
         lines.append(
             f"Bootstrapping, {conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, "
             f"{n_seeds(first.seeds)}: direct minus bootstrapped, the Score differs by {words['score']}, the Score "
             f"above its null by {words['score_minus_null']}, the tax by {words['tax_share']} of the test pairs, the "
-            f"student's accuracy by {words['student_accuracy']}: "
-            f"{verdict(of['score'], 'estimate', 0, lowers, raises, unclear)} in this study."
+            f"student's accuracy by {words['student_accuracy']}: {answer} in this study."
         )
     return lines
 
@@ -200,13 +201,13 @@ def _chance_references(scores: pd.DataFrame, mute: dict) -> list[str]:
     return [start + "what it loses is noise, and the Deception Scores against it say nothing."]
 
 
-def _pooled(conflict: str, table: pd.DataFrame | None) -> list[str]:
+def _pooled(conflict: str, table: pd.DataFrame) -> list[str]:
     """The lift over all runs of a conflict."""
-    rows = () if table is None else table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)]
+    rows = table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)]
     leans = "the tax leans towards the pairs where the weak model is blind"
     avoids = "not supported in this study, the tax even avoids these pairs"
     lines = []
-    for row in () if table is None else rows.to_dict("records"):
+    for row in rows.to_dict("records"):
         answer = verdict(row, "lift", 1, leans, avoids, "not supported in this study")
         if np.isnan(row["lift_low"]):
             answer = "no interval, because all of the tax is that of one seed: no statement"
@@ -218,19 +219,18 @@ def _pooled(conflict: str, table: pd.DataFrame | None) -> list[str]:
     return lines
 
 
-def _slope(conflict: str, table: pd.DataFrame | None) -> list[str]:
+def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
     """How Score, and Score minus null, change with the capability gap."""
-    rows = () if table is None else table[(table["conflict"] == conflict) & table["low"].notna()].itertuples()
-    steps = {row.measure: {"step": 0.1 * row.slope, "low": 0.1 * row.low, "high": 0.1 * row.high} for row in rows}
-    if len(steps) < 2:
+    rows = table[(table["conflict"] == conflict) & table["low"].notna()].set_index("measure")
+    if len(rows) < 2:
         return []
-    first = table[(table["conflict"] == conflict) & (table["measure"] == "score")].iloc[0]
-    above, unclear = steps["score_minus_null"], "a rise is not supported in this study"
+    steps = (0.1 * rows[["slope", "low", "high"]]).T
+    answers = "it rises among these models", "it falls", "a rise is not supported in this study"
     return [
         f"{conflict_name(conflict)}: for each 0.1 of capability gap the Deception Score changes by "
-        f"{ranged(steps['score'], 'step')}, the Score above its null by {ranged(above, 'step')} ({first.points} runs, "
-        f"{n_seeds(first.seeds)}; the models taken as given): deception beyond an even tax, by capability gap: "
-        f"{verdict(above, 'step', 0, 'it rises among these models', 'it falls', unclear)}."
+        f"{ranged(steps['score'], 'slope')}, the Score above its null by {ranged(steps['score_minus_null'], 'slope')} "
+        f"({rows['points']['score']} runs, {n_seeds(rows['seeds']['score'])}; the models taken as given): deception "
+        f"beyond an even tax, by capability gap: {verdict(steps['score_minus_null'], 'slope', 0, *answers)}."
     ]
 
 
@@ -250,8 +250,8 @@ def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
 def _summary(conflict: str, rows: pd.DataFrame, n_all: int) -> list[str]:
     name = conflict_name(conflict)
     if rows.empty:
-        start = f"{name}: no setting has a confident ceiling above chance and {MIN_TAX} or more tax pairs"
-        return [f"{start}: no statement."]
+        why = f"no setting has a confident ceiling above chance and {MIN_TAX} or more tax pairs"
+        return [f"{name}: {why}: no statement."]
     above, below = (rows["score_minus_null_low"] > 0).sum(), (rows["score_minus_null_high"] < 0).sum()
     what = "settings" if rows["seed"].nunique() == 1 else "runs"
     if len(rows) < n_all:
@@ -298,10 +298,9 @@ def _sentence(row: Mapping, silence: str, suffix: str) -> str:
     low, high = ends(row, "score_minus_null")
     if np.isnan(low):
         return text + "no interval, because all of the tax is that of one seed: no statement."
-    avoids = "lies below 0: the tax avoids S-known/W-unknown."
-    unclear = "includes 0: not supported in this study."
-    answer = verdict(row, "score_minus_null", 0, "excludes 0.", avoids, unclear)
-    return f"{text}the interval of the difference [{low:.2f}, {high:.2f}] {answer}"
+    avoids, unclear = "lies below 0: the tax avoids S-known/W-unknown", "includes 0: not supported in this study"
+    answer = verdict(row, "score_minus_null", 0, "excludes 0", avoids, unclear)
+    return f"{text}the interval of the difference [{low:.2f}, {high:.2f}] {answer}."
 
 
 def _path(row: Mapping, suffix: str) -> str:
