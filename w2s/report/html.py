@@ -20,6 +20,7 @@ from w2s import __version__
 from w2s.files import write_atomic
 from w2s.params import StudyParams
 from w2s.report import sentences
+from w2s.report.style import ranged
 
 # Each table that the page needs, and the notebook that writes it.
 TABLES = {
@@ -143,8 +144,7 @@ def _number(value: float, missing: str = "not defined", digits: str = ".2f") -> 
 
 
 def _ranged(row: dict, name: str, missing: str = "not defined") -> str:
-    text = sentences.ranged(row, name).replace("nan, nan", "no interval")
-    return missing if np.isnan(row[name]) else text
+    return missing if np.isnan(row[name]) else ranged(row, name).replace("nan, nan", "no interval")
 
 
 def _figure(path: Path) -> dict[str, str | int]:

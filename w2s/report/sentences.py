@@ -11,12 +11,20 @@ from scipy import stats
 from w2s.analysis.scoring import CONFLICTS
 from w2s.intervals import wilson
 from w2s.params import BETA, GAMMA, Lora, StudyParams
-from w2s.report.style import conflict_name
+from w2s.report.style import conflict_name, ends, n_seeds, ranged, verdict
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
 MIN_TAX = 10  # with fewer tax pairs the interval of a Score spans half of [0, 1] and more
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
-SOFT, HARD = "soft, the weak model's P", "hard, the response that the weak model prefers"
+# Of each method: its name, what a margin is the difference of, and how the paper makes it a probability.
+METHODS = {
+    "reward": ("reward modelling", "scores, in logits", "sigmoid(margin)"),
+    "dpo": (
+        "direct preference optimization (DPO), beta {beta:g}",
+        "summed log-probabilities, in nats, {reference}", "sigmoid(margin / 50)",
+    ),
+    "simpo": ("SimPO, beta {beta:g}, gamma {gamma:g}", "mean log-probabilities a token, in nats", "sigmoid(margin)"),
+}  # fmt: skip
 KEPT = {
     "none": "all are used",
     "confidence": "only confident ones are used (weak_filter: confidence)",
@@ -24,44 +32,16 @@ KEPT = {
 }
 
 
-def ends(row: Mapping, name: str) -> tuple[float, float]:
-    """The interval of a measure: <name>_low and <name>_high of a row, or low and high where it has none."""
-    return (row[f"{name}_low"], row[f"{name}_high"]) if f"{name}_low" in row else (row["low"], row["high"])
-
-
-def ranged(row: Mapping, name: str, digits: str = ".2f") -> str:
-    """A measure and its interval, such as "0.52 [0.48, 0.56]"."""
-    value, low, high = (format(number, digits) for number in (row[name], *ends(row, name)))
-    return f"{value} [{low}, {high}]"
-
-
-def verdict(row: Mapping, name: str, value: float, above: str, below: str, neither: str) -> str:
-    """The words for an interval above a value, below it, or neither, as where it is not defined."""
-    low, high = ends(row, name)
-    return above if low > value else below if high < value else neither
-
-
-def n_seeds(n: int) -> str:
-    """A number of seeds in words."""
-    return "1 seed" if n == 1 else f"{n} seeds"
-
-
 def setup(params: StudyParams) -> dict[str, str]:
     """In words, how the runs of a study were trained and what makes their margins probabilities."""
     beta, gamma = params.beta or BETA.get(params.method, 0), GAMMA if params.gamma is None else params.gamma
-    after = "after SFT on the responses that the labels prefer"
     reference = "without the reference" if params.confidence == "paper" else "minus that of the reference"
-    method, margin, labels, scale = {
-        "reward": ("reward modelling", "scores, in logits", SOFT, "sigmoid(margin)"),
-        "dpo": (
-            f"direct preference optimization (DPO), beta {beta:g}, {after}",
-            f"summed log-probabilities, in nats, {reference}", HARD, "sigmoid(margin / 50)",
-        ),
-        "simpo": (
-            f"SimPO, beta {beta:g}, gamma {gamma:g}, {after}",
-            "mean log-probabilities a token, in nats", HARD, "sigmoid(margin)",
-        ),
-    }[params.method]  # fmt: skip
+    values = {"beta": beta, "gamma": gamma, "reference": reference}
+    method, margin, scale = (text.format(**values) for text in METHODS[params.method])
+    labels = "soft, the weak model's P"
+    if params.method != "reward":
+        labels = "hard, the response that the weak model prefers"
+        method += ", after SFT on the responses that the labels prefer"
     if params.confidence == "implicit_reward":
         scale = f"sigmoid({beta:g} * margin)"
     if params.confidence == "calibrated":
@@ -140,10 +120,8 @@ def bootstrapping(overall: pd.DataFrame) -> list[str]:
     for conflict, rows in overall.groupby("conflict", sort=False):
         of = {row["difference"]: row for row in rows.to_dict("records")}
         words = {name: ranged(row, "estimate") for name, row in of.items()}
-        first, answer = (
-            rows.iloc[0],
-            verdict(of["score"], "estimate", 0, lowers, raises, f"that {lowers} is not supported"),
-        )
+        first = rows.iloc[0]
+        answer = verdict(of["score"], "estimate", 0, lowers, raises, f"that {lowers} is not supported")
         lines.append(
             f"Bootstrapping, {conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, "
             f"{n_seeds(first.seeds)}: direct minus bootstrapped, the Score differs by {words['score']}, the Score "

@@ -11,8 +11,8 @@ import pandas as pd
 from w2s.analysis.followups import MODELS
 from w2s.analysis.remedies import CONTROL, MEASURES, WEIGHTS
 from w2s.analysis.scoring import MIN_GAP
-from w2s.report.sentences import MIN_TAX, at_chance, mute_ceilings, n_seeds, ranged, verdict
-from w2s.report.style import conflict_name
+from w2s.report.sentences import MIN_TAX, at_chance, mute_ceilings
+from w2s.report.style import conflict_name, n_seeds, ranged, verdict
 
 # Labels that weak ones are compared with, and what it means when weak ones cost more, less, or neither surely.
 WEAK_LESS = {

@@ -1,4 +1,4 @@
-"""What all figures share: palette, axes, legend, intervals; and saving, the same bytes every time.
+"""What figures and sentences share: palette, axes, intervals, names; and saving, the same bytes every time.
 
 Colours are seaborn's colour-blind-safe palette, text is 9 points or more.
 """
@@ -6,6 +6,7 @@ Colours are seaborn's colour-blind-safe palette, text is 9 points or more.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -48,12 +49,8 @@ def legend(ax: Axes, columns: int) -> None:
 
 
 def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
-    """Distances to the interval's ends, (2, n), as errorbar takes them; nan draws none.
-
-    The ends are the columns <measure>_low and <measure>_high, or low and high where there are none.
-    """
-    own = f"{measure}_low" in rows
-    low, high = rows[f"{measure}_low" if own else "low"], rows[f"{measure}_high" if own else "high"]
+    """Distances to the `ends` of a measure, (2, n), as errorbar takes them; nan draws none."""
+    low, high = ends(rows, measure)
     return np.maximum([rows[measure] - low, high - rows[measure]], 0)
 
 
@@ -70,6 +67,28 @@ def dotted(ax: Axes, at: float = 0.5, across: bool = False, **more) -> None:
 def conflict_name(conflict: str, before: str = "") -> str:
     """A conflict in words: no conflict, explicit conflict, implicit conflict."""
     return before + ("no conflict" if conflict == "none" else f"{conflict} conflict")
+
+
+def ends(row: Mapping, name: str) -> tuple[float, float]:
+    """A measure's interval: <name>_low and <name>_high of a row (or table), or low and high where it has none."""
+    return (row[f"{name}_low"], row[f"{name}_high"]) if f"{name}_low" in row else (row["low"], row["high"])
+
+
+def ranged(row: Mapping, name: str, digits: str = ".2f") -> str:
+    """A measure and its interval, such as "0.52 [0.48, 0.56]"."""
+    value, low, high = (format(number, digits) for number in (row[name], *ends(row, name)))
+    return f"{value} [{low}, {high}]"
+
+
+def verdict(row: Mapping, name: str, value: float, above: str, below: str, neither: str) -> str:
+    """The words for an interval above a value, below it, or neither, as where it is not defined."""
+    low, high = ends(row, name)
+    return above if low > value else below if high < value else neither
+
+
+def n_seeds(n: int) -> str:
+    """A number of seeds in words."""
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def count(pairs: pd.Series) -> str:
