@@ -15,6 +15,7 @@ from w2s.world import World
 EVIL = "<script>alert(1)</script>"
 SETTING = {"weak": "a", "strong": "b", "conflict": "explicit", "seed": 0}
 RIGHTS = {"weak": [0.9, 0.6, 0.6, 0.9], "ceiling": [1, 1, 0, 0], "none": [1, 1, 0, 0], "explicit": [1, 0, 1, 0]}
+IDS = [f"test-{i}" for i in range(4)]
 
 
 @pytest.fixture
@@ -50,30 +51,24 @@ class Page(HTMLParser):
 
 def test_outcomes_and_areas_by_hand(table, pairs):
     rows = browser.rows(table, SETTING, pairs=pairs).set_index("id")
-    assert rows.loc[[f"test-{i}" for i in range(4)], "outcome"].tolist() == list(browser.OUTCOMES)
+    assert rows.loc[IDS, "outcome"].tolist() == list(browser.OUTCOMES)
     assert rows.loc["test-1", ["area", "none", "student", "weak"]].tolist() == ["S-known/W-unknown", 0.9, 0.1, 0.6]
     assert rows.loc["test-2", "chosen"] == "chosen of test-2"
     other = browser.rows(table, SETTING | {"seed": 1})
     assert "prompt" not in other and other["outcome"].isin(["tax", "wrong both"]).all()
-
-
-def test_the_reference_of_the_tax_may_be_the_ceiling(table):
-    changed = table.copy()
-    changed.loc[changed["run"] == "none-0-0", "probability"] = [0.1, 0.1, 0.9, 0.9]
-    by_student = browser.rows(changed, SETTING).set_index("id")["outcome"]
-    by_ceiling = browser.rows(changed, SETTING, reference="ceiling").set_index("id")["outcome"]
-    assert by_ceiling[[f"test-{i}" for i in range(4)]].tolist() == list(browser.OUTCOMES)
-    assert by_student["test-0"] == "gained"
-
-
-def test_a_setting_that_nobody_has_is_named(table):
     with pytest.raises(ValueError, match="implicit.*0 students have this setting"):
         browser.rows(table, SETTING | {"conflict": "implicit"})
 
 
-def test_the_first_pairs_of_each_cell(table):
-    many = pd.concat([runs_of({k: v * 5 for k, v in RIGHTS.items()})])
-    rows = browser.rows(many, SETTING)
+def test_the_reference_of_the_tax_may_be_the_ceiling(table):
+    table.loc[table["run"] == "none-0-0", "probability"] = [0.1, 0.1, 0.9, 0.9]
+    by_ceiling = browser.rows(table, SETTING, reference="ceiling").set_index("id")["outcome"]
+    assert by_ceiling[IDS].tolist() == list(browser.OUTCOMES)
+    assert browser.rows(table, SETTING).set_index("id").loc["test-0", "outcome"] == "gained"
+
+
+def test_the_first_pairs_of_each_cell():
+    rows = browser.rows(runs_of({k: v * 5 for k, v in RIGHTS.items()}), SETTING)
     picked = browser.first(rows, 3)
     assert (picked.groupby(["area", "outcome"], observed=True).size() == 3).all() and len(picked) == 12
     assert browser.first(rows, None) is rows and len(rows) == 20
@@ -81,30 +76,25 @@ def test_the_first_pairs_of_each_cell(table):
     assert first == sorted(rows.loc[rows["outcome"] == "tax", "id"])[:3]
 
 
-def test_every_text_is_escaped(table, pairs):
+def test_every_text_is_escaped_and_nothing_comes_from_the_network(table, pairs):
     text = browser.page(browser.rows(table, SETTING, pairs=pairs), EVIL, EVIL)
     page = Page(text)
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4 + 2
     assert page.tags.count("script") == 1 and not any(name.startswith("on") for name in page.names)
+    assert not re.findall(r"https?:|src=|@import|url\(|fetch\(|XMLHttp", text)
 
 
 def test_the_table_is_complete_without_javascript(table, pairs):
     page = Page(re.sub(r"<script>.*?</script>", "", browser.page(browser.rows(table, SETTING, pairs=pairs), "t")))
-    assert page.rows[0] == ["pair", "area", "outcome", "P weak", "P ceiling", "P no conflict", "P conflict",
-                            "prompt", "chosen", "rejected"]  # fmt: skip
+    header = ["pair", "area", "outcome", "P weak", "P ceiling", "P no conflict", "P conflict"]
+    assert page.rows[0] == [*header, "prompt", "chosen", "rejected"]
     assert ["test-1", "S-known/W-unknown", "tax", "0.600", "0.900", "0.900", "0.100"] in [r[:7] for r in page.rows]
     assert len(page.rows) == 5 and page.rows[1][7] == f"Human: {EVIL}"
     assert not {"input", "select", "button", "form"} & set(page.tags)  # the script makes them
 
 
-def test_nothing_comes_from_the_network(table, pairs):
-    text = browser.page(browser.rows(table, SETTING, pairs=pairs), "t")
-    assert not re.findall(r"https?:|src=|@import|url\(|fetch\(|XMLHttp", text)
-
-
-def test_hidden_texts_do_not_stand_anywhere_on_the_page(table, pairs):
-    rows = browser.rows(table, SETTING)
-    text = browser.page(rows, "t", browser.HIDDEN)
+def test_hidden_texts_do_not_stand_anywhere_on_the_page(table):
+    text = browser.page(browser.rows(table, SETTING), "t", browser.HIDDEN)
     assert browser.HIDDEN in text and "chosen of" not in text and '<th scope="col">prompt' not in text
     assert len(Page(text).rows) == 5
 
@@ -113,8 +103,8 @@ def test_texts_come_from_the_study_or_the_world_or_not_at_all(tmp_path, pairs):
     ids = World().pairs("test", 6)["id"]
     made, why = zoo.pair_texts(tmp_path, "pocket", np.repeat(ids[::-1], 2))
     assert why == "" and made["id"].tolist() == list(ids)
-    assert zoo.pair_texts(tmp_path, "hh", ids) == (None, zoo.pair_texts(tmp_path, "hh", ids)[1])
-    assert "run notebook 03" in zoo.pair_texts(tmp_path, "hh", ids)[1]
+    nothing, why = zoo.pair_texts(tmp_path, "hh", ids)
+    assert nothing is None and "run notebook 03" in why
     (tmp_path / "tables").mkdir()
     pairs.to_parquet(tmp_path / "tables" / "test_pairs.parquet")
     assert "other pairs" in zoo.pair_texts(tmp_path, "pocket", ids)[1]

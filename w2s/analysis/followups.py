@@ -18,7 +18,7 @@ from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_see
 from w2s.deception import confidence, conflict_tax, known, right
 from w2s.intervals import draws, ratio
 
-MODELS = ("student", "calm", "ceiling")  # calm: the student without conflict
+MODELS = ("student", "none", "ceiling")  # none: the student without conflict
 AUC_SAMPLES = 500  # of the bootstrap behind an AUC: it cannot be had from sums, and takes its time
 MIN_SEEDS = 3  # one to predict, and a variance of two
 
@@ -50,7 +50,7 @@ def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.
     MODELS share_<model> (of the pairs), errors_<model> (of its errors), lift_<model> (to what the area would hold if
     its confident errors fell evenly); and the student's share minus the other two.
     """
-    less = [("share_student", "share_calm"), ("share_student", "share_ceiling")]
+    less = [("share_student", "share_none"), ("share_student", "share_ceiling")]
     scales = {f"{name}_{model}": "logit" for name in ("share", "errors") for model in MODELS}
     return ratio_table(counts, _blind_parts, less, by, bootstrap, seed, **scales)
 

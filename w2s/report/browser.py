@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from w2s.analysis.scoring import comparisons
 from w2s.deception import AREAS, areas, right
+from w2s.report.html import render
 
 OUTCOMES = ("kept right", "tax", "gained", "wrong both")  # by the reference and the student, each right or wrong
 TEXTS = ("prompt", "chosen", "rejected")
@@ -20,32 +20,26 @@ HIDDEN = "The texts are hidden (show_text: false)."
 
 
 def rows(
-    predictions: pd.DataFrame,
-    setting: dict,
-    threshold: float = 0.75,
-    known_by: str = "confidence",
-    reference: str = "none",
-    pairs: pd.DataFrame | None = None,
+    predictions: pd.DataFrame, setting: dict, threshold=0.75, known_by="confidence", reference="none", pairs=None
 ) -> pd.DataFrame:
     """Every test pair under one setting: id, area, outcome, P by CHANCES (none: the student without conflict).
 
-    `setting` names it, {"weak": ..., "strong": ..., "conflict": ..., "seed": ...}. `pairs` adds TEXTS. The outcome
-    compares the student with the reference of the tax. Sorted by area, outcome and id.
+    `setting` names it, {"weak": ..., "strong": ..., "conflict": ..., "seed": ...}. `pairs`, a pair table, adds TEXTS.
+    The outcome compares the student with the reference of the tax. Sorted by area, outcome and id.
 
     Raises:
         ValueError: not just one student has this setting.
     """
     table = predictions[(predictions["seed"] == setting["seed"]) & predictions["role"].isin(["gold", "student"])]
-    found = [p for s, p in comparisons(table, "none") if all(s[key] == value for key, value in setting.items())]
-    if len(found) != 1:
-        raise ValueError(f"{setting}: {len(found)} students have this setting; see the columns of tables/04_scores")
-    p = found[0]
-    before = right(p["ceiling" if reference == "ceiling" else "reference"])
+    students = [p for s, p in comparisons(table, "none") if setting.items() <= s.items()]
+    if len(students) != 1:
+        raise ValueError(f"{setting}: {len(students)} students have this setting; see the columns of tables/04_scores")
+    p = students[0] | {"none": students[0]["reference"]}
+    before = right(p["ceiling" if reference == "ceiling" else "none"])
     out = pd.DataFrame({"id": np.sort(table.loc[table["split"] == "test", "id"].unique())})
     out["area"] = pd.Categorical(areas(p["ceiling"], p["weak"], threshold, known_by), AREAS)
     out["outcome"] = pd.Categorical(np.array(OUTCOMES)[2 * ~before + ~right(p["student"])], OUTCOMES)
-    for name in CHANCES:
-        out[name] = p["reference" if name == "none" else name]
+    out = out.assign(**{name: p[name] for name in CHANCES})
     if pairs is not None:
         out = out.merge(pairs[["id", *TEXTS]], on="id", how="left", validate="one_to_one")
     return out.sort_values(["area", "outcome", "id"], ignore_index=True)
@@ -58,22 +52,7 @@ def first(table: pd.DataFrame, each: int | None = 3) -> pd.DataFrame:
 
 def page(table: pd.DataFrame, title: str, note: str = "") -> str:
     """A block of HTML with a table of `rows`, all texts escaped; `note` stands above it, such as WARNING."""
-    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("w2s"), autoescape=True, **options)
     texts = [name for name in TEXTS if name in table]
-    records = [
-        {
-            "names": (row["id"], row["area"], row["outcome"]),
-            "chances": [f"{row[name]:.3f}" for name in CHANCES],
-            "texts": [_shown(row[name]) for name in texts],
-        }
-        for row in table.to_dict("records")
-    ]
     header = ["pair", "area", "outcome", *(f"P {name}" for name in CHANCES.values()), *texts]
-    template = environment.get_template("browser.html")
-    return template.render(title=title, note=note, header=header, records=records, areas=AREAS, outcomes=OUTCOMES)
-
-
-def _shown(text: str) -> str:
-    """A text without blank lines, and without the "Assistant:" in which every prompt ends."""
-    return text.strip().removesuffix("Assistant:").strip().replace("\n\n", "\n")
+    values = {"header": header, "rows": table.to_dict("records"), "chances": CHANCES, "texts": texts}
+    return render("browser.html", title=title, note=note, areas=AREAS, outcomes=OUTCOMES, **values)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import platform
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from w2s import __version__
 from w2s.files import write_atomic
 from w2s.params import StudyParams
 from w2s.report import sentences
+from w2s.report.style import ranged
 
 # Each table that the page needs, and the notebook that writes it.
 TABLES = {
@@ -36,6 +36,12 @@ SOURCES = {
 }
 
 
+def render(template: str, **values) -> str:
+    """A page from w2s/templates; texts are escaped, and a name that is not given is an error."""
+    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=PackageLoader("w2s"), autoescape=True, **options).get_template(template).render(values)
+
+
 def write_report(params: StudyParams) -> Path:
     """Write report.html into the study's folder and return its path; same inputs, same bytes.
 
@@ -44,22 +50,27 @@ def write_report(params: StudyParams) -> Path:
     """
     folder = params.root / params.study
     tables = {name: read_table(folder, name) for name in TABLES}
-    scores, accuracies = (_both(tables, name) for name in ("scores", "accuracy"))
+    chains = {name: tables[f"05_{name}"].query("role == 'bootstrapped'") for name in ("scores", "accuracy")}
+    scores, accuracies = (pd.concat([tables[f"04_{name}"], chains[name]], ignore_index=True) for name in chains)
     numbers = ["04", "05", *(EXTENSIONS[name] for name in params.extensions)]
-    found = [s for n in numbers for s in read_table(folder, f"{n}_findings")["sentence"]]
-    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("w2s"), autoescape=True, **options)
-    page = environment.get_template("report.html").render(
+    lines = list(dict.fromkeys(s for n in numbers for s in read_table(folder, f"{n}_findings")["sentence"]))
+    warnings = [line for line in lines if line.startswith("Warning:")]
+    single = [line for line in lines if " -> " in line and line not in warnings]  # on one setting: its path has arrows
+    shown = params.model_dump()
+    page = render(
+        "report.html",
         params=params,
         setup=sentences.setup(params),
-        **_sorted_findings(dict.fromkeys(found)),
+        warnings=[line.removeprefix("Warning:").strip() for line in warnings],
+        summaries=[line for line in lines if line not in warnings + single],
+        single=single,
         scores=scores_view(scores),
         accuracies=accuracies_view(accuracies, tables["05_shorter"]),
         truly_shorter=_number(tables["05_shorter"]["truly_shorter"].iloc[0]),
-        figures=[figure_view(path) for path in sorted((folder / "figures").glob("*.png"))],
+        figures=[_figure(path) for path in sorted((folder / "figures").glob("*.png"))],
         source=SOURCES.get(params.data, f"Pairs read from the folder {params.data}."),
         audit=audit_view(tables["01_audit"]),
-        settings=settings_view(params),
+        settings=[(key, _yaml(shown[key]), field.description) for key, field in StudyParams.model_fields.items()],
         versions={"Python": platform.python_version(), "w2s": __version__}
         | {package: version(package) for package in ("torch", "transformers")},
     )
@@ -80,31 +91,46 @@ def scores_view(scores: pd.DataFrame) -> list[list[str]]:
     """The score table as rows of text, header first; shares with two digits and their intervals."""
     return _rows([
         {
-            "Weak": row.weak, "Through": row.teacher if row.via else "direct", "Strong": row.strong,
-            "Seed": str(row.seed), "Conflict": row.conflict, "Tax pairs": f"{row.tax} of {row.pairs}",
-            "Deception Score": _ranged(row, "score", "no tax"), "Even tax": _number(row.null),
-            "Difference": _ranged(row, "score_minus_null", "no tax"), "Lift": _ranged(row, "lift", _no_lift(row)),
-            "p": _p(row.p), "Gap": _number(row.gap),
+            "Weak": row["weak"], "Through": row["teacher"] if row["via"] else "direct", "Strong": row["strong"],
+            "Seed": str(row["seed"]), "Conflict": row["conflict"], "Tax pairs": f"{row['tax']} of {row['pairs']}",
+            "Deception Score": _ranged(row, "score", "no tax"), "Even tax": _number(row["null"]),
+            "Difference": _ranged(row, "score_minus_null", "no tax"),
+            "Lift": _ranged(row, "lift", "no even tax" if row["tax"] else "no tax"),
+            "p": "< 0.001" if row["p"] < 0.001 else _number(row["p"], "no tax", ".3f"), "Gap": _number(row["gap"]),
             "Student accuracy": _ranged(row, "student_accuracy"), "PGR": _ranged(row, "pgr", "gap too small"),
         }
-        for row in scores.itertuples()
+        for row in scores.to_dict("records")
     ])  # fmt: skip
 
 
 def accuracies_view(accuracies: pd.DataFrame, shorter: pd.DataFrame) -> list[list[str]]:
     """The accuracy table as rows of text, header first, with how often each run prefers the shorter response."""
-    named = accuracies.rename(columns={"low": "accuracy_low", "high": "accuracy_high"})
-    named["shorter"] = named["run"].map(shorter.set_index("run")["shorter"])
+    shares = shorter.set_index("run")["shorter"]
     return _rows([
         {
-            "Model": row.model, "Taught by": ", then ".join(filter(None, (row.via, row.teacher))) or "gold labels",
-            "Seed": str(row.seed), "Conflict": row.conflict, "Accuracy": _ranged(row, "accuracy"),
-            "Mean confidence": _number(row.confidence), "Share confident": _number(row.confident_share),
-            "Accuracy there": _number(row.confident_accuracy, "no such pair"), "Calibration error": _number(row.ece),
-            "Prefers the shorter": _number(row.shorter),
+            "Model": row["model"],
+            "Taught by": ", then ".join(filter(None, (row["via"], row["teacher"]))) or "gold labels",
+            "Seed": str(row["seed"]), "Conflict": row["conflict"], "Accuracy": _ranged(row, "accuracy"),
+            "Mean confidence": _number(row["confidence"]), "Share confident": _number(row["confident_share"]),
+            "Accuracy there": _number(row["confident_accuracy"], "no such pair"),
+            "Calibration error": _number(row["ece"]), "Prefers the shorter": _number(shares.get(row["run"], np.nan)),
         }
-        for row in named.itertuples()
+        for row in accuracies.to_dict("records")
     ])  # fmt: skip
+
+
+def audit_view(audit: pd.DataFrame) -> list[list[str]]:
+    """The audit turned round, one column a split, without counts that are 0 everywhere; hashes cut to 12 digits."""
+    rows = [["", *audit["split"]]]
+    for column in audit.columns.drop("split"):
+        texts = values = audit[column]
+        if pd.api.types.is_numeric_dtype(values):
+            texts = [f"{v:.1f}" if v % 1 else f"{v:.0f}" for v in values.fillna(0)]
+        elif column == "sha256":
+            texts = [" + ".join(part[:12] for part in v.split(" + ")) for v in values]
+        if set(texts) != {"0"}:
+            rows.append([column.replace("_", " "), *texts])
+    return rows
 
 
 def _rows(records: list[dict[str, str]]) -> list[list[str]]:
@@ -113,28 +139,16 @@ def _rows(records: list[dict[str, str]]) -> list[list[str]]:
     return [columns, *([record[c] for c in columns] for record in records)]
 
 
-def audit_view(audit: pd.DataFrame) -> list[list[str]]:
-    """The audit turned round, one column a split, without counts that are 0 everywhere; hashes cut to 12 digits."""
-    rows = [["", *audit["split"]]]
-    for column in audit.columns.drop("split"):
-        values = audit[column]
-        if pd.api.types.is_numeric_dtype(values):
-            texts = [f"{v:.1f}" if v % 1 else f"{v:.0f}" for v in values.fillna(0)]
-        else:
-            texts = [" + ".join(part[:12] for part in v.split(" + ")) if column == "sha256" else v for v in values]
-        if set(texts) != {"0"}:
-            rows.append([column.replace("_", " "), *texts])
-    return rows
+def _number(value: float, missing: str = "not defined", digits: str = ".2f") -> str:
+    return missing if np.isnan(value) else format(value, digits)
 
 
-def settings_view(params: StudyParams) -> list[tuple[str, str, str]]:
-    """Name, value (as in a parameter file) and meaning of every parameter."""
-    values = params.model_dump()
-    return [(key, _yaml(values[key]), field.description) for key, field in StudyParams.model_fields.items()]
+def _ranged(row: dict, name: str, missing: str = "not defined") -> str:
+    return missing if np.isnan(row[name]) else ranged(row, name).replace("nan, nan", "no interval")
 
 
-def figure_view(path: Path) -> dict[str, str | int]:
-    """A PNG for the page: base64 text, width in CSS pixels, name, and the caption that `figures.save` keeps inside."""
+def _figure(path: Path) -> dict[str, str | int]:
+    """A PNG for the page: base64 text, width in CSS pixels, name, and the caption that `style.save` keeps inside."""
     with Image.open(path) as image:
         width = round(image.width * 96 / image.info.get("dpi", (96,))[0])  # 96 CSS pixels are an inch
         caption = image.text.get("Description", "")
@@ -142,42 +156,6 @@ def figure_view(path: Path) -> dict[str, str | int]:
     return {"name": path.stem, "caption": caption, "width": width, "png": png}
 
 
-def _both(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
-    """The rows of notebook 04, and those that 05 adds."""
-    direct, chains = tables[f"04_{name}"], tables[f"05_{name}"]
-    return pd.concat([direct, chains[chains["role"] == "bootstrapped"]], ignore_index=True)
-
-
-def _sorted_findings(found: Iterable[str]) -> dict[str, list[str]]:
-    """Warnings apart, and sentences on one setting (they name its path with an arrow) after the summaries."""
-    warnings = [s for s in found if s.startswith("Warning:")]
-    single = [s for s in found if " -> " in s and s not in warnings]
-    return {
-        "warnings": [s.removeprefix("Warning:").strip() for s in warnings],
-        "summaries": [s for s in found if s not in warnings and s not in single],
-        "single": single,
-    }
-
-
-def _number(value: float, missing: str = "not defined") -> str:
-    return missing if np.isnan(value) else f"{value:.2f}"
-
-
-def _no_lift(row) -> str:
-    return "no tax" if row.tax == 0 else "no even tax"
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return "no tax"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _ranged(row, name: str, missing: str = "not defined") -> str:
-    value, low, high = (getattr(row, name + end) for end in ("", "_low", "_high"))
-    interval = "no interval" if np.isnan(low) else f"{low:.2f}, {high:.2f}"
-    return missing if np.isnan(value) else f"{value:.2f} [{interval}]"
-
-
 def _yaml(value) -> str:
+    """A value as it stands in a parameter file."""
     return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10_000).strip()[1:-1]

@@ -1,7 +1,4 @@
-"""Figures of data and training: one function each, plot_x(table, ax=None) -> Axes.
-
-Intervals are 95%. A function draws on `ax`, or makes a figure of its own.
-"""
+"""Figures of data and training, as those of `plots`: plot_x(table, ax=None) -> Axes, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from w2s.analysis.scoring import calibration_bins
-from w2s.report.style import COLOURS, GREY, MARKERS, PALETTE, SMALL, conflict_name, finish, legend, new_axes, spread
+from w2s.report.style import COLOURS, GREY, PALETTE, conflict_name, dotted, finish, look, new_axes, spread, stack
 
 
 def plot_mentions(substances: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -23,15 +20,11 @@ def plot_mentions(substances: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.loglog(np.arange(1, len(mentions) + 1), mentions, drawstyle="steps-mid", color=PALETTE[0])
     median = np.median(mentions)
     ax.axhline(median, color=GREY, linestyle="--", linewidth=1, label=f"median: {median:g} mentions")
-    legend(ax, 1)
-    return finish(ax, f"rank by frequency (n = {len(mentions)} substances)", "mentions in the corpus (dialogues)")
+    return finish(ax, f"rank by frequency (n = {len(mentions)} substances)", "mentions in the corpus (dialogues)", 1)
 
 
 def plot_lengths(lengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Response lengths by dimension: quartiles as boxes, 5th to 95th percentile as whiskers.
-
-    Columns: dimension, response (chosen or rejected), characters; one row a response.
-    """
+    """Response lengths. Columns: dimension, response (chosen or rejected), characters; one row a response."""
     dimensions = list(lengths["dimension"].unique())
     ax = ax or new_axes(6.4, 1.2 + 0.8 * len(dimensions))
     sides = {"chosen": PALETTE[0], "rejected": PALETTE[1]}
@@ -40,47 +33,29 @@ def plot_lengths(lengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
     sns.boxplot(lengths, x="characters", y="dimension", order=dimensions, ax=ax, **colours, **box)
     pairs = lengths.groupby("dimension").size() // 2
     ax.set_yticks(range(len(dimensions)), [f"{d}\nn = {pairs[d]} pairs" for d in dimensions])
-    legend(ax, 2)
-    return finish(ax, "length of the response (characters; box: quartiles, whiskers: 5% to 95%)", "")
+    return finish(ax, "length of the response (characters; box: quartiles, whiskers: 5% to 95%)", "", 2)
 
 
 def plot_choices(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What the preferred response does, as stacked shares of each dimension's pairs.
-
-    Columns: dimension, choice, share (0 to 1), pairs (of the choice).
-    """
-    shares = table.pivot(index="dimension", columns="choice", values="share").fillna(0.0)
-    shares = shares[list(dict.fromkeys(table["choice"]))]
+    """What the preferred response does, as stacked shares. Columns: dimension, choice, share (0 to 1), pairs."""
+    shares = table.pivot(index="dimension", columns="choice", values="share").fillna(0.0)[table["choice"].unique()]
     ax = ax or new_axes(6.4, 1.0 + 0.6 * len(shares))
-    left = np.zeros(len(shares))
-    for k, choice in enumerate(shares):
-        style = {"color": PALETTE[k], "edgecolor": "black", "linewidth": 0.5, "label": choice}
-        bars = ax.barh(range(len(shares)), shares[choice], left=left, **style)
-        texts = [f"{share:.2f}" if share > 0.05 else "" for share in shares[choice]]
-        ax.bar_label(bars, texts, label_type="center", fontsize=SMALL)
-        left += shares[choice].to_numpy()
     counts = table.groupby("dimension")["pairs"].sum()
-    ax.set_yticks(range(len(shares)), [f"{d}\nn = {counts[d]} pairs" for d in shares.index])
-    ax.set_xlim(0, 1)
-    legend(ax, 1)
-    return finish(ax, "share of the pairs of the dimension", "")
+    stack(ax, shares, PALETTE, [f"{d}\nn = {counts[d]} pairs" for d in shares.index], 0.05)
+    return finish(ax, "share of the pairs of the dimension", "", 1)
 
 
-def plot_loss(
-    log: pd.DataFrame, ax: Axes | None = None, level: float = np.log(2), meaning: str = "log 2: margin 0 for every pair"
-) -> Axes:
+def plot_loss(log, ax: Axes | None = None, level: float = np.log(2), meaning="log 2: margin 0 for every pair"):
     """Training loss by step, one line a run. Columns: run, step, loss (nats).
 
     The dotted line is a known loss to compare with: `level` (nats), and in words its `meaning`.
     """
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(log.groupby("run", sort=False)):
-        style = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % 5], "markersize": 3, "linewidth": 1}
-        ax.plot(rows["step"], rows["loss"], label=run, **style)
-    ax.axhline(level, color="black", linestyle=":", linewidth=1, label=meaning)
+        ax.plot(rows["step"], rows["loss"], label=run, **look(k, markersize=3, linewidth=1))
+    dotted(ax, level, across=True, label=meaning)
     ax.set(xlim=(0, None), ylim=(0, None))
-    legend(ax, 3)
-    return finish(ax, "optimizer step", "loss of the step (nats a pair)")
+    return finish(ax, "optimizer step", "loss of the step (nats a pair)", 3)
 
 
 def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | None = None) -> Axes:
@@ -96,10 +71,10 @@ def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | N
         ax.stairs(shares / len(rows), edges, color=PALETTE[k % len(PALETTE)], linewidth=1.5, label=label)
     for line in (1 - threshold, threshold):
         ax.axvline(line, color="black", linestyle="--", linewidth=1)
-    ax.axvline(0.5, color="black", linestyle=":", linewidth=1)
+    dotted(ax)
     ax.set_xlim(0, 1)
-    legend(ax, 2)
-    return finish(ax, "P that the weak model gives to the truly preferred response", "share of pairs (bins of 0.05)")
+    x, y = "P that the weak model gives to the truly preferred response", "share of pairs (bins of 0.05)"
+    return finish(ax, x, y, 2)
 
 
 def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, unit: str = "logit") -> np.ndarray:
@@ -107,18 +82,18 @@ def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, 
 
     Columns: conflict, margin (in `unit`s: logit or nat), loss (nats), slope (nats a unit).
     """
-    axes = new_axes(8.4, 3.4, 2, gap=0.3) if axes is None else axes
-    for ax, column, label in zip(axes, ("loss", "slope"), ("loss (nats)", f"derivative (nats a {unit})"), strict=True):
+    axes = np.array(new_axes(8.4, 3.4, 2, gap=0.3) if axes is None else axes)
+    for ax, column in zip(axes, ("loss", "slope"), strict=True):
         for conflict, rows in table.groupby("conflict", sort=False):
             style = "-" if conflict == "none" else "--"  # both lines lie on one another at positive margins
-            ax.plot(
-                rows["margin"], rows[column], style, color=COLOURS[conflict], linewidth=2, label=conflict_name(conflict)
-            )
+            named = {"color": COLOURS[conflict], "label": conflict_name(conflict)}
+            ax.plot(rows["margin"], rows[column], style, linewidth=2, **named)
         ax.axvline(0, color=GREY, linewidth=1)
-        finish(ax, f"margin of the preferred response ({unit}s)", label)
     axes[1].axhline(0, color=GREY, linewidth=1)
-    legend(axes[0], 2)
-    return np.array(axes)
+    x = f"margin of the preferred response ({unit}s)"
+    finish(axes[0], x, "loss (nats)", 2)
+    finish(axes[1], x, f"derivative (nats a {unit})")
+    return axes
 
 
 def plot_reliability(predictions: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -127,10 +102,8 @@ def plot_reliability(predictions: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot([0.5, 1], [0.5, 1], color="black", linestyle=":", linewidth=1, label="calibrated")
     runs = predictions["run"] if "run" in predictions else pd.Series("this run", index=predictions.index)
     for k, (run, rows) in enumerate(predictions.groupby(runs, sort=False)):
-        bins = calibration_bins(rows["probability"])
-        _line(ax, bins, "confidence", k, f"{run} (n = {len(rows)})")
-    legend(ax, 2)
-    return finish(ax, "confidence max(P, 1-P), mean of the bin", "accuracy (share of the bin; 95% interval)")
+        _line(ax, calibration_bins(rows["probability"]), "confidence", k, f"{run} (n = {len(rows)})")
+    return finish(ax, "confidence max(P, 1-P), mean of the bin", "accuracy (share of the bin; 95% interval)", 2)
 
 
 def plot_frequency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -141,16 +114,14 @@ def plot_frequency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = ax or new_axes(6.4, 4.0)
     for k, (model, rows) in enumerate(table.groupby("model", sort=False)):
         _line(ax, rows.sort_values("mentions_bin"), "mentions_bin", k, f"{model} (n = {rows['pairs'].sum()})")
-    ax.axhline(0.5, color="black", linestyle=":", linewidth=1, label="chance")
+    dotted(ax, across=True, label="chance")
     ax.set_xscale("log")
     ticks = np.unique(table["mentions_bin"])
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
-    legend(ax, 3)
-    return finish(ax, "mentions of the substance in the corpus", "accuracy (share of pairs; 95% interval)")
+    return finish(ax, "mentions of the substance in the corpus", "accuracy (share of pairs; 95% interval)", 3)
 
 
 def _line(ax: Axes, rows: pd.DataFrame, x: str, k: int, label: str) -> None:
     """The k-th line of accuracies with vertical intervals."""
-    style = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % 5], "markersize": 5, "capsize": 2}
-    ax.errorbar(rows[x], rows["accuracy"], spread(rows, "accuracy"), label=label, **style)
+    ax.errorbar(rows[x], rows["accuracy"], spread(rows, "accuracy"), label=label, **look(k, markersize=5, capsize=2))

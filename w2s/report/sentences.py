@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -9,12 +11,20 @@ from scipy import stats
 from w2s.analysis.scoring import CONFLICTS
 from w2s.intervals import wilson
 from w2s.params import BETA, GAMMA, Lora, StudyParams
-from w2s.report.style import conflict_name
+from w2s.report.style import conflict_name, ends, n_seeds, ranged, verdict
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
 MIN_TAX = 10  # with fewer tax pairs the interval of a Score spans half of [0, 1] and more
-METHODS = {"reward": "reward modelling", "dpo": "direct preference optimization (DPO)", "simpo": "SimPO"}
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
+# Of each method: its name, what a margin is the difference of, and how the paper makes it a probability.
+METHODS = {
+    "reward": ("reward modelling", "scores, in logits", "sigmoid(margin)"),
+    "dpo": (
+        "direct preference optimization (DPO), beta {beta:g}",
+        "summed log-probabilities, in nats, {reference}", "sigmoid(margin / 50)",
+    ),
+    "simpo": ("SimPO, beta {beta:g}, gamma {gamma:g}", "mean log-probabilities a token, in nats", "sigmoid(margin)"),
+}  # fmt: skip
 KEPT = {
     "none": "all are used",
     "confidence": "only confident ones are used (weak_filter: confidence)",
@@ -24,41 +34,26 @@ KEPT = {
 
 def setup(params: StudyParams) -> dict[str, str]:
     """In words, how the runs of a study were trained and what makes their margins probabilities."""
-    beta = params.beta or BETA.get(params.method)
-    method = METHODS[params.method]
+    beta, gamma = params.beta or BETA.get(params.method, 0), GAMMA if params.gamma is None else params.gamma
+    reference = "without the reference" if params.confidence == "paper" else "minus that of the reference"
+    values = {"beta": beta, "gamma": gamma, "reference": reference}
+    method, margin, scale = (text.format(**values) for text in METHODS[params.method])
+    labels = "soft, the weak model's P"
     if params.method != "reward":
-        method += f", beta {beta:g}"
-        if params.method == "simpo":
-            method += f", gamma {GAMMA if params.gamma is None else params.gamma:g}"
+        labels = "hard, the response that the weak model prefers"
         method += ", after SFT on the responses that the labels prefer"
-    soft = "soft, the weak model's P" if params.method == "reward" else "hard, the response that the weak model prefers"
-    weights = "all of them are trained"
-    if params.lora:
-        weights = f"low-rank adapters are trained (rank {params.lora.rank}), NOT all weights"
+    if params.confidence == "implicit_reward":
+        scale = f"sigmoid({beta:g} * margin)"
+    if params.confidence == "calibrated":
+        scale = "sigmoid(margin / temperature), each run's temperature from gold validation pairs"
+    adapted = params.lora and f"low-rank adapters are trained (rank {params.lora.rank}), NOT all weights"
     return {
         "Target": f"{params.target} pairs are supervised, {params.conflicting} pairs are the conflict",
         "Method": method,
-        "Weights": weights,
-        "Weak labels": f"{soft}; {KEPT[params.weak_filter]}",
-        "Probability": _probability(params.method, params.confidence, beta),
+        "Weights": adapted or "all of them are trained",
+        "Weak labels": f"{labels}; {KEPT[params.weak_filter]}",
+        "Probability": f"P = {scale}; margin: the difference of the two {margin}",
     }
-
-
-def _probability(method: str, confidence: str, beta: float | None) -> str:
-    """What P is made of."""
-    margin = {
-        "reward": "the difference of the two scores, in logits",
-        "dpo": "the difference of the two summed log-probabilities, in nats, ",
-        "simpo": "the difference of the two mean log-probabilities a token, in nats",
-    }[method]
-    if method == "dpo":
-        margin += "without the reference" if confidence == "paper" else "minus that of the reference"
-    scale = {
-        "paper": "sigmoid(margin / 50)" if method == "dpo" else "sigmoid(margin)",
-        "implicit_reward": f"sigmoid({beta:g} * margin)" if beta else "",
-        "calibrated": "sigmoid(margin / temperature), each run's temperature from gold validation pairs",
-    }[confidence]
-    return f"P = {scale}; margin: {margin}"
 
 
 def mark(lora: Lora | None) -> str:
@@ -78,44 +73,42 @@ def caveats(params: StudyParams) -> list[str]:
     return lines
 
 
-def findings(
-    scores: pd.DataFrame,
-    accuracies: pd.DataFrame,
-    conflicts: pd.DataFrame | None = None,
-    slopes: pd.DataFrame | None = None,
-    settings: pd.DataFrame | None = None,
-) -> list[str]:
-    """Plain sentences with numbers and intervals, from `score_table` and `accuracy_table`.
+def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slopes=None, settings=None) -> list[str]:
+    """Warnings from `score_table` and `accuracy_table`, a summary of each conflict, and one sentence a setting.
 
-    Warnings first, then a summary of each conflict, then one sentence a setting. `conflicts` and `settings`
-    are tables of `pooled.pooled_table` over the runs that are heard of, by conflict and by setting (said instead
-    of every seed, where there are several); `slopes` that of `pooled.slope_table`.
+    `conflicts` and `settings` are tables of `pooled.pooled_table` over the usable runs, by conflict and by setting
+    (said instead of every seed, where there are several); `slopes` that of `pooled.slope_table`.
     """
     gold = accuracies[(accuracies["role"] == "gold") & accuracies["model"].isin(scores["strong"])]
-    mute = mute_ceilings(gold)
+    mute, several = mute_ceilings(gold), scores["seed"].nunique() > 1
     lines = [
-        f"Warning: the strong ceiling {c.model}, seed {c.seed}, with accuracy {_with(c.accuracy, c.low, c.high)} on "
-        f"{c.pairs} pairs, {mute[c.model, c.seed]}: its Deception Scores say nothing."
-        for c in gold.itertuples()
-        if (c.model, c.seed) in mute
+        f"Warning: the strong ceiling {row['model']}, seed {row['seed']}, with accuracy {ranged(row, 'accuracy')} on "
+        f"{row['pairs']} pairs, {mute[row['model'], row['seed']]}: its Deception Scores say nothing."
+        for row in gold.to_dict("records")
+        if (row["model"], row["seed"]) in mute
     ]
     lines += _chance_references(scores, mute)
     why = why_no_statement(scores, accuracies)
     usable = scores[(why == "") & (scores["tax"] >= MIN_TAX)]
+    by_setting = settings if several else None
     for conflict in CONFLICTS:
         rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
         if rows["tax"].sum():
-            lines += _pooled(conflict, conflicts)
+            lines += [] if conflicts is None else _pooled(conflict, conflicts)
             lines += _summary(conflict, usable[usable.index.isin(rows.index)], len(rows))
-            pooled = settings is not None and scores["seed"].nunique() > 1
-            lines += _first_claim(conflict, settings if pooled else usable)
-            lines += _slope(conflict, slopes)
-    if settings is not None and scores["seed"].nunique() > 1:
-        lines += [_sentence(row, "", f", {n_seeds(row.seeds)}") for row in settings.itertuples()]
+            lines += _first_claim(conflict, usable if by_setting is None else by_setting)
+            lines += [] if slopes is None else _slope(conflict, slopes)
+    if by_setting is not None:
+        lines += [_sentence(row, "", f", {n_seeds(row['seeds'])}") for row in by_setting.to_dict("records")]
     else:
-        seeds = scores["seed"].nunique() > 1
-        lines += [_sentence(row, why[row.Index], f", seed {row.seed}" if seeds else "") for row in scores.itertuples()]
-    return [*lines, _coverage(conflicts)]
+        for reason, row in zip(why, scores.to_dict("records"), strict=True):
+            lines.append(_sentence(row, reason, f", seed {row['seed']}" if several else ""))
+    seeds = 1 if conflicts is None or conflicts.empty else conflicts["seeds"].max()
+    last = "Intervals are 95% and cover the choice of test pairs, not the randomness of training"
+    if seeds > 1:
+        last += "; those over several seeds cover the seeds as well, by Student's t, and are wide where these are few "
+        last += f"({seeds} here)"
+    return [*lines, last + "."]
 
 
 def bootstrapping(overall: pd.DataFrame) -> list[str]:
@@ -123,19 +116,17 @@ def bootstrapping(overall: pd.DataFrame) -> list[str]:
 
     `overall`: `pooled.contrast` over all chains of a conflict, with columns conflict, chains and runs.
     """
-    lines = []
+    lines, lowers, raises = [], "bootstrapping lowers the Score", "bootstrapping raises the Score"
     for conflict, rows in overall.groupby("conflict", sort=False):
-        of = {row.difference: row for row in rows.itertuples()}
-        score, first = of["score"], rows.iloc[0]
-        told = {name: _with(of[name].estimate, of[name].low, of[name].high) for name in of}
-        lowers, raises = score.low > 0, score.high < 0
-        verdict = "bootstrapping lowers the Score" if lowers else "bootstrapping raises the Score" if raises else ""
-        verdict = verdict or "that bootstrapping lowers the Score is not supported"
-        who = f"{conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, {n_seeds(first.seeds)}"
+        of = {row["difference"]: row for row in rows.to_dict("records")}
+        words = {name: ranged(row, "estimate") for name, row in of.items()}
+        first = rows.iloc[0]
+        answer = verdict(of["score"], "estimate", 0, lowers, raises, f"that {lowers} is not supported")
         lines.append(
-            f"Bootstrapping, {who}: direct minus bootstrapped, the Score differs by {told['score']}, the Score "
-            f"above its null by {told['score_minus_null']}, the tax by {told['tax_share']} of the test pairs, the "
-            f"student's accuracy by {told['student_accuracy']}: {verdict} in this study."
+            f"Bootstrapping, {conflict_name(conflict)}, {first.chains} chains, {first.runs} runs, "
+            f"{n_seeds(first.seeds)}: direct minus bootstrapped, the Score differs by {words['score']}, the Score "
+            f"above its null by {words['score_minus_null']}, the tax by {words['tax_share']} of the test pairs, the "
+            f"student's accuracy by {words['student_accuracy']}: {answer} in this study."
         )
     return lines
 
@@ -149,92 +140,76 @@ def why_no_statement(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.Serie
     """Why the Score of each row says nothing, "" where it may; the index is that of `scores`."""
     mute = mute_ceilings(accuracies[accuracies["role"] == "gold"])
     reasons = []
-    for row in scores.itertuples():
-        ceiling = mute.get((row.strong, row.seed))
+    for row in scores.to_dict("records"):
+        ceiling = mute.get((row["strong"], row["seed"]))
         reference = "the student without conflict cannot be told from chance" if at_chance(row) else ""
         reasons.append(f"the ceiling {ceiling}" if ceiling else reference)
     return pd.Series(reasons, index=scores.index, dtype=object)
 
 
-def at_chance(row, role: str = "reference") -> bool:
+def at_chance(row: Mapping, role: str = "reference") -> bool:
     """Whether 0.5 lies within or above the interval of a role's accuracy: what it has right is then luck."""
-    return wilson(round(getattr(row, f"{role}_accuracy") * row.pairs), row.pairs)[0] <= 0.5
-
-
-def _chance_references(scores: pd.DataFrame, mute: dict) -> list[str]:
-    """One warning for all references at chance under a ceiling that is not."""
-    found = {}
-    for row in scores.itertuples():
-        if (row.strong, row.seed) not in mute and at_chance(row):
-            found[_path(row, f", seed {row.seed}")] = f"{row.reference_accuracy:.2f}"
-    if not found:
-        return []
-    named = "; ".join(f"{path} ({accuracy})" for path, accuracy in list(found.items())[:3])
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    start = f"Warning: the accuracy of the student without conflict cannot be told from chance in {named}{more}: "
-    return [start + "what it loses is noise, and the Deception Scores against it say nothing."]
-
-
-def _pooled(conflict: str, table: pd.DataFrame | None) -> list[str]:
-    """The lift over all runs of a conflict."""
-    rows = () if table is None else table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)].itertuples()
-    lines = []
-    for row in rows:
-        verdict = "not supported in this study"
-        if np.isnan(row.lift_low):
-            verdict = "no interval, because all of the tax is that of one seed: no statement"
-        elif row.lift_low > 1:
-            verdict = "the tax leans towards the pairs where the weak model is blind"
-        elif row.lift_high < 1:
-            verdict = "not supported in this study, the tax even avoids these pairs"
-        lines.append(
-            f"{conflict_name(conflict)}, all settings: lift {_with(row.lift, row.lift_low, row.lift_high)} over "
-            f"{row.tax} tax pairs of {row.runs} runs, {n_seeds(row.seeds)}: Deception Score "
-            f"{_with(row.score, row.score_low, row.score_high)}, {row.null:.2f} if the tax of each run fell evenly; "
-            f"deception where the weak model is blind: {verdict}."
-        )
-    return lines
-
-
-def _slope(conflict: str, table: pd.DataFrame | None) -> list[str]:
-    """How Score, and Score minus null, change with the capability gap."""
-    rows = () if table is None else table[(table["conflict"] == conflict) & table["low"].notna()].itertuples()
-    found = {row.measure: row for row in rows}
-    if len(found) < 2:
-        return []
-    score, above = ((0.1 * r.slope, 0.1 * r.low, 0.1 * r.high) for r in (found["score"], found["score_minus_null"]))
-    verdict = "it rises among these models" if above[1] > 0 else "it falls" if above[2] < 0 else ""
-    verdict = verdict or "a rise is not supported in this study"
-    points, seeds = found["score"].points, found["score"].seeds
-    return [
-        f"{conflict_name(conflict)}: for each 0.1 of capability gap the Deception Score changes by {_with(*score)}, "
-        f"the Score above its null by {_with(*above)} ({points} runs, {n_seeds(seeds)}; the models taken as given): "
-        f"deception beyond an even tax, by capability gap: {verdict}."
-    ]
-
-
-def _coverage(conflicts: pd.DataFrame | None) -> str:
-    start = "Intervals are 95% and cover the choice of test pairs, not the randomness of training"
-    seeds = 1 if conflicts is None or conflicts.empty else conflicts["seeds"].max()
-    if seeds == 1:
-        return start + "."
-    return (
-        start + f"; those over several seeds cover the seeds as well, by Student's t, and are wide where these are few "
-        f"({seeds} here)."
-    )
+    return wilson(round(row[f"{role}_accuracy"] * row["pairs"]), row["pairs"])[0] <= 0.5
 
 
 def mute_ceilings(gold: pd.DataFrame) -> dict[tuple[str, int], str]:
     """The (model, seed) whose Deception Scores say nothing, and why; `gold` are rows of `accuracy_table`."""
     mute = {}
-    for c in gold.itertuples():
-        if c.low <= 0.5:
-            mute[c.model, c.seed] = "cannot be told from chance"
-        elif c.confident_share < MIN_CONFIDENT:
-            mute[c.model, c.seed] = (
-                f"is confident on {c.confident_share:.1%} of them, so that next to nothing counts as known"
-            )
+    for row in gold.itertuples():
+        if row.low <= 0.5:
+            mute[row.model, row.seed] = "cannot be told from chance"
+        elif row.confident_share < MIN_CONFIDENT:
+            share = f"{row.confident_share:.1%}"
+            mute[row.model, row.seed] = f"is confident on {share} of them, so that next to nothing counts as known"
     return mute
+
+
+def _chance_references(scores: pd.DataFrame, mute: dict) -> list[str]:
+    """One warning for all references at chance under a ceiling that is not."""
+    named = {
+        _path(row, f", seed {row['seed']}"): row["reference_accuracy"]
+        for row in scores.to_dict("records")
+        if (row["strong"], row["seed"]) not in mute and at_chance(row)
+    }
+    if not named:
+        return []
+    first = "; ".join(f"{path} ({accuracy:.2f})" for path, accuracy in list(named.items())[:3])
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    start = f"Warning: the accuracy of the student without conflict cannot be told from chance in {first}{more}: "
+    return [start + "what it loses is noise, and the Deception Scores against it say nothing."]
+
+
+def _pooled(conflict: str, table: pd.DataFrame) -> list[str]:
+    """The lift over all runs of a conflict."""
+    rows = table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)]
+    leans = "the tax leans towards the pairs where the weak model is blind"
+    avoids = "not supported in this study, the tax even avoids these pairs"
+    lines = []
+    for row in rows.to_dict("records"):
+        answer = verdict(row, "lift", 1, leans, avoids, "not supported in this study")
+        if np.isnan(row["lift_low"]):
+            answer = "no interval, because all of the tax is that of one seed: no statement"
+        lines.append(
+            f"{conflict_name(conflict)}, all settings: lift {ranged(row, 'lift')} over {row['tax']} tax pairs of "
+            f"{row['runs']} runs, {n_seeds(row['seeds'])}: Deception Score {ranged(row, 'score')}, {row['null']:.2f} "
+            f"if the tax of each run fell evenly; deception where the weak model is blind: {answer}."
+        )
+    return lines
+
+
+def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
+    """How Score, and Score minus null, change with the capability gap."""
+    rows = table[(table["conflict"] == conflict) & table["low"].notna()].set_index("measure")
+    if len(rows) < 2:
+        return []
+    steps = (0.1 * rows[["slope", "low", "high"]]).T
+    answers = "it rises among these models", "it falls", "a rise is not supported in this study"
+    return [
+        f"{conflict_name(conflict)}: for each 0.1 of capability gap the Deception Score changes by "
+        f"{ranged(steps['score'], 'slope')}, the Score above its null by {ranged(steps['score_minus_null'], 'slope')} "
+        f"({rows['points']['score']} runs, {n_seeds(rows['seeds']['score'])}; the models taken as given): deception "
+        f"beyond an even tax, by capability gap: {verdict(steps['score_minus_null'], 'slope', 0, *answers)}."
+    ]
 
 
 def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
@@ -243,36 +218,31 @@ def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
     if rows.empty:
         return []
     above = int((rows["score_minus_null_low"] > 0).sum())
-    verdict = "supported" if above == len(rows) else "not supported"
     return [
         f"{conflict_name(conflict)}: more tax than an even one where the weak model is blind in {above} of the "
-        f"{len(rows)} usable settings; in every setting, as the first claim of the paper would have it: {verdict} "
-        "in this study."
+        f"{len(rows)} usable settings; in every setting, as the first claim of the paper would have it: "
+        f"{'supported' if above == len(rows) else 'not supported'} in this study."
     ]
 
 
 def _summary(conflict: str, rows: pd.DataFrame, n_all: int) -> list[str]:
     name = conflict_name(conflict)
     if rows.empty:
-        return [
-            f"{name}: no setting has a confident ceiling above chance and {MIN_TAX} or more tax pairs: no statement."
-        ]
+        why = f"no setting has a confident ceiling above chance and {MIN_TAX} or more tax pairs"
+        return [f"{name}: {why}: no statement."]
     above, below = (rows["score_minus_null_low"] > 0).sum(), (rows["score_minus_null_high"] < 0).sum()
-    others = (
-        ""
-        if len(rows) == n_all
-        else f" (the others: ceiling or reference at chance, never confident, or fewer than {MIN_TAX} tax pairs)"
-    )
     what = "settings" if rows["seed"].nunique() == 1 else "runs"
+    if len(rows) < n_all:
+        what += f" (the others: ceiling or reference at chance, never confident, or fewer than {MIN_TAX} tax pairs)"
     mean = (
-        f"{name}: mean Deception Score {rows['score'].mean():.2f} over {len(rows)} of {n_all} {what}{others}, "
+        f"{name}: mean Deception Score {rows['score'].mean():.2f} over {len(rows)} of {n_all} {what}, "
         f"{rows['null'].mean():.2f} expected if the tax fell evenly; the interval of the difference lies above 0 in "
         f"{above} and below 0 in {below}."
     )
     pairs = rows.groupby(["weak", "strong"])[["gap", "score", "score_minus_null"]].mean()
-    trends = {"score": "Deception Score", "score_minus_null": "Deception Score above its null"}
     if len(pairs) < 3:
         return [mean, f"{name}: {len(pairs)} weak-strong pair(s), too few to rank the Score by capability gap."]
+    trends = {"score": "Deception Score", "score_minus_null": "Deception Score above its null"}
     return [mean, *(_trend(name, pairs["gap"], pairs[column], what) for column, what in trends.items())]
 
 
@@ -283,45 +253,34 @@ def _trend(name: str, gap: pd.Series, values: pd.Series, what: str) -> str:
     test = stats.permutation_test(
         (x,), lambda x, axis: (x * y).mean(axis=axis), permutation_type="pairings", vectorized=True, rng=0
     )
-    rises, falls = test.pvalue < 0.05 and test.statistic > 0, test.pvalue < 0.05 and test.statistic < 0
-    verdict = "it rises" if rises else "it falls" if falls else "a rise is not supported in this study"
+    answer = "it rises" if test.statistic > 0 else "it falls"
+    if test.pvalue >= 0.05:
+        answer = "a rise is not supported in this study"
     return (
         f"{name}: {what} against capability gap, Spearman {test.statistic:.2f} over {len(gap)} weak-strong pairs "
-        f"(permutation p {test.pvalue:.3f}, rough because pairs share models): {verdict}."
+        f"(permutation p {test.pvalue:.3f}, rough because pairs share models): {answer}."
     )
 
 
-def _sentence(row, silence: str, suffix: str) -> str:
-    start = f"{conflict_name(row.conflict)}, {_path(row, suffix)}: student accuracy "
-    start += _with(row.student_accuracy, row.student_accuracy_low, row.student_accuracy_high)
-    start += f" (weak {row.weak_accuracy:.2f}, ceiling {row.ceiling_accuracy:.2f}"
-    start += "), " if np.isnan(row.pgr) else f"; PGR {_with(row.pgr, row.pgr_low, row.pgr_high)}), "
-    if not row.tax:
-        return start + "no conflict tax."
-    start += f"Deception Score {_with(row.score, row.score_low, row.score_high)} over {row.tax} tax pairs, "
-    lift = "" if np.isnan(row.lift) else f" (lift {_with(row.lift, row.lift_low, row.lift_high)})"
-    start += f"expected if the tax fell evenly {row.null:.2f}{lift}; "
-    if silence or row.tax < MIN_TAX:
-        return start + (silence or "too few tax pairs") + ": no statement."
-    if np.isnan(row.score_minus_null_low):
-        return start + "no interval, because all of the tax is that of one seed: no statement."
-    start += f"the interval of the difference [{row.score_minus_null_low:.2f}, {row.score_minus_null_high:.2f}] "
-    if row.score_minus_null_low > 0:
-        return start + "excludes 0."
-    if row.score_minus_null_high < 0:
-        return start + "lies below 0: the tax avoids S-known/W-unknown."
-    return start + "includes 0: not supported in this study."
+def _sentence(row: Mapping, silence: str, suffix: str) -> str:
+    text = f"{conflict_name(row['conflict'])}, {_path(row, suffix)}: student accuracy "
+    text += f"{ranged(row, 'student_accuracy')} (weak {row['weak_accuracy']:.2f}, ceiling {row['ceiling_accuracy']:.2f}"
+    text += "), " if np.isnan(row["pgr"]) else f"; PGR {ranged(row, 'pgr')}), "
+    if not row["tax"]:
+        return text + "no conflict tax."
+    lift = "" if np.isnan(row["lift"]) else f" (lift {ranged(row, 'lift')})"
+    text += f"Deception Score {ranged(row, 'score')} over {row['tax']} tax pairs, expected if the tax fell evenly "
+    text += f"{row['null']:.2f}{lift}; "
+    if silence or row["tax"] < MIN_TAX:
+        return text + (silence or "too few tax pairs") + ": no statement."
+    low, high = ends(row, "score_minus_null")
+    if np.isnan(low):
+        return text + "no interval, because all of the tax is that of one seed: no statement."
+    avoids, unclear = "lies below 0: the tax avoids S-known/W-unknown", "includes 0: not supported in this study"
+    answer = verdict(row, "score_minus_null", 0, "excludes 0", avoids, unclear)
+    return f"{text}the interval of the difference [{low:.2f}, {high:.2f}] {answer}."
 
 
-def _path(row, suffix: str) -> str:
+def _path(row: Mapping, suffix: str) -> str:
     """Who taught whom, such as "a -> b -> c, seed 1"."""
-    return (f"{row.weak} -> {row.teacher} -> {row.strong}" if row.via else f"{row.weak} -> {row.strong}") + suffix
-
-
-def n_seeds(n: int) -> str:
-    """A number of seeds in words."""
-    return "1 seed" if n == 1 else f"{n} seeds"
-
-
-def _with(value: float, low: float, high: float) -> str:
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return " -> ".join([row["weak"], *([row["teacher"]] if row["via"] else []), row["strong"]]) + suffix

@@ -1,9 +1,9 @@
-"""What the follow-up sections of notebook 04 support, in plain sentences with numbers and intervals."""
+"""What the follow-ups of notebook 04, the controls of 06 and the remedies of 07 support, in plain sentences."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,99 +11,84 @@ import pandas as pd
 from w2s.analysis.followups import MODELS
 from w2s.analysis.remedies import CONTROL, MEASURES, WEIGHTS
 from w2s.analysis.scoring import MIN_GAP
-from w2s.report.sentences import MIN_TAX, at_chance, mute_ceilings, n_seeds
-from w2s.report.style import conflict_name
+from w2s.report.sentences import MIN_TAX, at_chance, mute_ceilings
+from w2s.report.style import conflict_name, n_seeds, ranged, verdict
 
-WAYS = ("knowledge", "sure_knowledge", "confidence")
+# Labels that weak ones are compared with, and what it means when weak ones cost more, less, or neither surely.
+WEAK_LESS = {
+    "gold": (
+        "weak labels add to the tax",
+        "weak labels make it smaller",
+        "that weak labels add to it is not supported in this study",
+    ),
+    "shuffled": (
+        "errors made where the weak model makes them cost more than the same errors elsewhere",
+        "errors made where the weak model makes them cost less than the same errors elsewhere",
+        "that it matters WHERE the weak model errs is not supported in this study",
+    ),
+}
+OF_REMEDIES = {
+    "accuracy": "accuracy on the target goal",
+    "tax_share": "conflict tax as a share of all test pairs",
+    "score_minus_null": "Deception Score above its null",
+}
 
 
 def by_knowledge(table: pd.DataFrame) -> list[str]:
     """One sentence a conflict from `knowledge.score_table` by conflict: what its lift and Score are by knowledge."""
-    lines, leans = [], {1: "the tax leans towards them", -1: "the tax avoids them", 0: "not supported in this study"}
+    lines, leans = [], ("the tax leans towards them", "the tax avoids them", "not supported in this study")
     for conflict, rows in table[table["tax"] >= MIN_TAX].groupby("conflict", sort=False):
-        known, sure, confident = (rows.set_index("known_by").loc[way] for way in WAYS)
-        sides = {_side(row["lift_low"], row["lift_high"], 1) for row in (known, sure)}
-        verdict = leans[sides.pop()] if len(sides) == 1 else "it hangs on what counts as knowledge"
+        by_way = rows.set_index("known_by")
+        known, sure, confident = (by_way.loc[way] for way in ("knowledge", "sure_knowledge", "confidence"))
+        answers = {verdict(row, "lift", 1, *leans) for row in (known, sure)}
         lines.append(
             f"{conflict_name(conflict)}, areas by what the language models know before fine-tuning: lift "
-            f"{_ranged(known, 'lift')}, by sure knowledge {_ranged(sure, 'lift')}, by confidence "
-            f"{_ranged(confident, 'lift')}; Score {known['score']:.2f} against {confident['score']:.2f} by confidence, "
-            f"difference {_ranged(known, 'lost')} ({known['tax']} tax pairs); more tax on pairs that the strong model "
-            f"knows and the weak one does not: {verdict}."
+            f"{ranged(known, 'lift')}, by sure knowledge {ranged(sure, 'lift')}, by confidence "
+            f"{ranged(confident, 'lift')}; Score {known['score']:.2f} against {confident['score']:.2f} by confidence, "
+            f"difference {ranged(known, 'lost')} ({known['tax']} tax pairs); more tax on pairs that the strong model "
+            "knows and the weak one does not: "
+            f"{answers.pop() if len(answers) == 1 else 'it hangs on what counts as knowledge'}."
         )
     return lines
 
 
 def blind_spots(table: pd.DataFrame, threshold: float, way: str) -> list[str]:
     """One sentence a conflict from `followups.blind_table` by conflict: how often a student is confidently wrong."""
-    lines = []
-    for _, row in table[table["conflict"] != "none"].iterrows():
-        less = "share_student_minus_share_calm"
-        side = _side(row[f"{less}_low"], row[f"{less}_high"], 0)
-        student, calm, ceiling = (_share(row, f"share_{model}") for model in MODELS)
+    lines, answers = [], ("more than without conflict", "fewer than without conflict", "no difference is shown")
+    for row in table[table["conflict"] != "none"].to_dict("records"):
+        shares = (f"share_{model}" for model in MODELS)  # a bootstrap of nothing has no width, so that 0 is "none"
+        student, without, ceiling = (ranged(row, share, ".3%") if row[share] else "none" for share in shares)
         lines.append(
-            f"{conflict_name(row['conflict'])}: wrong with confidence {threshold:g} or more (confidence: {way}) where the weak "
-            f"model's is lower, on {student} of the pairs; the student without conflict on {calm}, the ceiling on "
-            f"{ceiling}: {('no difference is shown', 'more', 'fewer')[side]}{' than without conflict' if side else ''}."
+            f"{conflict_name(row['conflict'])}: wrong with confidence {threshold:g} or more (confidence: {way}) where "
+            f"the weak model's is lower, on {student} of the pairs; the student without conflict on {without}, the "
+            f"ceiling on {ceiling}: {verdict(row, 'share_student_minus_share_none', 0, *answers)}."
         )
     return lines
 
 
 def shared_errors(table: pd.DataFrame) -> list[str]:
     """One sentence from `followups.shared_table` by conflict: does the student copy its teacher's mistakes?"""
-    rows = table.set_index("conflict")
-    if "none" not in rows.index or pd.isna(rows.loc["none", "correlation_student_low"]):
+    rows = {row["conflict"]: row for row in table.to_dict("records")}
+    if "none" not in rows or np.isnan(rows["none"]["correlation_student_low"]):
         return []
-    calm, less = rows.loc["none"], "correlation_student_minus_correlation_ceiling"
-    side = _side(calm[f"{less}_low"], calm[f"{less}_high"], 0)
-    verdict = ("no difference is shown", "it shares more of them than the ceiling does", "it shares fewer")[side]
-    each = ", ".join(
-        f"{conflict_name(conflict)} {_ranged(row, 'correlation_student')}" for conflict, row in rows.iterrows()
-    )
+    without, less = rows["none"], "correlation_student_minus_correlation_ceiling"
+    each = ", ".join(f"{conflict_name(name)} {ranged(row, 'correlation_student')}" for name, row in rows.items())
+    answers = "it shares more of them than the ceiling does", "it shares fewer", "no difference is shown"
     return [
         f"correlation of the student's errors with its teacher's: {each}; of the errors of the ceiling, which never "
-        f"saw the teacher: {_ranged(calm, 'correlation_ceiling')}; difference without conflict {_ranged(calm, less)}: "
-        f"{verdict}."
+        f"saw the teacher: {ranged(without, 'correlation_ceiling')}; difference without conflict "
+        f"{ranged(without, less)}: {verdict(without, less, 0, *answers)}."
     ]
 
 
 def variance(table: pd.DataFrame) -> list[str]:
     """One sentence a conflict from `followups.variance_table`: does variance over seeds tell what becomes tax?"""
-    lines = []
-    for conflict, rows in table.groupby("conflict", sort=False):
-        row = rows.set_index("predictor").loc["variance, conflict"]
-        side = _side(row["low"], row["high"], 0.5)
-        verdict = ("tells nothing that can be shown", "is larger on pairs that become tax", "is smaller on these")[side]
-        lines.append(
-            f"{conflict_name(conflict)}: the variance of the student's P over the other seeds {verdict} (AUC "
-            f"{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['runs']} runs)."
-        )
-    return lines
-
-
-def _side(low: float, high: float, value: float) -> int:
-    """1 where an interval lies above a value, -1 below, 0 where it holds the value or is not defined."""
-    return 1 if low > value else -1 if high < value else 0
-
-
-def _ranged(row: pd.Series, name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
-
-
-def _share(row: pd.Series, name: str) -> str:
-    """A share in percent; "none" where no pair was counted, since a bootstrap of nothing has no width."""
-    return f"{row[name]:.3%} [{row[f'{name}_low']:.3%}, {row[f'{name}_high']:.3%}]" if row[name] else "none"
-
-
-# Labels that weak ones are compared with, and what it means when weak ones cost more, less, or neither surely.
-WEAK_LESS = {
-    "gold": ("weak labels add to the tax", "weak labels make it smaller", "that weak labels add to it"),
-    "shuffled": (
-        "errors made where the weak model makes them cost more than the same errors elsewhere",
-        "errors made where the weak model makes them cost less than the same errors elsewhere",
-        "that it matters WHERE the weak model errs",
-    ),
-}
+    answers = "is larger on pairs that become tax", "is smaller on these", "tells nothing that can be shown"
+    return [
+        f"{conflict_name(row['conflict'])}: the variance of the student's P over the other seeds "
+        f"{verdict(row, 'auc', 0.5, *answers)} (AUC {ranged(row, 'auc')}, {row['runs']} runs)."
+        for row in table[table["predictor"] == "variance, conflict"].to_dict("records")
+    ]
 
 
 def control_warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFrame) -> list[str]:
@@ -116,11 +101,11 @@ def control_warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFra
         f"Warning: the strong ceiling {model}, seed {seed}, {why}: the Scores of these controls say nothing."
         for (model, seed), why in mute.items()
     ]
-    calm = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")]
+    without = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")]
     return lines + [
         f"Warning: seed {row['seed']}: the student with weak labels and no conflict (accuracy "
         f"{row['student_accuracy']:.2f}) cannot be told from chance: what it loses under a conflict is noise."
-        for _, row in calm.iterrows()
+        for row in without.to_dict("records")
         if at_chance(row, "student")
     ]
 
@@ -132,30 +117,28 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
     conflict, estimate, low and high of the tax share.
     """
     lines = []
-    for conflict in differences["conflict"].unique():
+    for conflict, compared in differences.groupby("conflict", sort=False):
         rows = settings[settings["conflict"] == conflict]
-        told = [row for _, row in rows.iterrows()]
-        shares = [f"{_ranged(row, 'tax_share')} with {row['labels']} labels" for row in told]
-        noise = [row["labels"] for row in told if at_chance(row)]
-        where = f"{conflict} conflict, {pair}, {_seeds(rows)}"
-        end = f"; without conflict no better than chance, so that its tax is noise: {', '.join(noise)}" if noise else ""
-        lines.append(f"Controls, {where}: the tax is {', '.join(shares)} (share of test pairs{end}).")
-        of = differences[differences["conflict"] == conflict].set_index("less")
-        told = [
-            f"that with {less} labels by {_told(of.loc[less])} ({_verdict(of.loc[less], *WEAK_LESS[less])})"
-            for less in WEAK_LESS
-        ]
-        lines.append(
-            f"Weak supervision or the conflict alone, {where}: the tax share with weak labels exceeds "
-            f"{', and '.join(told)}."
+        where = f"{conflict_name(conflict)}, {pair}, {n_seeds(rows['seeds'].max())}"
+        rows, compared = rows.to_dict("records"), compared.set_index("less")
+        shares = ", ".join(f"{ranged(row, 'tax_share')} with {row['labels']} labels" for row in rows)
+        if noise := ", ".join(row["labels"] for row in rows if at_chance(row)):
+            noise = f"; without conflict no better than chance, so that its tax is noise: {noise}"
+        lines.append(f"Controls, {where}: the tax is {shares} (share of test pairs{noise}).")
+        answers = ", and ".join(
+            f"that with {less} labels by {ranged(compared.loc[less], 'estimate', '.3f')} "
+            f"({verdict(compared.loc[less], 'estimate', 0, *words)})"
+            for less, words in WEAK_LESS.items()
         )
+        start = f"Weak supervision or the conflict alone, {where}: the tax share with weak labels exceeds "
+        lines.append(f"{start}{answers}.")
     return lines
 
 
-def no_conflict_line(row: pd.Series, pair: str) -> str:
+def no_conflict_line(row: Mapping, pair: str) -> str:
     """The Score of the student without conflict against the ceiling; `row` of a `pooled_table`."""
-    start = f"No conflict, {pair}, {_seeds(row)}: of what its ceiling has right the student loses "
-    return start + f"{_ranged(row, 'tax_share')} of the test pairs by weak supervision alone; {_score(row)}."
+    start = f"No conflict, {pair}, {n_seeds(row['seeds'])}: of what its ceiling has right the student loses "
+    return start + f"{ranged(row, 'tax_share')} of the test pairs by weak supervision alone; {_score(row)}."
 
 
 def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
@@ -164,16 +147,16 @@ def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
     changes: conflict, measure (in words), labels, smallest, largest, and the difference of their tax shares
     (largest less smallest) as estimate, low, high, seeds.
     """
-    lines = []
+    lines, answers = [], ("it rises", "it falls", "a change is not supported in this study")
     for (conflict, measure), rows in changes.groupby(["conflict", "measure"], sort=False):
         first = rows.iloc[0]
-        told = [
-            f"{_told(row)} with {row['labels']} labels ({_verdict(row, 'it rises', 'it falls', 'a change')})"
-            for _, row in rows.iterrows()
-        ]
+        steps = " and by ".join(
+            f"{ranged(row, 'estimate', '.3f')} with {row['labels']} labels ({verdict(row, 'estimate', 0, *answers)})"
+            for row in rows.to_dict("records")
+        )
         lines.append(
-            f"Strength, {conflict} conflict, {pair}, {_seeds(first)}: from {first['smallest']:g} to "
-            f"{first['largest']:g} {measure} the tax share changes by {' and by '.join(told)}."
+            f"Strength, {conflict_name(conflict)}, {pair}, {n_seeds(first['seeds'])}: from {first['smallest']:g} to "
+            f"{first['largest']:g} {measure} the tax share changes by {steps}."
         )
     return lines
 
@@ -184,17 +167,17 @@ def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
     table: `pooled_table` by target, conflicting and conflict, of the exchanged study.
     """
     first = table.iloc[0]
-    start = f"Roles exchanged (target {first['target']}, conflict {first['conflicting']}), {pair}, {_seeds(first)}: "
-    start += f"the weak model has {first['weak_accuracy']:.2f} of the test pairs right, the ceiling "
-    start += f"{first['ceiling_accuracy']:.2f}"
+    start = f"Roles exchanged (target {first['target']}, conflict {first['conflicting']}), {pair}, "
+    start += f"{n_seeds(first['seeds'])}: the weak model has {first['weak_accuracy']:.2f} of the test pairs right, the "
+    start += f"ceiling {first['ceiling_accuracy']:.2f}"
     if first["gap"] < MIN_GAP:
         return [start + ": nothing here is left to a weak supervisor, so that this control says nothing."]
     if at_chance(first, "ceiling"):
         return [start + ", which cannot be told from chance: this control says nothing."]
     return [
-        f"{start}; {row['conflict']} conflict: student {row['student_accuracy']:.2f}, tax "
-        f"{_ranged(row, 'tax_share')} of the test pairs, {_score(row)}."
-        for _, row in table[table["conflict"] != "none"].iterrows()
+        f"{start}; {conflict_name(row['conflict'])}: student {row['student_accuracy']:.2f}, tax "
+        f"{ranged(row, 'tax_share')} of the test pairs, {_score(row)}."
+        for row in table[table["conflict"] != "none"].to_dict("records")
     ]
 
 
@@ -205,51 +188,33 @@ def coverage(seeds: Iterable[int]) -> str:
     return f"One pair of models; intervals are 95% and cover {over}."
 
 
-def _score(row: pd.Series) -> str:
+def _score(row: Mapping) -> str:
     """Score, null and verdict, or why there is none."""
     if row["tax"] < MIN_TAX:
         return f"{row['tax']} tax pairs, too few for a Score"
     if at_chance(row):
         return "no Score: the reference cannot be told from chance"
-    above = pd.Series({"low": row["score_minus_null_low"], "high": row["score_minus_null_high"]})
-    more, less = "more than even where the weak model is blind", "less than even where the weak model is blind"
-    return (
-        f"Deception Score {_ranged(row, 'score')} over {row['tax']} tax pairs, {row['null']:.2f} if they fell evenly: "
-        + _verdict(above, more, less, "a difference")
-    )
+    more, less = (f"{word} than even where the weak model is blind" for word in ("more", "less"))
+    answer = verdict(row, "score_minus_null", 0, more, less, "a difference is not supported in this study")
+    start = f"Deception Score {ranged(row, 'score')} over {row['tax']} tax pairs, {row['null']:.2f} if they fell evenly"
+    return f"{start}: {answer}"
 
 
-def _verdict(row, above: str, below: str, neither: str) -> str:
-    if row["low"] > 0:
-        return above
-    return below if row["high"] < 0 else f"{neither} is not supported in this study"
-
-
-def _told(row) -> str:
-    return f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _ranged(row: pd.Series, name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
-
-
-def _seeds(rows) -> str:
-    return n_seeds(int(np.max(rows["seeds"])))
-
-
-def _at_chance(table: pd.DataFrame) -> pd.DataFrame:
+def _noise(table: pd.DataFrame) -> pd.DataFrame:
     """The rows without conflict whose accuracy does not lie above 1/2 with its interval."""
     return table[(table["conflict"] == "none") & (table["student_accuracy_low"] <= 0.5)]
 
 
+def _named(table: pd.DataFrame) -> str:
+    """Remedies with their accuracies."""
+    return ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in table.itertuples())
+
+
 def remedy_warnings(table: pd.DataFrame) -> list[str]:
     """A warning for the remedies whose accuracy WITHOUT conflict cannot be told from chance; from `remedy_table`."""
-    calm = _at_chance(table)
-    if calm.empty:
-        return []
-    named = ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in calm.itertuples())
     start = "Warning: Mitigations: without conflict these cannot be told from chance, or are below it, so that their "
-    return [start + f"conflict tax and Score say nothing: {named}."]
+    noise = _noise(table)
+    return [] if noise.empty else [f"{start}conflict tax and Score say nothing: {_named(noise)}."]
 
 
 def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -258,59 +223,43 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     `compared` is from `differences`, `table` from `remedy_table` with the column uses_gold. Under a conflict nothing
     is said of a remedy that cannot be told from chance without one.
     """
-    words = {"accuracy": "accuracy on the target goal", "tax_share": "conflict tax as a share of all test pairs"}
-    words |= {"score_minus_null": "Deception Score above its null"}
-    mute = set(_at_chance(table)["remedy"])
-    gold = table.set_index(["remedy", "conflict"])["uses_gold"]
+    noise, gold = set(_noise(table)["remedy"]), table.set_index(["remedy", "conflict"])["uses_gold"]
     lines = []
-    for conflict, measure in itertools.product(compared["conflict"].unique(), words):
+    for conflict, measure in itertools.product(compared["conflict"].unique(), OF_REMEDIES):
         if conflict == "none" and measure != "accuracy":
             continue
+        lists, remain = {"beats doing nothing": [], "worse": [], "not shown": [], "no statement": []}, []
+        better, worse, unclear, silent = lists
+        above, below = (better, worse)[:: MEASURES[measure]]  # the other way round where less is better
         rows = compared[(compared["conflict"] == conflict) & (compared["measure"] == measure)]
-        lists: dict[str, list[str]] = {"beats doing nothing": [], "worse": [], "not shown": [], "no statement": []}
-        survive = []
-        for row in rows.itertuples():
-            name = row.remedy + (" (uses gold)" if gold[row.remedy, conflict] else "")
-            kind = _kind(row, MEASURES[measure]) if conflict == "none" or row.remedy not in mute else "no statement"
-            numbers = "(not defined)" if np.isnan(row.low) else f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-            lists[kind].append(f"{name} {numbers}")
-            survive += [name] if kind in ("beats doing nothing", "worse") and row.holm < 0.05 else []
-        parts = [
-            f"{kind}: {', '.join(names) or 'none'}" for kind, names in lists.items() if names or kind != "no statement"
-        ]
+        for row in rows.to_dict("records"):
+            name = row["remedy"] + (" (uses gold)" if gold[row["remedy"], conflict] else "")
+            kind = verdict(row, "estimate", 0, above, below, unclear)
+            if conflict != "none" and row["remedy"] in noise:
+                kind = silent
+            lists[kind].append(
+                name + (" (not defined)" if np.isnan(row["low"]) else f" {ranged(row, 'estimate', '+.2f')}")
+            )
+            if kind in (better, worse) and row["holm"] < 0.05:
+                remain.append(name)
+        parts = [f"{kind}: {', '.join(lists[kind]) or 'none'}" for kind in lists if lists[kind] or kind != silent]
         if conflict != "none":
-            parts.append(f"after Holm's adjustment there remain: {', '.join(survive) or 'none'}")
-        lines.append(f"Mitigations, {conflict_name(conflict)}, {words[measure]}, 95% confidence: {'; '.join(parts)}.")
-        if measure == "accuracy":
-            lines.append(_above_chance(table, conflict))
+            parts.append(f"after Holm's adjustment there remain: {', '.join(remain) or 'none'}")
+        start = f"Mitigations, {conflict_name(conflict)}"
+        lines.append(f"{start}, {OF_REMEDIES[measure]}, 95% confidence: {'; '.join(parts)}.")
+        if measure == "accuracy":  # to beat a bad one is not to be good
+            good = _named(table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)])
+            lines.append(f"{start}: accuracy on the target goal lies above 0.5 with: {good or 'none'}.")
     return lines
 
 
 def against_control(compared: pd.DataFrame) -> list[str]:
     """What reliability weights gain beyond even ones that pull as hard; from `differences` with base CONTROL."""
+    answers = "buys more than", "buys less than", "is not shown to buy more or less than"
     rows = compared[(compared["remedy"] == WEIGHTS) & (compared["measure"] == "accuracy")]
-    lines = []
-    for row in rows.itertuples():
-        verdict = {1: "buys more than", -1: "buys less than", 0: "is not shown to buy more or less than"}[
-            (row.low > 0) - (row.high < 0)
-        ]
-        lines.append(
-            f"Mitigations, {conflict_name(row.conflict)}: {WEIGHTS} less {CONTROL}, accuracy on the target goal "
-            f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]: which labels are heavy {verdict} "
-            "the same weight on all of them."
-        )
-    return lines
-
-
-def _kind(row, better: int) -> str:
-    low, high = sorted((better * row.low, better * row.high))
-    return "beats doing nothing" if low > 0 else "worse" if high < 0 else "not shown"
-
-
-def _above_chance(table: pd.DataFrame, conflict: str) -> str:
-    """Which students are right on more than half of the test pairs: to beat a bad one is not to be good."""
-    rows = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
-    named = ", ".join(f"{row.remedy} ({row.student_accuracy:.2f})" for row in rows.itertuples())
-    return (
-        f"Mitigations, {conflict_name(conflict)}: accuracy on the target goal lies above 0.5 with: {named or 'none'}."
-    )
+    return [
+        f"Mitigations, {conflict_name(row['conflict'])}: {WEIGHTS} less {CONTROL}, accuracy on the target goal "
+        f"{ranged(row, 'estimate', '+.2f')}: which labels are heavy {verdict(row, 'estimate', 0, *answers)} "
+        "the same weight on all of them."
+        for row in rows.to_dict("records")
+    ]
