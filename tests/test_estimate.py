@@ -70,7 +70,7 @@ def test_the_bytes_kept_are_those_that_autograd_saves(spec, small_study, monkeyp
     body, precision = AutoModel.from_config(ARCHITECTURES[name]), getattr(torch, dtype)
     monkeypatch.setattr(models, "load_config", lambda _: ARCHITECTURES[name])
     if lora:
-        models._add_adapter(body, name, lora, seed=0)
+        adapters.add(body, name, lora, seed=0)
         for weight in body.parameters():
             weight.data = weight.data if weight.requires_grad else weight.data.to(precision)
     model, ids = RewardModel(body).train(), torch.ones(64, 64, dtype=torch.long)

@@ -11,18 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
 
 from w2s.batches import Layout
 from w2s.fast import cpu, packed
 from w2s.params import Lora, ParameterError
+from w2s.sources import adapters
 from w2s.sources.hub import (
     from_pretrained,
     resolve,
 )
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
-ADAPTER_FILE = "adapter_config.json"
 fast_products, last_states = cpu.products, packed.last_states  # no other module of the core uses the wing `fast`
 GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a chain of eight operations
 
@@ -39,11 +38,7 @@ def load_config(name: str):
 
 
 def load_tokenizer(name: str):
-    """A fast tokenizer; padding is done by `w2s.batches`, so that no pad token is needed.
-
-    Raises:
-        ParameterError: the model has no fast tokenizer (offsets are needed to find the response).
-    """
+    """A fast tokenizer: its offsets find the response. Padding is done by `w2s.batches`, without a pad token."""
     tokenizer = from_pretrained(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise ParameterError(f"model {name!r} has no fast tokenizer; choose one that has a tokenizer.json")
@@ -51,12 +46,8 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtype: torch.dtype = torch.float32):
-    """The causal LM itself, dropout off; `lora` and `dtype` as in `_load`.
-
-    Raises:
-        ParameterError: its logits are more than its head's output (soft-capped or rescaled ones, say).
-    """
+def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtype=torch.float32):
+    """The causal LM itself, dropout off; one whose logits are more than its head's output (soft-capped) is refused."""
     model = _load(AutoModelForCausalLM, name, lora, seed, dtype)
     if not _has_plain_head(model):
         raise ParameterError(f"model {name!r}: its logits are not its head's plain output; use it with method: reward")
@@ -75,84 +66,26 @@ def _has_plain_head(model) -> bool:
 
 
 def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
-    """Weights in float32; with `lora` the frozen weights in `dtype`, and trained adapters in float32.
-
-    A saved adapter is loaded over its base model, to be trained further.
-
-    Raises:
-        ParameterError: layers that `lora` names are not in the model, or adapters are not whole.
-    """
-    base = _base(name)
+    """Weights in float32; with `lora` the frozen ones in `dtype`, and adapters, new or saved, in float32."""
+    base = adapters.base_of(name)
     model = from_pretrained(loader, base, config=load_config(base), dtype=dtype if lora else torch.float32)
     if base != name:
-        _read_adapter(model, base, name)
+        adapters.read(model, base, name)
     elif lora:
-        _add_adapter(model, base, lora, seed)
+        adapters.add(model, base, lora, seed)
     packed.enable(model)
     return model.eval()  # adapters come with their dropout on
-
-
-def _base(name: str) -> str:
-    """The model that a folder of adapters was trained on, else the model itself."""
-    file = Path(resolve(name)) / ADAPTER_FILE
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else name
-
-
-def _add_adapter(model, base: str, lora: Lora, seed: int) -> None:
-    from peft import LoraConfig  # here, as it takes seconds to import and most studies train no adapters
-
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    _inject(model, base, config)
-
-
-def _read_adapter(model, base: str, name: str) -> None:
-    from peft import LoraConfig
-
-    _inject(model, base, LoraConfig.from_pretrained(resolve(name)))
-    # hotswap: into the weights that are there. On its own, load_adapter rounds them to the base model's dtype.
-    found = model.load_adapter(resolve(name), adapter_name="default", hotswap=True, is_trainable=True)
-    if found.missing_keys:
-        lost = len(found.missing_keys)
-        raise ParameterError(f"model {name!r}: its files lack {lost} of its adapters' weights; train it again")
-
-
-def _inject(model, base: str, config) -> None:
-    """Put adapters into a model, in float32 whatever the model is in."""
-    try:
-        model.add_adapter(config)
-    except ValueError as error:
-        layers = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
-        reason = " ".join(str(error).split()).partition(". Please")[0][:120]
-        raise ParameterError(f"model {base!r}: {reason}; set target_modules of lora to some of {layers}") from None
-    # `save` writes the name: given one, PEFT asks the hub about it, and add_adapter's has lost its revision.
-    model.peft_config["default"].base_model_name_or_path, model.adapted_from = None, base
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def save(model, folder: str | Path) -> None:
     """Write a language model or a body as safetensors; of an adapted one, the adapters alone."""
     model.save_pretrained(folder)
     model.config.save_pretrained(folder)
-    if hasattr(model, "adapted_from"):
-        file = Path(folder) / ADAPTER_FILE
-        settings = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model.adapted_from}
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    adapters.name_base(model, Path(folder))
 
 
 class RewardModel(nn.Module):
-    """A language model's body and one linear unit, no bias, at the last real token.
-
-    Source: Yang et al. (2024), reward modelling.
-    """
+    """A language model's body and one linear unit, no bias, at the last real token (Yang et al., 2024)."""
 
     def __init__(self, body: nn.Module, seed: int = 0):
         super().__init__()
@@ -163,12 +96,10 @@ class RewardModel(nn.Module):
         self.unit.weight.data.normal_(0.0, 0.02, generator=generator)
 
     @classmethod
-    def load(
-        cls, name: str, seed: int = 0, lora: Lora | None = None, dtype: torch.dtype = torch.float32
-    ) -> RewardModel:
+    def load(cls, name: str, seed: int = 0, lora: Lora | None = None, dtype=torch.float32) -> RewardModel:
         """The body of a pretrained model with a fresh unit drawn from `seed`, or a saved reward model.
 
-        `lora` and `dtype` as in `_load`; the unit is trained in float32 always.
+        With `lora`, frozen weights are in `dtype`; the unit is trained in float32 always.
         """
         model = cls(_load(AutoModel, name, lora, seed, dtype), seed)
         saved = Path(resolve(name)) / UNIT_FILE
@@ -203,7 +134,7 @@ def n_adapter_parameters(name: str, lora: Lora) -> int:
     """Parameters that `lora` trains in a model, counted without loading its weights."""
     with torch.device("meta"):
         body = AutoModel.from_config(load_config(name))
-        _add_adapter(body, name, lora, seed=0)
+        adapters.add(body, name, lora, seed=0)
     return sum(p.numel() for p in body.parameters() if p.requires_grad)
 
 
@@ -215,20 +146,16 @@ def fingerprint(name: str) -> str:
         return f"{name}@{getattr(load_config(name), '_commit_hash', None)}"
     digest = hashlib.sha256()
     for file in sorted(where.glob("*")):
-        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", ADAPTER_FILE):
+        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", adapters.FILE):
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    if _base(name) != name:
-        digest.update(fingerprint(_base(name)).encode())
+    if adapters.base_of(name) != name:
+        digest.update(fingerprint(adapters.base_of(name)).encode())
     config = {k: v for k, v in json.loads((where / "config.json").read_text()).items() if k != "transformers_version"}
     return hashlib.sha256(digest.digest() + json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes a GPU when there is one; anything else must exist.
-
-    Raises:
-        ParameterError: a device that this machine lacks.
-    """
+    """`auto` takes a GPU when there is one; a device that this machine lacks is a ParameterError."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

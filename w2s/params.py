@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 PACKAGE = Path(__file__).resolve().parent
 # The checkout with notebooks/ and params/; the current folder when the package stands alone.
@@ -28,10 +28,8 @@ class ParameterError(ValueError):
     """A parameter that cannot be used; its text is one line with the key, the value, the remedy."""
 
 
-class Lora(BaseModel):
+class Lora(BaseModel, extra="forbid", frozen=True):
     """Low-rank adaptation (Hu et al., 2021): its rank, scale alpha, dropout, and the layers that it adapts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
@@ -39,14 +37,11 @@ class Lora(BaseModel):
     target_modules: tuple[str, ...] | None = Field(None, min_length=1)  # None: the usual ones of the architecture
 
 
-class StudyParams(BaseModel):
+class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected_namespaces=()):
     """Everything that a study's results depend on, checked when it is made.
 
-    Raises:
-        ParameterError: from `load` and `check`, one line that names key, value and remedy.
+    `load`, `check` and `from_cell` raise a ParameterError, one line that names key, value and remedy.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
     study: str = Field(
         "pocket", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the folder under outputs/"
@@ -191,10 +186,7 @@ class StudyParams(BaseModel):
 
 
 def located(path: str | Path) -> Path:
-    """A path of a parameter file: absolute, from the home folder, or relative to the kit's folder.
-
-    Not relative to the current folder, which differs between a notebook and the command line.
-    """
+    """A path absolute or relative to the kit's folder: the current one differs between notebook and command line."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else (HOME / path).resolve()
 
@@ -208,16 +200,13 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
+    message, shown = first["msg"].removeprefix("Value error, "), repr(first["input"])
     if not first["loc"]:
-        return first["msg"].removeprefix("Value error, ")
-    key, message = ".".join(p for p in first["loc"] if isinstance(p, str)), first["msg"].removeprefix("Value error, ")
+        return message
     if first["type"] == "literal_error":
-        message = nearest(first["input"], _choices(first))
+        choices = first["ctx"]["expected"].replace(" or ", ",").split(",")
+        message = nearest(first["input"], [choice.strip(" '") for choice in choices])
     if first["type"] == "extra_forbidden":
         message = f"unknown key {first['loc'][-1]!r}"
-    shown = repr(first["input"])
+    key = ".".join(part for part in first["loc"] if isinstance(part, str))
     return f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
-
-
-def _choices(error: dict) -> list[str]:
-    return [c.strip(" '") for c in error["ctx"]["expected"].replace(" or ", ",").split(",")]

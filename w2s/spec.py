@@ -60,11 +60,7 @@ class RunSpec:
 
     @property
     def identity(self) -> dict:
-        """The fields that change the result, those of the runs behind it included.
-
-        A field at its default, such as a loss that this run does without, is left out (but for ALWAYS), so that a
-        new field leaves the names of old runs as they are.
-        """
+        """The fields that change the result; one at its default is left out, so that a new field leaves old names."""
         identity = {}
         for f in fields(self):
             value = getattr(self, f.name)

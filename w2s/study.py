@@ -89,7 +89,6 @@ class Study:
         """A strong model taught by an intermediate one, or by the last of several, each taught by the one before.
 
         Splits alternate from `gt` of the weak model on, so that each teacher labels pairs that it has not seen.
-        Only the strong model has the conflict, and `changes`, which replace fields of its run.
         """
         link = self.gold(weak, seed)
         for name in [middle] if isinstance(middle, str) else middle:
@@ -97,10 +96,9 @@ class Study:
         return self._spec(strong, _other(link.split), seed, conflict, link, **changes)
 
     def control(self, weak: str, strong: str, labels: str, conflict: str, seed: int, **changes) -> RunSpec:
-        """A student on `w2s` with labels of one of LABELS: the weak model's, gold, or its own ceiling's.
+        """A student on `w2s` with labels of one of LABELS: weak, gold, its own ceiling's, or weak ones dealt out anew.
 
-        Or the weak ones dealt out anew, as `runs.labels.relabelled` does. `changes` replace fields of the run, such
-        as alpha, or the helpful pairs of `runs.cluster.helpful_pairs`.
+        `changes` replace fields of the run, such as alpha, or those of `runs.cluster.helpful_pairs`.
         """
         teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
         relabel = labels if labels in ("shuffled", "random") else "none"
@@ -126,38 +124,23 @@ class Study:
 
         The explicit conflict changes no pair, so that it shares the warm start of the run without.
         """
-        p = self.params
-        start = replace(
-            spec,
-            method="sft",
-            conflict="implicit" if spec.conflict == "implicit" else "none",
-            alpha=0.0,
-            learning_rate=p.sft_learning_rate or p.learning_rate,
-            epochs=p.sft_epochs or 1,
-            save_model=True,
-            weighting="none",
-            gold_checks=0,
-            chance_by=spec.chance_by if spec.ensemble else None,
-        )
+        p, changes = self.params, {"method": "sft", "alpha": 0.0, "weighting": "none", "gold_checks": 0}
+        changes |= {"learning_rate": p.sft_learning_rate or p.learning_rate, "epochs": p.sft_epochs or 1}
+        changes |= {"conflict": spec.conflict if spec.conflict == "implicit" else "none", "save_model": True}
+        start = replace(spec, **changes, chance_by=spec.chance_by if spec.ensemble else None)
         gamma = (GAMMA if p.gamma is None else p.gamma) if p.method == "simpo" else None
         against = p.method == "dpo" and p.confidence != "paper"
         return replace(spec, start=start, method=p.method, beta=self.beta, gamma=gamma, against_reference=against)
 
     @property
     def model_pairs(self) -> list[tuple[str, str]]:
-        """Every (weak, strong) with weak smaller than strong, by parameters.
-
-        Raises:
-            ParameterError: there is none.
-        """
+        """Every (weak, strong) with weak smaller than strong, by parameters; a ParameterError where there is none."""
         size = models.n_parameters
         every = itertools.product(self.params.weak_models, self.params.strong_models)
         rising = [(weak, strong) for weak, strong in every if size(weak) < size(strong)]
         if not rising:
-            raise ParameterError(
-                f"strong_models = {self.params.strong_models}: none is larger than a weak model of "
-                f"{self.params.weak_models}; name a larger one"
-            )
+            words = f"none is larger than a weak model of {self.params.weak_models}; name a larger one"
+            raise ParameterError(f"strong_models = {self.params.strong_models}: {words}")
         return rising
 
     @property
@@ -173,17 +156,11 @@ class Study:
         return {self.gold(m, seed): _tags("gold", m, "", "", "none", seed) for seed, m in each}
 
     def student_runs(self) -> dict[RunSpec, dict]:
-        """One student for every pair, conflict and seed.
-
-        Raises:
-            ParameterError: no pair of weak and strong, or the implicit conflict without helpful pairs.
-        """
+        """One student for every pair of models, conflict and seed; a ParameterError where helpful pairs are missing."""
         p = self.params
         if "implicit" in p.conflicts and not len(self.data.helpful):
-            raise ParameterError(
-                f"n_helpful = {p.n_helpful}: the implicit conflict needs helpful pairs; "
-                "raise it, or leave implicit out of conflicts"
-            )
+            remedy = "raise it, or leave implicit out of conflicts"
+            raise ParameterError(f"n_helpful = {p.n_helpful}: the implicit conflict needs helpful pairs; {remedy}")
         each = itertools.product(p.seeds, self.model_pairs, p.conflicts)
         return {self.student(w, s, c, seed): _tags("student", s, w, "", c, seed) for seed, (w, s), c in each}
 

@@ -24,10 +24,7 @@ Objective = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam's settings: peak learning rate, share of steps to warm up over, cosine decay to zero or none.
-
-    `clip` is the largest norm of a step's gradient; the paper's runs do not clip.
-    """
+    """Adam's settings: peak rate, share of steps to warm up over, largest norm of a gradient, cosine decay or none."""
 
     learning_rate: float
     warmup: float = 0.0
@@ -53,13 +50,10 @@ def fit(
 ) -> None:
     """Train `model` in place.
 
-    Args:
-        steps: one item an optimizer step: its number of units n (pairs, or tokens), and its batches.
-        objective: gives the loss of each unit of a batch, (units,). The gradient of a step is
-            that of the sum over its units divided by n, however they are cut into batches.
-        total: the number of steps, for the schedule.
-        dtype: of the forward pass (autocast); weights and optimizer keep their own.
-        report: called after each step with its number (from 1) and its mean loss.
+    `steps` gives for each optimizer step its number of units n (pairs, or tokens) and its batches; `objective` the
+    loss of each unit of a batch, (units,). The gradient of a step is that of the sum over its units divided by n,
+    however they are cut into batches. `total` is the number of steps, `dtype` that of the forward pass; `report` gets
+    each step's number, from 1, and its mean loss.
 
     Raises:
         FloatingPointError: the loss is not finite, with the step.
@@ -96,16 +90,11 @@ def training_texts(spec: RunSpec, pairs: pd.DataFrame, tokenizer) -> PairTexts:
     return PairTexts(pairs, tokenizer, spec.max_length, end=spec.method != "reward")
 
 
-def training_objective(
-    spec: RunSpec,
-    pairs: pd.DataFrame,
-    device: torch.device,
-    clock: Clock | None = None,
-    reference: np.ndarray | None = None,
-) -> Objective:
-    """The loss of each pair of a batch, by the run's method, conflict and remedy; the caller advances `clock`.
+def training_objective(spec: RunSpec, pairs: pd.DataFrame, device, clock=None, reference=None) -> Objective:
+    """The loss of each pair of a batch, by the run's method, conflict and remedy.
 
-    `reference`: margins (pairs,) of the warm start in nats, for dpo.
+    The caller advances the `clock` of losses that change with time. `reference`: margins (pairs,) of the warm start
+    in nats, for dpo.
     """
     if spec.method == "reward":
         weak_loss = label_loss(spec.label_loss, spec.confidence_weight, clock or Clock())
@@ -139,11 +128,10 @@ def reward_objective(
 
 
 def preference_objective(spec: RunSpec, pairs: pd.DataFrame, reference: np.ndarray, device: torch.device) -> Objective:
-    """The DPO or SimPO loss of each pair of a batch, turned round where the label says so.
+    """The DPO or SimPO loss of each pair of a batch, turned round where the label says so, times the column weight.
 
     The explicit conflict adds alpha times the loss of the REVERSED gold pair, where the policy's
-    log-probabilities contradict gold at present. `reference`: margins (pairs,) in nats, for dpo.
-    The column weight (1 where there is none) multiplies the label's loss alone.
+    log-probabilities contradict gold at present.
     """
     weight = _column(pairs, "weight", device)
     sign = torch.tensor(np.where(pairs["label"] > 0.5, 1.0, -1.0), dtype=torch.float32, device=device)
@@ -175,10 +163,7 @@ def check_steps(total: int, checks: int) -> list[int]:
 
 
 class BestWeights:
-    """Early stopping: keeps a copy of a model's trained weights at the step where `measure` is highest.
-
-    Of equal steps the earliest counts. `measure` may leave the model in eval mode.
-    """
+    """Early stopping: keeps a copy of a model's trained weights at the first step where `measure` is highest."""
 
     def __init__(self, model: nn.Module, measure: Callable[[], float], steps: list[int]):
         self.model, self.measure, self.steps = model, measure, set(steps)
@@ -186,7 +171,7 @@ class BestWeights:
         self.best, self.step, self.weights = -np.inf, 0, {}
 
     def look(self, step: int) -> None:
-        """Measure the model if it is time to, and keep it if it is better than before."""
+        """Measure the model if it is time to (which may leave it in eval mode), and keep it if it is better."""
         if step not in self.steps:
             return
         value = self.measure()
