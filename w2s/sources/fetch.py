@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download
 from transformers import AutoConfig, AutoTokenizer
 
 from w2s.files import write_json
@@ -62,24 +61,22 @@ def _download(item: hub.Wanted, revision: str | None) -> None:
     """Fetch the files of one commit and record them; a model that w2s could not use is refused before its weights."""
     info = HfApi().repo_info(item.repo, repo_type=item.kind, revision=revision, files_metadata=True)
     parts = {part.rfilename: part for part in info.siblings}
-    settings, large = _files(item, list(parts))
-    files = settings + large
+    small, large = _files(item, list(parts))
+    files = small + large
     place = f"{item.kind}s/{item.repo.replace('/', '--')}@{info.sha[:12]}"
     folder = hub.hub_folder() / place
     folder.mkdir(parents=True, exist_ok=True)
-    size = sum(parts[file].size for file in files) / 1e6
-    print(f"{item}: commit {info.sha[:12]}, {len(files)} files, {size:,.1f} MB", flush=True)
+    size, free = sum(parts[file].size for file in files), shutil.disk_usage(folder).free
+    print(f"{item}: commit {info.sha[:12]}, {len(files)} files, {size / 1e6:,.1f} MB", flush=True)
     needed = sum(parts[file].size for file in files if not (folder / file).is_file())
-    free = shutil.disk_usage(folder).free
     if needed > free:
         room = f"{needed / 1e6:,.0f} MB, and {hub.hub_folder()} has {free / 1e6:,.0f} MB free"
         raise ParameterError(f"{item}: needs {room}; set W2S_HUB to a folder on a larger disk")
-    get = partial(snapshot_download, item.repo, repo_type=item.kind, revision=info.sha, local_dir=folder)
-    if item.kind == "model":
-        get(allow_patterns=settings)
-        config, tokenizer = (hub.load(loader, item.name, str(folder), {}) for loader in (AutoConfig, AutoTokenizer))
-        hub.check_vocabulary(item.name, tokenizer, config)
-    get(allow_patterns=files)
+    for file in files:  # one by one: snapshot_download, interrupted, first waits for all that are under way
+        if item.kind == "model" and file == large[0]:
+            config, tokenizer = (hub.load(auto, item.name, str(folder), {}) for auto in (AutoConfig, AutoTokenizer))
+            hub.check_vocabulary(item.name, tokenizer, config)
+        hf_hub_download(item.repo, file, repo_type=item.kind, revision=info.sha, local_dir=folder)
     digests = {file: _sha256(folder / file) for file in files}
     for file, digest in digests.items():
         expected = parts[file].lfs.sha256 if parts[file].lfs else digest

@@ -66,18 +66,15 @@ class Wanted(NamedTuple):
 
 HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
 HELPFUL = Wanted("dataset", f"{HH}/helpful-base", HH, subset="helpful-base")
+# What `data` names on the hub, beside the helpful pairs of HH.
 HARMLESS = {
-    "hh": Wanted("dataset", f"{HH}/harmless-base", HH, subset="harmless-base"),
+    "hh": HELPFUL._replace(name=f"{HH}/harmless-base", subset="harmless-base"),
     "cai": Wanted("dataset", CAI, CAI),
 }
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """The repository and the revision of `org/model@revision`; None where the name is not pinned.
-
-    Raises:
-        ParameterError: nothing on one side of the @, or a revision that could not name a folder.
-    """
+    """The repository and the revision of `org/model@revision`; None where the name is not pinned."""
     repo, at, revision = name.partition("@")
     if at and (not repo or not revision or "/" in revision):
         raise ParameterError(f"model {name!r}: write org/model@revision, a branch, a tag or a commit without /")
@@ -85,21 +82,16 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def resolve(name: str) -> str:
-    """Where a model's files are: the pocket ladder, a local folder, a fetched one, else its name on the hub.
-
-    Raises:
-        ParameterError: a pocket size that does not ship, a path without a model, a fetched file that is gone.
-    """
+    """Where a model's files are: the pocket ladder, a local folder, a fetched one, else its name on the hub."""
     return _on_disk(name) or str(fetched("model", name) or name)
 
 
 def _on_disk(name: str) -> str | None:
-    path = located(name)
-    if name.startswith("pocket-"):
-        path = LADDER / name
-        if not path.is_dir():
-            sizes = sorted(p.parent.name for p in LADDER.glob("*/config.json"))
-            raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
+    """The folder of a model on this machine that was not fetched, None where there is none."""
+    path = LADDER / name if name.startswith("pocket-") else located(name)
+    if name.startswith("pocket-") and not (path / "config.json").is_file():
+        sizes = sorted(p.parent.name for p in LADDER.glob("*/config.json"))
+        raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
     if (path / "config.json").is_file():
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")):
@@ -122,16 +114,10 @@ def index() -> dict[str, dict[str, dict]]:
 
 
 def fetched(kind: str, name: str) -> Path | None:
-    """The folder of a fetched model or dataset, None when it has not been fetched.
-
-    Raises:
-        ParameterError: one of its files is gone.
-    """
+    """The folder of a fetched model or dataset with all of its files, None when it has not been fetched."""
     entry = index()[kind].get(name)
-    if entry is None:
-        return None
-    folder = hub_folder() / entry["folder"]
-    for file in entry["files"]:
+    folder = hub_folder() / entry["folder"] if entry else None
+    for file in entry["files"] if entry else []:
         if not (folder / file).is_file():
             raise ParameterError(f"{kind} {name!r}: {folder / file} was fetched and is gone; {GET}")
     return folder
@@ -165,19 +151,17 @@ def hub_parts(params: StudyParams) -> dict[str, Wanted]:
 
 def pairs_folder(params: StudyParams) -> Path | None:
     """The local folder of pairs that `params` names, None for the hub."""
-    key, value = "data", params.data
     if params.data in HARMLESS:
         key, value = ("data_dir", params.data_dir) if params.data_dir else ("W2S_DATA_DIR", os.getenv("W2S_DATA_DIR"))
-        if not value:
-            return None
         remedy = f"give the folder that holds {EXPECTED[params.target]}"
     elif params.data_dir:
         raise ParameterError(f"data_dir = {params.data_dir!r}: data already names a folder; leave data_dir out")
     else:
-        remedy = nearest(params.data, ["pocket", "hh", "cai", "the path of a folder of pairs"])
-    if not located(value).is_dir():
+        key, value = "data", params.data
+        remedy = nearest(value, ["pocket", "hh", "cai", "the path of a folder of pairs"])
+    if value and not located(value).is_dir():
         raise ParameterError(f"{key} = {value!r}: no such folder; {remedy}")
-    return located(value)
+    return located(value) if value else None
 
 
 def from_pretrained(loader, name: str, **options):
@@ -199,21 +183,15 @@ def from_pretrained(loader, name: str, **options):
 
 
 def load(loader, name: str, where: str, options: dict):
-    """Load from `where`, running no foreign and no pickled code, and leaving no weight to chance.
-
-    Raises:
-        ParameterError: a tokenizer without words, or a model whose files lack some of its weights.
-    """
+    """Load from `where`, running no foreign and no pickled code, and leaving no weight to chance."""
     from transformers import AutoConfig, AutoTokenizer
 
     options = {**options, "trust_remote_code": False}
-    if loader is AutoConfig:
-        return loader.from_pretrained(where, **options)
-    if loader is AutoTokenizer:
-        tokenizer = loader.from_pretrained(where, **options)
-        if not n_plain(tokenizer):  # transformers makes an empty one where the files are missing
+    if loader in (AutoConfig, AutoTokenizer):
+        loaded = loader.from_pretrained(where, **options)
+        if loader is AutoTokenizer and not n_plain(loaded):  # transformers makes an empty one where its files lack
             raise ParameterError(f"model {name!r}: {NO_TOKENIZER}")
-        return tokenizer
+        return loaded
     model, info = loader.from_pretrained(where, weights_only=True, output_loading_info=True, **options)
     if info["missing_keys"]:  # transformers draws them at random
         few = ", ".join(sorted(info["missing_keys"])[:2])
@@ -237,35 +215,27 @@ def _announce_pickle(name: str, where: str, revision: str | None) -> None:
 
 
 def check_vocabulary(name: str, tokenizer, config) -> None:
-    """Raise a ParameterError unless a model has an embedding for each token that ordinary text turns into.
-
-    Special tokens do not count: some models are published with more of them than embeddings.
-    """
+    """Raise a ParameterError unless a model has an embedding for each token that ordinary text turns into."""
     n_tokens, n_embeddings = n_plain(tokenizer), config.get_text_config().vocab_size
     if n_tokens > n_embeddings:
-        raise ParameterError(
-            f"tokenizer of {name!r} has {n_tokens} tokens, its model only {n_embeddings}; they do not belong together"
-        )
+        sizes = f"{n_tokens} tokens, its model only {n_embeddings}"
+        raise ParameterError(f"tokenizer of {name!r} has {sizes}; they do not belong together")
 
 
 def n_plain(tokenizer) -> int:
-    """The highest token id that is not special, plus one; 0 where there is none."""
+    """The highest token id that is not special, plus one: some models have more special tokens than embeddings."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return max(set(tokenizer.get_vocab().values()) - special, default=-1) + 1
 
 
 @contextmanager
 def explained(what: str, done: str, remedy: str) -> Iterator[None]:
-    """Turn a failure of the hub, of transformers or of a file into a ParameterError of one line.
-
-    `remedy` ends it where the cause is not a known one.
-    """
-    known = (errors.HTTPError, OSError, ValueError, RuntimeError, ImportError, EOFError)
+    """Turn a failure of the hub, of transformers or of a file into one line, which `remedy` ends if nothing better."""
     try:
         yield
     except ParameterError:
         raise
-    except (*known, pickle.UnpicklingError, SafetensorError) as error:
+    except (*CAUSES, OSError, ValueError, RuntimeError, ImportError) as error:
         text, chain = " ".join(str(error).split()), [error]
         while chain[-1].__cause__:
             chain.append(chain[-1].__cause__)

@@ -52,8 +52,8 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
     origins, tables, claimed = {}, {}, set()
     for role, splits in plan.items():
         parts = sources.get(role, [])
-        names, digests = (" + ".join(texts) for texts in ([s.name for s in parts], [s.sha256 for s in parts]))
-        origins |= {split: Origin(names, digests) for split in splits}
+        names, digests = [part.name for part in parts], [part.sha256 for part in parts]
+        origins |= {split: Origin(" + ".join(names), " + ".join(digests)) for split in splits}
         owner = origins["gt" if "gt" in splits else splits[0]]
         pairs = _usable(parts, claimed, owner, params)
         claimed |= set(pairs.prompt)
@@ -94,9 +94,6 @@ def _plan(roles: dict[str, list], folder: Path | None, params: StudyParams) -> d
     """Role -> the splits drawn from its rows, in the order in which prompts are claimed.
 
     A pool comes after the files of single splits, since it may contain their pairs.
-
-    Raises:
-        DataError: a split that no file supplies.
     """
     plan = {split: [split] for split in PRIORITY if split in roles}
     missing, lacking = [split for split in PRIORITY if split not in roles], ""
@@ -134,9 +131,10 @@ def _read_dataset(item: hub.Wanted, params: StudyParams) -> list[Source]:
         raise ParameterError(f"{problem}; {remedy}") from None
     sources = []
     for part in sorted(parts):
-        rows = [(f"{item.name}/{part} row {i}", row) for i, row in enumerate(parts[part], 1)]
-        text = "\n".join(json.dumps(row, sort_keys=True, default=str) for _, row in rows)
-        sources.append(Source(f"{item.name}/{part}", hashlib.sha256(text.encode()).hexdigest(), rows))
+        name, rows = f"{item.name}/{part}", list(parts[part])
+        text = "\n".join(json.dumps(row, sort_keys=True, default=str) for row in rows)
+        places = [(f"{name} row {i}", row) for i, row in enumerate(rows, 1)]
+        sources.append(Source(name, hashlib.sha256(text.encode()).hexdigest(), places))
     return sources
 
 
@@ -167,14 +165,14 @@ def draw_by_prompt(pairs: pd.DataFrame, sizes: dict[str, int]) -> dict[str, pd.D
     """
     codes, prompts = pd.factorize(pairs.prompt)
     rank = np.random.default_rng(ORDER_SEED).permutation(len(prompts))[codes]
-    order = np.argsort(rank, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(rank[order])) + 1, len(pairs))
-    parts, start = {}, 0
+    shuffled = pairs.iloc[np.argsort(rank, kind="stable")]
+    ends = np.bincount(rank).cumsum()  # pairs up to and with each prompt
+    drawn, start = {}, 0
     for split, size in sizes.items():
-        stop = ends[min(np.searchsorted(ends, start + size), len(ends) - 1)]
-        parts[split] = pairs.iloc[order[start:stop]]
+        stop = min(ends[ends >= start + size], default=len(pairs))
+        drawn[split] = shuffled.iloc[start:stop]
         start = stop
-    return parts
+    return drawn
 
 
 def _table(part: pd.DataFrame, split: str, owner: Origin, params: StudyParams) -> pd.DataFrame:
