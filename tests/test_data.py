@@ -124,7 +124,8 @@ BAD = {
     "wrong_encoding": ["{'ä': 1}".encode("latin-1"), rb'{"chosen": "\ud800", "rejected": "x"}'],
     "malformed": [b'{"chosen": ', b'["a", "b"]'],
     "missing_keys": [
-        *({"chosen": "a"}, {"chosen": "no marker", "rejected": "no marker"}),
+        {"chosen": "a"},
+        {"chosen": "none", "rejected": "none"},
         {"init_prompt": "a", "init_response": "b"},
     ],
     "not_text": [{"prompt": "a", "chosen": "b", "rejected": 3}, {"prompt": None, "chosen": "b", "rejected": "c"}],
@@ -200,20 +201,15 @@ def test_validation_is_carved_from_gt_by_prompt(tmp_path):
     assert table_fingerprint(load(params(tmp_path, n_validation=8)).validation) == table_fingerprint(data.validation)
 
 
-@pytest.mark.parametrize(("name", "own_test"), [("harmless", True), ("train", False)])
-def test_splits_are_drawn_from_a_pool(tmp_path, name, own_test):
-    files = {name: [*rows("pool", 12), *rows("test", 3)], "helpful_online": rows("helpful", 2)}
-    data = checked(params(write(tmp_path, **files, **({"test": rows("test", 4)} if own_test else {}))))
+@pytest.mark.parametrize(("name", "own"), [("harmless", "test"), ("train", "gt"), ("train", None)])
+def test_splits_are_drawn_from_a_pool_without_the_pairs_of_files_of_their_own(tmp_path, name, own):
+    files = {name: [*rows("pool", 12), *rows(own or "test", 3)], "helpful_online": rows("helpful", 2)}
+    data = checked(params(write(tmp_path, **files, **({own: rows(own, 4)} if own else {})), n_gt=4))
     sources = data.audit.set_index("split").source
-    assert sources["w2s"] == sources["gt"] == sources["validation"] == f"{name}.jsonl"
-    assert sources["test"] == ("test.jsonl" if own_test else f"{name}.jsonl")
-    assert row_of(data, "gt").dropped_as_shared == (3 if own_test else 0)
-
-
-def test_a_pool_that_holds_the_pairs_of_other_files_takes_none_from_them(tmp_path):
-    pool = [*rows("gt", 6), *rows("pool", 6)]
-    data = checked(params(write(tmp_path, train=pool, gt=rows("gt", 6), helpful=rows("helpful", 2)), n_gt=6))
-    assert row_of(data, "gt").kept == 6 and row_of(data, "w2s").source == "train.jsonl"
+    for split in TARGETS:
+        assert sources[split] == (f"{split}.jsonl" if split == own else f"{name}.jsonl")
+    assert row_of(data, "gt").kept == 4
+    assert row_of(data, "test" if own == "gt" else "gt").dropped_as_shared == (3 if own else 0)
 
 
 def test_tables_depend_on_neither_seeds_nor_other_sizes_nor_place(tmp_path):
@@ -249,10 +245,8 @@ def test_with_helpful_as_the_target_helpful_files_are_the_pool(tmp_path):
     assert row_of(data, "helpful").dropped_as_shared == 3 and data.source["target"] == "helpful"
 
 
-def test_helpful_pairs_can_be_left_out_only_by_asking_for_none(tmp_path):
-    with pytest.raises(DataError, match=r"no file for helpful \(n_helpful = 2; 0 goes without\)"):
-        load(params(full(tmp_path, helpful=None)))
-    for where in (tmp_path, "pocket"):
+def test_helpful_pairs_can_be_left_out_by_asking_for_none(tmp_path):
+    for where in (full(tmp_path, helpful=None), "pocket"):
         data = load(params(where, n_helpful=0, conflicts=["none", "explicit"]))
         assert data.helpful.empty and data.helpful.columns.tolist() == data.gt.columns.tolist()
         assert row_of(data, "helpful").kept == 0
@@ -262,50 +256,39 @@ def test_helpful_pairs_can_be_left_out_only_by_asking_for_none(tmp_path):
 
 # What is missing: files, folders, pairs
 
-SWAP = {"target": "helpful"}
-ONLY_HELPFUL = dict.fromkeys(TARGETS)
+SWAP, NO_TARGETS, NOTHING = {"target": "helpful"}, dict.fromkeys(TARGETS), dict.fromkeys(SPLITS)
+USABLE = "usable pairs are left for"
+EXPECTED = (
+    r"expected gt\.\*, w2s\.\*, test\.\*, helpful\*\.\*.* harmless\.\* / train\.\* .*; found gt.jsonl, notes.jsonl$"
+)
 
 
 @pytest.mark.parametrize(
     ("files", "values", "message"),
     [
-        *(({}, {f"n_{s}": 7}, rf"n_{s} = 7: only 6 .* for {s} of 6 rows in {s}.jsonl; lower n_{s}$") for s in SPLITS),
+        *(({}, {f"n_{s}": 7}, f"n_{s} = 7: only 6 {USABLE} {s} of 6 rows in {s}.jsonl; lower n_{s}$") for s in SPLITS),
         ({}, SWAP | {"n_gt": 7}, "n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"),
         (
             {"helpful": rows("helpful", 12)},
             SWAP | {"n_helpful": 25},
-            "n_helpful = 25: only 24 usable pairs are left for harmless of 24 rows in gt.jsonl",
+            f"n_helpful = 25: only 24 {USABLE} harmless of 24 rows in gt.jsonl",
         ),
         ({}, {"data_dir": "b"}, "data_dir = 'b': data already names a folder; leave data_dir out$"),
         ({}, {"data": "poket"}, r"data = 'poket': no such folder; did you mean 'pocket'\?$"),
         ({}, {"data": "hh", "data_dir": "no"}, "data_dir = 'no': no such folder; give the folder that holds gt"),
         ({}, {"data": "cai"}, "W2S_DATA_DIR = 'absent': no such folder"),
         ({}, {"data": "pocket", "n_validation": 999999}, "n_validation = 999999: .*; lower n_validation$"),
+        (NOTHING | {"gt": rows("gt", 2), "notes": []}, {}, f"/.*: no file for test, w2s; {EXPECTED}"),
+        (NOTHING, {}, "/.*found nothing$"),
+        ({"helpful": None}, {}, r"/.*: no file for helpful \(n_helpful = 2; 0 goes without\)"),
+        ({"helpful": None}, SWAP, r"/.*: no file for test, gt, w2s; expected helpful\*\.\* to draw"),
+        (NO_TARGETS, SWAP, r"/.*: no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
     ],
 )
 def test_what_is_too_few_or_absent_is_named(tmp_path, monkeypatch, files, values, message):
     monkeypatch.setenv("W2S_DATA_DIR", "absent")
-    with pytest.raises(ParameterError, match=f"^{message}"):
+    with pytest.raises(DataError if message.startswith("/") else ParameterError, match=f"^{message}"):
         load(params(**({"data": full(tmp_path, **files)} | values)))
-
-
-@pytest.mark.parametrize(
-    ("files", "values", "message"),
-    [
-        (
-            dict.fromkeys(SPLITS) | {"gt": rows("gt", 2), "notes": []},
-            {},
-            r"no file for test, w2s; expected gt.*, w2s.*, test.*, helpful\*.\*.* harmless.\* / train.\* .*; "
-            "found gt.jsonl, notes.jsonl$",
-        ),
-        (dict.fromkeys(SPLITS), {}, "found nothing$"),
-        (ONLY_HELPFUL, SWAP, r"no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
-        ({"helpful": None}, SWAP, r"no file for test, gt, w2s; expected helpful\*.\* to draw"),
-    ],
-)
-def test_missing_files_are_listed_with_what_was_expected_and_found(tmp_path, files, values, message):
-    with pytest.raises(DataError, match=message):
-        load(params(full(tmp_path, **files), **values))
 
 
 def test_single_turn_is_the_filter_of_hh_and_not_of_your_own_folder(tmp_path):
@@ -325,23 +308,18 @@ def hub(monkeypatch):
     """A hub in the place of datasets.load_dataset; returns the list of what was asked of it."""
     asked = []
 
-    def message(text, role="user"):
-        return {"content": text, "role": role}
-
-    def cai(name, as_messages):
-        content = []
-        for i in range(5):
-            row = {"init_prompt": f" {name} {i}", "init_response": f"harm {i}", "revision_response": f"sorry {i}"}
-            if as_messages:
-                row = {key: message(text) for key, text in row.items()}
-            chat = [message(f"{name} {i}"), message("sorry", "assistant")]
-            content.append({**row, "prompt": f"{name} {i}", "messages": chat, "chosen": chat, "rejected": chat})
-        return content
+    def cai(name, i):
+        row = {"init_prompt": f" {name} {i}", "init_response": f"harm {i}", "revision_response": f"sorry {i}"}
+        if name.endswith("sft"):
+            row = {key: {"content": text, "role": "user"} for key, text in row.items()}
+        chat = [{"content": f"{name} {i}", "role": "user"}, {"content": "sorry", "role": "assistant"}]
+        return {**row, "prompt": f"{name} {i}", "messages": chat, "chosen": chat, "rejected": chat}
 
     def load_dataset(path, data_dir=None):
         asked.append((path, data_dir))
         if path == CAI:
-            parts = {p: cai(p, p.endswith("sft")) for p in ("train_sft", "train_prefs", "test_sft", "test_prefs")}
+            names = ("train_sft", "train_prefs", "test_sft", "test_prefs")
+            parts = {name: [cai(name, i) for i in range(5)] for name in names}
         else:
             assert path == HH and data_dir in ("harmless-base", "helpful-base")
             several = hh(SEVERAL_TURNS)
@@ -481,13 +459,10 @@ def weak_labels(data, value):
     return pd.DataFrame({"id": data.w2s.id, "weak_label": value})
 
 
-def test_gold_labels_are_one_and_all_rows_are_of_the_target(data):
+def test_gold_labels_are_one_and_weak_labels_are_joined_by_id_and_not_by_position(data):
     pairs = training_pairs(data, "gt")
     assert pairs.label.tolist() == [1.0, 1.0] and pairs.target.tolist() == [True, True]
     assert pairs.id.tolist() == data.gt.id.tolist() and "label" not in data.gt
-
-
-def test_weak_labels_are_joined_by_id_and_not_by_position(data):
     labels = pd.DataFrame({"id": ["gt-00000", *data.w2s.id], "weak_label": [0.9, 0.0, 0.1, 0.2, 0.3]})
     for shuffled in (labels, labels.iloc[::-1], labels.sample(frac=1, random_state=1)):
         assert training_pairs(data, "w2s", shuffled).label.tolist() == [0.0, 0.1, 0.2, 0.3]

@@ -34,6 +34,10 @@ SHARD = b'{"metadata": {}, "weight_map": {"transformer.wte.weight": "pytorch_mod
 JUNK = ["tf_model.h5", "flax_model.msgpack", "original/model.safetensors", "onnx/model.onnx", "m.gguf", "code.py"]
 
 
+def commit_of(repo: str) -> str:
+    return hashlib.sha1(repo.encode()).hexdigest()
+
+
 class FakeHub(ThreadingHTTPServer):
     """Serves repositories of one commit each as huggingface.co does, and keeps a list of what was asked."""
 
@@ -45,10 +49,7 @@ class FakeHub(ThreadingHTTPServer):
     def add(self, repo: str, files: dict[str, bytes]) -> str:
         """`repo` is models/org/name or datasets/org/name; returns the commit."""
         self.repos[repo] = files
-        return self.commit(repo)
-
-    def commit(self, repo: str) -> str:
-        return hashlib.sha1(repo.encode()).hexdigest()
+        return commit_of(repo)
 
     def downloads(self) -> list[str]:
         return [path for method, path in self.asked if method == "GET" and "/resolve/" in path]
@@ -74,8 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = f"{kind}/{org}/{name}"
         if repo not in self.server.repos:
             return self.send(401 if api else 404, error="RepoNotFound")
-        commit, files = self.server.commit(repo), self.server.repos[repo]
-        if rest and rest[0] in ("revision", "resolve", "tree") and rest[1] not in ("main", "v1", commit):
+        commit, files = commit_of(repo), self.server.repos[repo]
+        if len(rest) > 1 and rest[1] not in ("main", "v1", commit):
             return self.send(404, error="RevisionNotFound")
         if not api and repo in self.server.gated and self.headers["Authorization"] != "Bearer secret":
             return self.send(403, error="GatedRepo")

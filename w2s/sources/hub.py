@@ -165,11 +165,7 @@ def pairs_folder(params: StudyParams) -> Path | None:
 
 
 def from_pretrained(loader, name: str, **options):
-    """Call a transformers loader on a model by its name, as `load` does.
-
-    Raises:
-        ParameterError: one line that names the model, the cause and the remedy.
-    """
+    """Call a transformers loader on a model by its name, as `load` does; a failure names model, cause and remedy."""
     from transformers.utils import logging  # here, as in `load`: reading pairs does without transformers
 
     logging.disable_progress_bar()  # a bar for each of many small loads hides the study's own progress
@@ -223,14 +219,14 @@ def check_vocabulary(name: str, tokenizer, config) -> None:
 
 
 def n_plain(tokenizer) -> int:
-    """The highest token id that is not special, plus one: some models have more special tokens than embeddings."""
+    """The highest token id that is not special, plus one, else 0; some models have more special ones than embeddings."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return max(set(tokenizer.get_vocab().values()) - special, default=-1) + 1
 
 
 @contextmanager
 def explained(what: str, done: str, remedy: str) -> Iterator[None]:
-    """Turn a failure of the hub, of transformers or of a file into one line, which `remedy` ends if nothing better."""
+    """Turn a failure of the hub, of transformers or of a file into one line; `remedy` ends it where no cause is known."""
     try:
         yield
     except ParameterError:

@@ -35,9 +35,7 @@ SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROL
 def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame], dict] | None:
     """The origin and the table of each split, and the record of where they come from; None for the pocket world.
 
-    Raises:
-        ParameterError: nothing readable at `data`, fewer pairs than an n_* asks for, something that `offline` lacks.
-        DataError: an unreadable file, a file missing, or a bad pair while bad_pairs is "error".
+    First of all, for every kind of data, it checks that `offline` lacks nothing. Errors are those of `data.load`.
     """
     hub.check_offline(params)
     if params.data == "pocket":
