@@ -219,14 +219,14 @@ def check_vocabulary(name: str, tokenizer, config) -> None:
 
 
 def n_plain(tokenizer) -> int:
-    """The highest token id that is not special, plus one, else 0; some models have more special ones than embeddings."""
+    """The highest token id that is not special, plus one, else 0; there may be more special ones than embeddings."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return max(set(tokenizer.get_vocab().values()) - special, default=-1) + 1
 
 
 @contextmanager
 def explained(what: str, done: str, remedy: str) -> Iterator[None]:
-    """Turn a failure of the hub, of transformers or of a file into one line; `remedy` ends it where no cause is known."""
+    """Turn a failure of hub, transformers or a file into one line; `remedy` ends it where no cause is known."""
     try:
         yield
     except ParameterError:
