@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from w2s.data import PAIR_COLUMNS, audit_tokens, load, table_fingerprint, training_pairs
 from w2s.params import ParameterError, StudyParams
@@ -21,6 +24,9 @@ needs_real_files = pytest.mark.skipif(
     not (REAL / "harmless_test.jsonl").is_file(),
     reason="the real HH files are absent: set W2S_DATA_DIR to the folder of harmless_test.jsonl",
 )
+TARGETS = sorted(set(SPLITS) - {"helpful"})
+HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
+SEVERAL_TURNS = "a\n\nAssistant: b\n\nHuman: c"
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +35,8 @@ def no_variable(monkeypatch):
 
 
 def hh(question, chosen="good", rejected="bad", rejected_question=None):
-    other = rejected_question or question
-    return {
-        "chosen": f"\n\nHuman: {question}\n\nAssistant: {chosen}",
-        "rejected": f"\n\nHuman: {other}\n\nAssistant: {rejected}",
-    }
+    texts = {"chosen": (question, chosen), "rejected": (rejected_question or question, rejected)}
+    return {key: f"\n\nHuman: {asked}\n\nAssistant: {answer}" for key, (asked, answer) in texts.items()}
 
 
 def rows(name, n):
@@ -49,8 +52,9 @@ def write(folder, **files):
 
 
 def full(folder, **files):
-    """A folder with a file for every split; keywords replace the rows of a file."""
-    return write(folder, **({split: rows(split, 6) for split in SPLITS} | files))
+    """A folder with a file for every split; keywords replace the rows of a file, None leaves it out."""
+    files = {split: rows(split, 6) for split in SPLITS} | files
+    return write(folder, **{name: content for name, content in files.items() if content is not None})
 
 
 def params(data, **values):
@@ -61,50 +65,44 @@ def row_of(data, split):
     return data.audit.set_index("split").loc[split]
 
 
-def check_sums(data):
-    """Every row that was read is kept, dropped for a reason, unused, or carved for another split."""
+def checked(params):
+    """The loaded data: splits share no prompt, and every row read is kept, dropped for a reason, unused or carved."""
+    data = load(params)
+    prompts = {split: set(getattr(data, split).prompt) for split in SPLITS}
+    assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
     audit = data.audit
     assert (audit.kept == audit.rows_read + audit.carved - audit[list(DROPS)].sum(axis=1)).all()
     assert audit.carved.sum() == 0
-
-
-def check_disjoint(data):
-    prompts = {split: set(getattr(data, split).prompt) for split in SPLITS}
-    assert len(set.union(*prompts.values())) == sum(map(len, prompts.values()))
+    return data
 
 
 # Rows and formats
 
 
-def test_dialogue_is_parted_after_the_last_assistant_marker():
+def test_rows_of_all_forms_give_the_same_pair():
     text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
     assert split_text(text) == ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " d")
-
-
-def test_columns_prompt_chosen_rejected_give_the_same_pair_as_dialogues():
     columns = {"prompt": "may i?", "chosen": "no", "rejected": " yes"}
     as_text = {**columns, "prompt": "\n\nHuman: may i?\n\nAssistant:"}
-    pairs = [fault_of(row)[0] for row in (columns, as_text, hh("may i?", "no", "yes"))]
-    assert pairs[0] == pairs[1] == pairs[2] == ("\n\nHuman: may i?\n\nAssistant:", " no", " yes", pairs[0].prompt)
-
-
-def test_a_prompt_column_beside_whole_dialogues_is_not_put_in_front_of_them():
-    pair, fault = fault_of({"prompt": "may i?", **hh("may i?", "no", "yes")})
-    assert (pair.prompt, pair.chosen, fault) == ("\n\nHuman: may i?\n\nAssistant:", " no", "")
+    beside_dialogues = {"prompt": "may i?", **hh("may i?", "no", "yes")}  # is not put in front of them
+    for row in (columns, as_text, hh("may i?", "no", "yes"), beside_dialogues):
+        assert fault_of(row) == (
+            ("\n\nHuman: may i?\n\nAssistant:", " no", " yes", "\n\nHuman: may i?\n\nAssistant:"),
+            "",
+        )
 
 
 def test_jsonl_gzip_and_parquet_give_the_same_pairs(tmp_path):
-    prints = set()
-    for suffix in ("jsonl", "jsonl.gz", "parquet"):
-        folder = tmp_path / suffix
-        folder.mkdir()
+    prints = {load(params(full(tmp_path))).fingerprint}
+    for suffix in ("jsonl.gz", "parquet"):
+        (tmp_path / suffix).mkdir()
         for split in SPLITS:
+            file = tmp_path / suffix / f"{split}.{suffix}"
             if suffix == "parquet":
-                pd.DataFrame(rows(split, 6)).to_parquet(folder / f"{split}.parquet")
+                pd.DataFrame(rows(split, 6)).to_parquet(file)
             else:
-                content = "\n".join(map(json.dumps, rows(split, 6))).encode()
-                (folder / f"{split}.{suffix}").write_bytes(gzip.compress(content) if suffix[-2:] == "gz" else content)
-        prints.add(load(params(folder)).fingerprint)
+                file.write_bytes(gzip.compress((tmp_path / f"{split}.jsonl").read_bytes()))
+        prints.add(load(params(tmp_path / suffix)).fingerprint)
     assert len(prints) == 1
 
 
@@ -125,22 +123,21 @@ def test_tables_have_the_agreed_columns_and_unique_ids(tmp_path):
 BAD = {
     "wrong_encoding": ["{'ä': 1}".encode("latin-1"), rb'{"chosen": "\ud800", "rejected": "x"}'],
     "malformed": [b'{"chosen": ', b'["a", "b"]'],
-    "missing_keys": [{"chosen": "a"}, {"chosen": "no marker", "rejected": "no marker"}],
+    "missing_keys": [
+        {"chosen": "a"},
+        {"chosen": "none", "rejected": "none"},
+        {"init_prompt": "a", "init_response": "b"},
+    ],
     "not_text": [{"prompt": "a", "chosen": "b", "rejected": 3}, {"prompt": None, "chosen": "b", "rejected": "c"}],
     "prompt_mismatches": [hh("a", rejected_question="b")],
     "empty_prompts": [hh(" "), {"prompt": "", "chosen": "b", "rejected": "c"}],
     "empty_responses": [hh("a", chosen=" "), hh("a", rejected="")],
     "identical_responses": [hh("a", "same", "same ")],
 }
-CASES = [(fault, bad) for fault, cases in BAD.items() for bad in cases]
 
 
-def test_every_fault_has_a_case():
-    assert set(BAD) == set(FAULTS)
-
-
-@pytest.mark.parametrize(("fault", "bad"), CASES)
-def test_bad_pair_stops_with_file_line_and_remedy(tmp_path, fault, bad):
+@pytest.mark.parametrize(("fault", "bad"), [(fault, bad) for fault in FAULTS for bad in BAD[fault]])
+def test_bad_pair_stops_with_its_place_or_is_dropped_and_counted(tmp_path, fault, bad):
     # The blank line is no row, and counts as a line all the same.
     full(tmp_path, gt=[hh("first"), b"", bad, *rows("gt", 4)])
     with pytest.raises(DataError) as error:
@@ -148,37 +145,23 @@ def test_bad_pair_stops_with_file_line_and_remedy(tmp_path, fault, bad):
     message = str(error.value)
     assert message.startswith(f"gt.jsonl line 3: {FAULTS[fault]}") and "bad_pairs: drop" in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(("fault", "bad"), CASES)
-def test_bad_pair_is_dropped_and_counted_by_its_reason(tmp_path, fault, bad):
-    data = load(params(full(tmp_path, gt=[hh("first"), bad, *rows("gt", 4)]), bad_pairs="drop", n_gt=5))
-    counted = row_of(data, "gt")[list(FAULTS)]
-    assert counted.to_dict() == {name: int(name == fault) for name in FAULTS}
-    assert row_of(data, "gt").rows_read == 6
-    check_sums(data)
+    row = row_of(checked(params(tmp_path, bad_pairs="drop", n_gt=5)), "gt")
+    assert row[list(FAULTS)].to_dict() == {name: int(name == fault) for name in FAULTS} and row.rows_read == 6
 
 
 def test_bad_pair_in_parquet_names_the_row(tmp_path):
-    full(tmp_path)
-    (tmp_path / "gt.jsonl").unlink()
+    full(tmp_path, gt=None)
     pd.DataFrame([hh("first"), {"chosen": None, "rejected": "x"}]).to_parquet(tmp_path / "gt.parquet")
     with pytest.raises(DataError, match=r"^gt.parquet row 2: prompt, chosen and rejected must be text"):
         load(params(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["gt.jsonl.gz", "gt.parquet"])
+@pytest.mark.parametrize("name", ["gt.jsonl.gz", "gt.parquet", "truncated.gz"])
 def test_unreadable_file_stops_whatever_bad_pairs_says(tmp_path, name):
-    full(tmp_path)
-    (tmp_path / name).write_bytes(b"neither gzip nor parquet")
+    content = gzip.compress(b"x" * 999)[:-12] if name == "truncated.gz" else b"neither gzip nor parquet"
+    name = name.replace("truncated", "gt.jsonl")
+    (full(tmp_path) / name).write_bytes(content)
     with pytest.raises(DataError, match=f"^{name}: cannot be read .*; replace the file$"):
-        load(params(tmp_path, bad_pairs="drop"))
-
-
-def test_truncated_gzip_is_unreadable(tmp_path):
-    full(tmp_path)
-    (tmp_path / "gt.jsonl.gz").write_bytes(gzip.compress(b"x" * 999)[:-12])
-    with pytest.raises(DataError, match=r"^gt.jsonl.gz: cannot be read"):
         load(params(tmp_path, bad_pairs="drop"))
 
 
@@ -188,19 +171,10 @@ def test_truncated_gzip_is_unreadable(tmp_path):
 def test_shared_prompts_stay_in_the_split_of_higher_priority(tmp_path):
     """Hand-worked: t is in all five, v in four, g in three, w in two; each stays where it is first."""
     t, v, g, w = hh("t"), hh("v"), hh("g"), hh("w")
-    full(
-        tmp_path,
-        test=[t, *rows("test", 1)],
-        validation=[t, v, *rows("validation", 1)],
-        gt=[t, v, g, *rows("gt", 1)],
-        w2s=[t, v, g, w, *rows("w2s", 1)],
-        helpful=[t, v, g, w, *rows("helpful", 2)],
-    )
-    data = load(params(tmp_path))
-    check_disjoint(data)
-    check_sums(data)
-    dropped = {split: row_of(data, split).dropped_as_shared for split in SPLITS}
-    assert dropped == {"test": 0, "validation": 1, "gt": 2, "w2s": 3, "helpful": 4}
+    shared = {"test": [t], "validation": [t, v], "gt": [t, v, g], "w2s": [t, v, g, w], "helpful": [t, v, g, w]}
+    full(tmp_path, **{split: [*pairs, *rows(split, 1 + (split == "helpful"))] for split, pairs in shared.items()})
+    data = checked(params(tmp_path))
+    assert data.audit.set_index("split").dropped_as_shared.to_dict() == dict(zip(SPLITS, (2, 3, 4, 1, 0), strict=True))
     assert {p.split()[1] for p in data.test.prompt} == {"t", "test"}
     assert row_of(data, "gt")[["shared_test", "shared_validation", "shared_w2s", "shared_helpful"]].tolist() == [
         1,
@@ -219,57 +193,34 @@ def test_duplicates_are_counted_and_only_identical_pairs_dropped(tmp_path):
 
 
 def test_validation_is_carved_from_gt_by_prompt(tmp_path):
-    pairs = [hh(f"q{i // 3}", f"good {i}") for i in range(30)]
-    full(tmp_path, gt=pairs)
-    (tmp_path / "validation.jsonl").unlink()
-    data = load(params(tmp_path, n_validation=8, n_gt=20))
-    check_disjoint(data)
-    check_sums(data)
+    full(tmp_path, gt=[hh(f"q{i // 3}", f"good {i}") for i in range(30)], validation=None)
+    data = checked(params(tmp_path, n_validation=8, n_gt=20))
     # 8 pairs need 3 of the prompts with 3 pairs each: 9 are carved, 1 of them unused.
     assert row_of(data, "validation")[["rows_read", "carved", "unused", "kept"]].tolist() == [0, 9, 1, 8]
     assert row_of(data, "gt")[["rows_read", "carved", "unused", "kept"]].tolist() == [30, -9, 1, 20]
+    assert table_fingerprint(load(params(tmp_path, n_validation=8)).validation) == table_fingerprint(data.validation)
 
 
-def test_carved_validation_does_not_depend_on_the_size_of_gt(tmp_path):
-    full(tmp_path, gt=rows("gt", 20))
-    (tmp_path / "validation.jsonl").unlink()
-    small, large = load(params(tmp_path, n_gt=2)), load(params(tmp_path, n_gt=12))
-    assert table_fingerprint(small.validation) == table_fingerprint(large.validation)
-
-
-@pytest.mark.parametrize("name", ["harmless", "train"])
-@pytest.mark.parametrize("own_test", [True, False])
-def test_splits_are_drawn_from_a_pool(tmp_path, name, own_test):
-    files = {name: [*rows("pool", 12), *rows("test", 3)], "helpful_online": rows("helpful", 2)}
-    data = load(params(write(tmp_path, **files, **({"test": rows("test", 4)} if own_test else {}))))
-    check_disjoint(data)
-    check_sums(data)
+@pytest.mark.parametrize(("name", "own"), [("harmless", "test"), ("train", "gt"), ("train", None)])
+def test_splits_are_drawn_from_a_pool_without_the_pairs_of_files_of_their_own(tmp_path, name, own):
+    files = {name: [*rows("pool", 12), *rows(own or "test", 3)], "helpful_online": rows("helpful", 2)}
+    data = checked(params(write(tmp_path, **files, **({own: rows(own, 4)} if own else {})), n_gt=4))
     sources = data.audit.set_index("split").source
-    assert sources["w2s"] == sources["gt"] == sources["validation"] == f"{name}.jsonl"
-    assert sources["test"] == ("test.jsonl" if own_test else f"{name}.jsonl")
-    assert row_of(data, "gt").dropped_as_shared == (3 if own_test else 0)
-
-
-def test_a_pool_that_holds_the_pairs_of_other_files_takes_none_from_them(tmp_path):
-    pool = [*rows("gt", 6), *rows("pool", 6)]
-    data = load(params(write(tmp_path, train=pool, gt=rows("gt", 6), helpful=rows("helpful", 2)), n_gt=6))
-    check_disjoint(data)
-    assert row_of(data, "gt").kept == 6 and row_of(data, "w2s").source == "train.jsonl"
+    for split in TARGETS:
+        assert sources[split] == (f"{split}.jsonl" if split == own else f"{name}.jsonl")
+    assert row_of(data, "gt").kept == 4
+    assert row_of(data, "test" if own == "gt" else "gt").dropped_as_shared == (3 if own else 0)
 
 
 def test_tables_depend_on_neither_seeds_nor_other_sizes_nor_place(tmp_path):
     (tmp_path / "copy").mkdir()
-    first = load(params(full(tmp_path)))
-    assert load(params(full(tmp_path / "copy"), seeds=[7, 8])).fingerprint == first.fingerprint
-    more = load(params(tmp_path, n_gt=5))
+    first = load(params(full(tmp_path, gt=rows("gt", 50))))
+    assert load(params(full(tmp_path / "copy", gt=rows("gt", 50)), seeds=[7, 8])).fingerprint == first.fingerprint
+    more = load(params(tmp_path, n_gt=50))
     assert more.fingerprint != first.fingerprint
     pd.testing.assert_frame_equal(more.gt.head(2), first.gt)
     pd.testing.assert_frame_equal(more.w2s, first.w2s)
-
-
-def test_pairs_are_taken_in_a_random_order(tmp_path):
-    data = load(params(full(tmp_path, gt=rows("gt", 50)), n_gt=50))
-    numbers = [int(text.split()[-1]) for text in data.gt.chosen]
+    numbers = [int(text.split()[-1]) for text in more.gt.chosen]  # taken in a random order
     assert sorted(numbers) == list(range(50)) and numbers != sorted(numbers)
 
 
@@ -278,233 +229,170 @@ def test_more_helpful_pairs_extend_fewer_and_change_nothing_else(tmp_path):
         one, more = load(few), load(few.model_copy(update={"n_helpful": 5}))
         pd.testing.assert_frame_equal(more.helpful.head(2), one.helpful)
         assert len(more.helpful) == 5
-        for split in set(SPLITS) - {"helpful"}:
+        for split in TARGETS:
             pd.testing.assert_frame_equal(getattr(more, split), getattr(one, split))
 
 
-# The roles exchanged
-
-
 def test_with_helpful_as_the_target_helpful_files_are_the_pool(tmp_path):
-    data = load(params(full(tmp_path, helpful=rows("helpful", 12)), target="helpful", n_helpful=14))
-    check_disjoint(data)
-    check_sums(data)
-    for split in set(SPLITS) - {"helpful"}:
+    both = [*rows("helpful", 12), *rows("gt", 3)]  # a prompt in both dimensions stays with the target
+    data = checked(params(full(tmp_path, helpful=both), target="helpful", n_gt=9, n_helpful=14))
+    for split in TARGETS:
         table = getattr(data, split)
-        assert set(table.dimension) == {"helpful"} and table.prompt.str.contains("Human: helpful").all()
+        assert set(table.dimension) == {"helpful"} and table.prompt.str.contains("Human: helpful|Human: gt").all()
         assert row_of(data, split).source == "helpful.jsonl" and table.id.str.startswith(split).all()
     assert set(data.helpful.dimension) == {"harmless"} and not data.helpful.prompt.str.contains("helpful").any()
     assert row_of(data, "helpful").source == "gt.jsonl + test.jsonl + validation.jsonl + w2s.jsonl"
-    assert data.source["target"] == "helpful"
+    assert row_of(data, "helpful").dropped_as_shared == 3 and data.source["target"] == "helpful"
 
 
-def test_a_prompt_in_both_dimensions_stays_with_the_target(tmp_path):
-    both = full(tmp_path, helpful=[*rows("helpful", 8), *rows("gt", 3)])
-    data = load(params(both, target="helpful", n_gt=5))
-    check_disjoint(data)
-    assert row_of(data, "helpful").dropped_as_shared == 3
+def test_helpful_pairs_can_be_left_out_by_asking_for_none(tmp_path):
+    for where in (full(tmp_path, helpful=None), "pocket"):
+        data = load(params(where, n_helpful=0, conflicts=["none", "explicit"]))
+        assert data.helpful.empty and data.helpful.columns.tolist() == data.gt.columns.tolist()
+        assert row_of(data, "helpful").kept == 0
+        with pytest.raises(ValueError, match="set n_helpful to 1 or more"):
+            training_pairs(data, "gt", conflict="implicit")
 
 
-def test_too_few_or_no_files_for_exchanged_roles_are_named(tmp_path):
-    with pytest.raises(ParameterError, match="^n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"):
-        load(params(full(tmp_path), target="helpful", n_gt=7))
-    expected = "^n_helpful = 25: only 24 usable pairs are left for harmless of 24 rows in gt.jsonl"
-    with pytest.raises(ParameterError, match=expected):
-        load(params(full(tmp_path, helpful=rows("helpful", 12)), target="helpful", n_helpful=25))
-    for split in set(SPLITS) - {"helpful"}:
-        (tmp_path / f"{split}.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"):
-        load(params(tmp_path, target="helpful"))
-    (tmp_path / "helpful.jsonl").rename(tmp_path / "gt.jsonl")
-    with pytest.raises(DataError, match="no file for test, gt, w2s; expected helpful.* to draw"):
-        load(params(tmp_path, target="helpful"))
+# What is missing: files, folders, pairs
+
+SWAP, NO_TARGETS, NOTHING = {"target": "helpful"}, dict.fromkeys(TARGETS), dict.fromkeys(SPLITS)
+USABLE = "usable pairs are left for"
+EXPECTED = (
+    r"expected gt\.\*, w2s\.\*, test\.\*, helpful\*\.\*.* harmless\.\* / train\.\* .*; found gt.jsonl, notes.jsonl$"
+)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_too_few_pairs_names_the_key_the_value_and_the_number(tmp_path, split):
-    expected = f"^n_{split} = 7: only 6 usable pairs are left for {split} of 6 rows in {split}.jsonl; lower n_{split}$"
-    with pytest.raises(ParameterError, match=expected):
-        load(params(full(tmp_path), **{f"n_{split}": 7}))
-
-
-def test_missing_files_are_listed_with_what_was_expected_and_found(tmp_path):
-    write(tmp_path, gt=rows("gt", 2), notes=[])
-    with pytest.raises(DataError) as error:
-        load(params(tmp_path))
-    message = str(error.value)
-    assert "no file for test, w2s; expected gt.*, w2s.*, test.*, helpful*.*" in message
-    assert message.endswith("found gt.jsonl, notes.jsonl") and "harmless.* / train.*" in message
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"found nothing$"):
-        load(params(tmp_path / "empty"))
-
-
-def test_helpful_pairs_can_be_left_out_only_by_asking_for_none(tmp_path):
-    full(tmp_path)
-    (tmp_path / "helpful.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no file for helpful \(n_helpful = 2; 0 goes without\)"):
-        load(params(tmp_path))
-    data = load(params(tmp_path, n_helpful=0, conflicts=["none", "explicit"]))
-    assert data.helpful.empty and data.helpful.columns.tolist() == PAIR_COLUMNS
-    assert row_of(data, "helpful").kept == 0
-    with pytest.raises(ValueError, match="set n_helpful to 1 or more"):
-        training_pairs(data, "gt", conflict="implicit")
-
-
-# Folders, environment, hub
-
-
-def test_folder_that_is_not_there_names_the_nearest_choice(tmp_path, monkeypatch):
-    with pytest.raises(ParameterError, match=r"^data = 'poket': no such folder; did you mean 'pocket'\?$"):
-        load(params("poket"))
-    with pytest.raises(ParameterError, match=r"^data_dir = 'absent': no such folder; give the folder that holds gt"):
-        load(params("hh", data_dir="absent"))
+@pytest.mark.parametrize(
+    ("files", "values", "message"),
+    [
+        *(({}, {f"n_{s}": 7}, f"n_{s} = 7: only 6 {USABLE} {s} of 6 rows in {s}.jsonl; lower n_{s}$") for s in SPLITS),
+        ({}, SWAP | {"n_gt": 7}, "n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"),
+        (
+            {"helpful": rows("helpful", 12)},
+            SWAP | {"n_helpful": 25},
+            f"n_helpful = 25: only 24 {USABLE} harmless of 24 rows in gt.jsonl",
+        ),
+        ({}, {"data_dir": "b"}, "data_dir = 'b': data already names a folder; leave data_dir out$"),
+        ({}, {"data": "poket"}, r"data = 'poket': no such folder; did you mean 'pocket'\?$"),
+        ({}, {"data": "hh", "data_dir": "no"}, "data_dir = 'no': no such folder; give the folder that holds gt"),
+        ({}, {"data": "cai"}, "W2S_DATA_DIR = 'absent': no such folder"),
+        ({}, {"data": "pocket", "n_validation": 999999}, "n_validation = 999999: .*; lower n_validation$"),
+        (NOTHING | {"gt": rows("gt", 2), "notes": []}, {}, f"/.*: no file for test, w2s; {EXPECTED}"),
+        (NOTHING, {}, "/.*found nothing$"),
+        ({"helpful": None}, {}, r"/.*: no file for helpful \(n_helpful = 2; 0 goes without\)"),
+        ({"helpful": None}, SWAP, r"/.*: no file for test, gt, w2s; expected helpful\*\.\* to draw"),
+        (NO_TARGETS, SWAP, r"/.*: no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
+    ],
+)
+def test_what_is_too_few_or_absent_is_named(tmp_path, monkeypatch, files, values, message):
     monkeypatch.setenv("W2S_DATA_DIR", "absent")
-    with pytest.raises(ParameterError, match=r"^W2S_DATA_DIR = 'absent': no such folder"):
-        load(params("cai"))
-
-
-def test_two_folders_are_one_too_many(tmp_path):
-    with pytest.raises(ParameterError, match=r"^data_dir = 'b': data already names a folder; leave data_dir out$"):
-        load(params(tmp_path, data_dir="b"))
+    with pytest.raises(DataError if message.startswith("/") else ParameterError, match=f"^{message}"):
+        load(params(**({"data": full(tmp_path, **files)} | values)))
 
 
 def test_single_turn_is_the_filter_of_hh_and_not_of_your_own_folder(tmp_path):
-    several = hh("a\n\nAssistant: b\n\nHuman: c")
-    one_side = hh("a", rejected_question="a\n\nAssistant: b\n\nHuman: c")
-    ends_human = hh("d", "good\n\nHuman: more")
-    full(tmp_path, helpful=[several, one_side, ends_human, *rows("helpful", 3)])
+    odd = [hh(SEVERAL_TURNS), hh("a", rejected_question=SEVERAL_TURNS), hh("d", "good\n\nHuman: more")]
+    full(tmp_path, helpful=[*odd, *rows("helpful", 3)])
     row = row_of(load(params("hh", data_dir=str(tmp_path), bad_pairs="drop")), "helpful")
     assert (row.rows_read, row.multi_turn, row.prompt_mismatches, row.kept) == (6, 2, 1, 2)
     row = row_of(load(params(tmp_path, bad_pairs="drop", n_helpful=5)), "helpful")
     assert (row.multi_turn, row.prompt_mismatches, row.kept) == (0, 1, 5)
 
 
+# The hub
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A hub in the place of datasets.load_dataset; returns the list of what was asked of it."""
-    import datasets
-
     asked = []
 
-    def message(text, role):
-        return {"content": text, "role": role}
-
-    def cai(name, as_messages):
-        rows = []
-        for i in range(5):
-            row = {"init_prompt": f" {name} {i}", "init_response": f"harm {i}", "revision_response": f"sorry {i}"}
-            if as_messages:
-                row = {key: message(text, "user") for key, text in row.items()}
-            chat = [message(f"{name} {i}", "user"), message("sorry", "assistant")]
-            rows.append({**row, "prompt": f"{name} {i}", "messages": chat, "chosen": chat, "rejected": chat})
-        return datasets.Dataset.from_list(rows)
+    def cai(name, i):
+        row = {"init_prompt": f" {name} {i}", "init_response": f"harm {i}", "revision_response": f"sorry {i}"}
+        if name.endswith("sft"):
+            row = {key: {"content": text, "role": "user"} for key, text in row.items()}
+        chat = [{"content": f"{name} {i}", "role": "user"}, {"content": "sorry", "role": "assistant"}]
+        return {**row, "prompt": f"{name} {i}", "messages": chat, "chosen": chat, "rejected": chat}
 
     def load_dataset(path, data_dir=None):
         asked.append((path, data_dir))
-        if path == "HuggingFaceH4/cai-conversation-harmless":
-            return {p: cai(p, p.endswith("sft")) for p in ("train_sft", "train_prefs", "test_sft", "test_prefs")}
-        assert path == "Anthropic/hh-rlhf" and data_dir in ("harmless-base", "helpful-base")
-        several = hh("a\n\nAssistant: b\n\nHuman: c")
-        return {
-            "train": datasets.Dataset.from_list([*rows(data_dir, 12), several]),
-            "test": datasets.Dataset.from_list([several, *rows(f"{data_dir} test", 2)]),
-        }
+        if path == CAI:
+            names = ("train_sft", "train_prefs", "test_sft", "test_prefs")
+            parts = {name: [cai(name, i) for i in range(5)] for name in names}
+        else:
+            assert path == HH and data_dir in ("harmless-base", "helpful-base")
+            several = hh(SEVERAL_TURNS)
+            parts = {"train": [*rows(data_dir, 12), several], "test": [several, *rows(f"{data_dir} test", 2)]}
+        return {part: datasets.Dataset.from_list(content) for part, content in parts.items()}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
 
 
 def test_hh_from_the_hub_is_one_pool_of_single_turn_pairs(hub):
-    data = load(params("hh", n_gt=8))
-    check_disjoint(data)
-    check_sums(data)
-    assert hub == [("Anthropic/hh-rlhf", "harmless-base"), ("Anthropic/hh-rlhf", "helpful-base")]
+    data = checked(params("hh", n_gt=8))
+    assert hub == [(HH, "harmless-base"), (HH, "helpful-base")]
     assert row_of(data, "gt")[["rows_read", "multi_turn"]].tolist() == [16, 2]
-    assert row_of(data, "gt").source == "Anthropic/hh-rlhf/harmless-base/test + Anthropic/hh-rlhf/harmless-base/train"
+    assert row_of(data, "gt").source == f"{HH}/harmless-base/test + {HH}/harmless-base/train"
     assert data.source["read_from"] == "hub" and data.source["sizes"]["gt"] == 8
     assert all(len(digest) == 64 for digest in data.source["files"].values())
+    hub.clear()
+    load(params("hh", n_helpful=0, conflicts=["none"]))
+    assert hub == [(HH, "harmless-base")]
 
 
-@pytest.mark.parametrize(
-    ("data", "conflict"),
-    [("hh", ("Anthropic/hh-rlhf", "harmless-base")), ("cai", ("HuggingFaceH4/cai-conversation-harmless", None))],
-)
+@pytest.mark.parametrize(("data", "conflict"), [("hh", (HH, "harmless-base")), ("cai", (CAI, None))])
 def test_exchanged_roles_read_the_same_datasets_of_the_hub(hub, data, conflict):
-    loaded = load(params(data, target="helpful"))
-    check_disjoint(loaded)
-    assert hub == [("Anthropic/hh-rlhf", "helpful-base"), conflict]
-    assert row_of(loaded, "test").source.startswith("Anthropic/hh-rlhf/helpful-base/")
+    loaded = checked(params(data, target="helpful"))
+    assert hub == [(HH, "helpful-base"), conflict]
+    assert row_of(loaded, "test").source.startswith(f"{HH}/helpful-base/")
     assert row_of(loaded, "helpful").source.startswith(conflict[0])
     assert set(loaded.helpful.dimension) == {"harmless"}
 
 
-def test_hub_is_not_asked_for_helpful_pairs_that_nobody_wants(hub):
-    load(params("hh", n_helpful=0, conflicts=["none"]))
-    assert hub == [("Anthropic/hh-rlhf", "harmless-base")]
-
-
 def test_cai_takes_the_revision_as_chosen_and_helpful_pairs_from_hh(hub):
-    data = load(params("cai", n_gt=14))
-    check_disjoint(data)
-    check_sums(data)
-    assert hub[1] == ("Anthropic/hh-rlhf", "helpful-base")
+    data = checked(params("cai", n_gt=14))
+    assert hub[1] == (HH, "helpful-base")
     harmless = pd.concat([data.gt, data.w2s, data.validation, data.test])
     assert len(harmless) == 20
     assert harmless.prompt.str.fullmatch(r"\n\nHuman: (train|test)_(sft|prefs) \d\n\nAssistant:").all()
     assert harmless.chosen.str.fullmatch(r" sorry \d").all() and harmless.rejected.str.fullmatch(r" harm \d").all()
 
 
-def test_cai_row_without_a_column_is_a_bad_pair():
-    assert fault_of({"init_prompt": "a", "init_response": "b"}) == (None, "missing_keys")
-
-
-def test_bad_pair_from_the_hub_names_dataset_part_and_row(hub, monkeypatch):
-    import datasets
-
-    bad = {"train": datasets.Dataset.from_list([hh("a"), hh("a", "same", "same")])}
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, data_dir: bad)
-    with pytest.raises(
-        DataError, match=r"^Anthropic/hh-rlhf/harmless-base/train row 2: chosen and rejected are the same"
-    ):
-        load(params("hh"))
-
-
-def test_hub_failure_is_one_line_with_the_remedy(hub, monkeypatch):
-    import datasets
-
+def test_what_fails_on_the_hub_is_one_line_with_place_or_remedy(hub, monkeypatch):
     def fail(path, data_dir=None):
         raise ConnectionError("no route\nto the hub")
 
+    bad = {"train": datasets.Dataset.from_list([hh("a"), hh("a", "same", "same")])}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, data_dir: bad)
+    with pytest.raises(DataError, match=f"^{HH}/harmless-base/train row 2: chosen and rejected are the same"):
+        load(params("hh"))
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ParameterError) as error:
         load(params("hh"))
     message = str(error.value)
-    assert "\n" not in message and "(ConnectionError: no route to the hub)" in message
-    assert message.startswith("data = 'hh': no Anthropic/hh-rlhf from the hub") and "set data_dir" in message
-    assert "W2S_DATA_DIR" in message
+    assert message.startswith(f"data = 'hh': no {HH} from the hub (ConnectionError: no route to the hub)")
+    assert "\n" not in message and "set data_dir" in message and "W2S_DATA_DIR" in message
 
 
 @pytest.mark.parametrize("by", ["data_dir", "variable", "both"])
 def test_local_folder_takes_the_place_of_the_hub(tmp_path, monkeypatch, hub, by):
-    full(tmp_path)
-    monkeypatch.setenv("W2S_DATA_DIR", {"data_dir": "", "variable": str(tmp_path), "both": "absent"}[by])
-    data = load(params("hh", data_dir=None if by == "variable" else str(tmp_path)))
+    monkeypatch.setenv("W2S_DATA_DIR", {"data_dir": "", "variable": str(full(tmp_path)), "both": "absent"}[by])
+    data = load(params("hh", data_dir=None if by == "variable" else str(full(tmp_path))))
     assert hub == [] and data.source["read_from"] == "folder"
     digest = hashlib.sha256((tmp_path / "gt.jsonl").read_bytes()).hexdigest()
     assert row_of(data, "gt").sha256 == data.source["files"]["gt.jsonl"] == digest
 
 
 def test_a_downloaded_copy_of_the_hub_gives_the_same_tables(tmp_path, hub):
-    import datasets
-
     for subset in ("harmless-base", "helpful-base"):
         (tmp_path / subset).mkdir()
-        for part, content in datasets.load_dataset("Anthropic/hh-rlhf", data_dir=subset).items():
+        for part, content in datasets.load_dataset(HH, data_dir=subset).items():
             write(tmp_path / subset, **{part: content.to_list()})
     assert load(params("hh", data_dir=str(tmp_path))).fingerprint == load(params("hh")).fingerprint
     (tmp_path / "cai" / "data").mkdir(parents=True)
-    for part, content in datasets.load_dataset("HuggingFaceH4/cai-conversation-harmless").items():
+    for part, content in datasets.load_dataset(CAI).items():
         content.to_parquet(tmp_path / "cai" / "data" / f"{part}-00000-of-00001.parquet")
     write(tmp_path / "cai", helpful=rows("helpful", 4))
     local, online = load(params("cai", data_dir=str(tmp_path / "cai"))), load(params("cai"))
@@ -513,18 +401,16 @@ def test_a_downloaded_copy_of_the_hub_gives_the_same_tables(tmp_path, hub):
 
 def test_import_is_light():
     code = "import sys, w2s.data; sys.exit(any(m in sys.modules for m in ('datasets', 'torch', 'transformers')))"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
-# The real files
+# The real files and the pocket world
 
 
 @needs_real_files
 def test_audit_of_the_real_files_reports_the_known_figures():
     sizes = {"n_gt": 3000, "n_w2s": 3000, "n_helpful": 600, "n_validation": 400, "n_test": 3900}
-    data = load(StudyParams(data="hh", data_dir=str(REAL), bad_pairs="drop", **sizes))
-    audit = data.audit.set_index("split")
+    audit = checked(params("hh", data_dir=str(REAL), bad_pairs="drop", **sizes)).audit.set_index("split")
     assert audit.loc["test", ["shared_gt", "shared_w2s"]].tolist() == [84, 76]
     assert audit.loc["gt", ["shared_test", "shared_w2s"]].tolist() == [84, 81]
     files = audit.loc[["gt", "w2s", "test"]]
@@ -537,56 +423,28 @@ def test_audit_of_the_real_files_reports_the_known_figures():
     assert audit.sha256["test"] == hashlib.sha256((REAL / "harmless_test.jsonl").read_bytes()).hexdigest()
     assert audit.source["validation"] == "harmless_train_gt.jsonl"
     assert audit.kept.to_dict() == {key.removeprefix("n_"): n for key, n in sizes.items()}
-    check_disjoint(data)
-    check_sums(data)
-
-
-@needs_real_files
-def test_real_files_with_the_roles_exchanged():
-    sizes = {"n_gt": 200, "n_w2s": 200, "n_helpful": 3000, "n_validation": 50, "n_test": 240}
-    data = load(StudyParams(data="hh", data_dir=str(REAL), bad_pairs="drop", target="helpful", **sizes))
-    check_disjoint(data)
-    check_sums(data)
-    assert row_of(data, "gt").rows_read == 2354 and row_of(data, "helpful").rows_read == 12000
-    assert set(data.test.dimension) == {"helpful"} and set(data.helpful.dimension) == {"harmless"}
-    few = StudyParams(data="hh", data_dir=str(REAL), bad_pairs="drop", target="helpful")
-    with pytest.raises(ParameterError, match="^n_test = 1280: only .* for test of 2354 rows in helpful_base_test"):
-        load(few)
-
-
-@needs_real_files
-def test_real_files_stop_at_the_first_bad_pair():
     lines = (REAL / "harmless_test.jsonl").read_bytes().splitlines()
     first = next(i for i, line in enumerate(lines, 1) if fault_of(line)[1])
     with pytest.raises(DataError, match=f"^harmless_test.jsonl line {first}: .*bad_pairs: drop$"):
         load(params("hh", data_dir=str(REAL)))
 
 
-# The pocket world
+@needs_real_files
+def test_real_files_with_the_roles_exchanged():
+    exchanged = {"data_dir": str(REAL), "bad_pairs": "drop", "target": "helpful"}
+    sizes = {"n_gt": 200, "n_w2s": 200, "n_helpful": 3000, "n_validation": 50, "n_test": 240}
+    data = checked(params("hh", **exchanged, **sizes))
+    assert row_of(data, "gt").rows_read == 2354 and row_of(data, "helpful").rows_read == 12000
+    assert set(data.test.dimension) == {"helpful"} and set(data.helpful.dimension) == {"harmless"}
+    with pytest.raises(ParameterError, match="^n_test = 1280: only .* for test of 2354 rows in helpful_base_test"):
+        load(params("hh", **exchanged, n_test=1280))
 
 
 def test_pocket_world_has_the_sizes_asked_for_and_an_audit():
-    data = load(StudyParams(n_gt=40, n_w2s=30, n_helpful=20, n_validation=10, n_test=50))
-    assert data.audit.set_index("split").kept.to_dict() == {
-        "gt": 40,
-        "w2s": 30,
-        "helpful": 20,
-        "validation": 10,
-        "test": 50,
-    }
+    sizes = {"gt": 40, "w2s": 30, "helpful": 20, "validation": 10, "test": 50}
+    data = checked(params("pocket", **{f"n_{split}": n for split, n in sizes.items()}))
+    assert data.audit.set_index("split").kept.to_dict() == sizes
     assert "substance" in data.gt and data.source["world"]["seed"] == 0
-    check_disjoint(data)
-    check_sums(data)
-
-
-def test_pocket_world_without_helpful_pairs_keeps_the_columns():
-    data = load(params("pocket", n_helpful=0, conflicts=["none"]))
-    assert data.helpful.empty and data.helpful.columns.tolist() == data.gt.columns.tolist()
-
-
-def test_pocket_world_that_is_too_small_names_the_key():
-    with pytest.raises(ParameterError, match=r"^n_validation = 999999: .*; lower n_validation$"):
-        load(params("pocket", n_validation=999999))
 
 
 # Mixing, tokens, fingerprints
@@ -597,29 +455,24 @@ def data(tmp_path):
     return load(params(full(tmp_path), n_w2s=4))
 
 
-def test_gold_labels_are_one_and_all_rows_are_of_the_target(data):
+def weak_labels(data, value):
+    return pd.DataFrame({"id": data.w2s.id, "weak_label": value})
+
+
+def test_gold_labels_are_one_and_weak_labels_are_joined_by_id_and_not_by_position(data):
     pairs = training_pairs(data, "gt")
     assert pairs.label.tolist() == [1.0, 1.0] and pairs.target.tolist() == [True, True]
     assert pairs.id.tolist() == data.gt.id.tolist() and "label" not in data.gt
-
-
-def test_weak_labels_are_joined_by_id_and_not_by_position(data):
     labels = pd.DataFrame({"id": ["gt-00000", *data.w2s.id], "weak_label": [0.9, 0.0, 0.1, 0.2, 0.3]})
-    expected = [0.0, 0.1, 0.2, 0.3]
     for shuffled in (labels, labels.iloc[::-1], labels.sample(frac=1, random_state=1)):
-        assert training_pairs(data, "w2s", shuffled).label.tolist() == expected
+        assert training_pairs(data, "w2s", shuffled).label.tolist() == [0.0, 0.1, 0.2, 0.3]
 
 
-@pytest.mark.parametrize("conflict", ["none", "explicit"])
-def test_none_and_explicit_train_on_the_target_rows_alone(data, conflict):
-    labels = pd.DataFrame({"id": data.w2s.id, "weak_label": 0.5})
-    pairs = training_pairs(data, "w2s", labels, conflict)
-    assert pairs.id.tolist() == data.w2s.id.tolist() and pairs.target.all()
-
-
-def test_implicit_adds_the_helpful_pairs_with_gold_labels(data):
-    labels = pd.DataFrame({"id": data.w2s.id, "weak_label": 0.25})
-    pairs = training_pairs(data, "w2s", labels, "implicit")
+def test_implicit_alone_adds_the_helpful_pairs_with_gold_labels(data):
+    for conflict in ("none", "explicit"):
+        pairs = training_pairs(data, "w2s", weak_labels(data, 0.5), conflict)
+        assert pairs.id.tolist() == data.w2s.id.tolist() and pairs.target.all()
+    pairs = training_pairs(data, "w2s", weak_labels(data, 0.25), "implicit")
     assert pairs.id.tolist() == [*data.w2s.id, *data.helpful.id]
     assert pairs.label.tolist() == [0.25] * 4 + [1.0] * 2
     assert pairs.target.tolist() == [True] * 4 + [False] * 2 and pairs.target.dtype == bool
@@ -635,9 +488,8 @@ def test_implicit_adds_the_helpful_pairs_with_gold_labels(data):
     ],
 )
 def test_labels_that_do_not_fit_are_refused(data, change, message):
-    labels = pd.DataFrame({"id": data.w2s.id, "weak_label": 0.5})
     with pytest.raises(ValueError, match=message):
-        training_pairs(data, "w2s", change(labels))
+        training_pairs(data, "w2s", change(weak_labels(data, 0.5)))
 
 
 def test_unknown_split_or_conflict_is_refused(data):
@@ -659,7 +511,6 @@ class LetterTokenizer:
 
 def test_token_audit_by_hand(tmp_path):
     """Start token and prompt: 23 letters; the responses add 3, 2 and 41, 2."""
-    assert len("\n\nHuman: q\n\nAssistant:") == 22
     pairs = [hh("q", "aa", "a"), hh("b", "a" * 40, "a")]
     data = load(params(full(tmp_path, gt=pairs), n_helpful=0, conflicts=["none"]))
     tokenizer = LetterTokenizer()
@@ -679,9 +530,6 @@ def test_truncation_begins_above_max_length(tmp_path, max_length, share, long):
 
 
 def test_token_audit_takes_a_hugging_face_tokenizer(data):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     table = audit_tokens(data, PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", model_max_length=4), 6)
@@ -689,16 +537,8 @@ def test_token_audit_takes_a_hugging_face_tokenizer(data):
     assert table.max_tokens.tolist() == [6] * 5 and table.truncated_share.tolist() == [0.0] * 5
 
 
-@pytest.mark.parametrize("column", PAIR_COLUMNS)
-def test_fingerprint_of_a_table_changes_with_every_column(data, column):
-    changed = data.gt.copy()
-    changed.loc[1, column] = "x"
-    assert table_fingerprint(changed) != table_fingerprint(data.gt)
-    assert table_fingerprint(data.gt.copy()) == table_fingerprint(data.gt)
-
-
-def test_fingerprint_tells_where_one_text_ends_and_the_next_begins(data):
-    moved = data.gt.copy()
-    moved["prompt"], moved["chosen"] = moved.prompt + " ", moved.chosen.str[1:]
+def test_fingerprint_of_a_table_changes_with_every_column_and_with_the_border_of_texts(data):
+    moved = data.gt.assign(prompt=data.gt.prompt + " ", chosen=data.gt.chosen.str[1:])
     assert (moved.prompt + moved.chosen).equals(data.gt.prompt + data.gt.chosen)
-    assert table_fingerprint(moved) != table_fingerprint(data.gt)
+    changed = [data.gt.assign(**{column: [data.gt[column][0], "x"]}) for column in PAIR_COLUMNS]
+    assert len({table_fingerprint(table) for table in (data.gt, data.gt.copy(), moved, *changed)}) == 7

@@ -1,4 +1,4 @@
-"""Load the pairs of a study, part them into splits without a common prompt, mix the conflicts.
+"""The pairs of a study, one table a split, and the pairs that a run trains on, with their labels.
 
 The split `helpful` holds the pairs of the conflicting dimension; its name is that of the paper's
 setting, and with `target: helpful` these pairs are harmless ones.
@@ -9,41 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from w2s.params import ParameterError, StudyParams, nearest
-from w2s.sources.audit import SUFFIXES, DataError, Found, Source, audit_table, audit_tokens, examine, read_file
-from w2s.sources.hub import EXPECTED, _folder, _hub_sources, _single_turn
-from w2s.world import SPLITS, World, dimension_of
+from w2s.sources.audit import DROPS, DataError, Origin
+from w2s.sources.pairs import read
+from w2s.world import SPLITS, World
 
 __all__ = ["DataError", "StudyData", "audit_tokens", "load", "table_fingerprint", "training_pairs"]
 
 PAIR_COLUMNS = ["id", "prompt", "chosen", "rejected", "dimension"]
-
-# A prompt that two splits share stays in the first of them. Test keeps all of its pairs.
-PRIORITY = ("test", "validation", "gt", "w2s", "helpful")
-
-ORDER_SEED = 0
-
-# Names without suffix. The last patterns are the folders of a downloaded copy of the hub's data.
-ROLES = {
-    "gt": ("gt", "harmless_train_gt"),
-    "w2s": ("w2s", "harmless_train_w2s"),
-    "validation": ("validation", "harmless_validation"),
-    "test": ("test", "harmless_test"),
-    "helpful": ("helpful*", "helpful-base/*"),
-    "pool": ("harmless", "train", "harmless-base/*", "data/*_prefs-*", "data/*_sft-*"),
-}
-# With helpful as the target the dimensions change places: helpful files are the pool, all others the conflict.
-SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROLES if role != "helpful"), ())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,153 +58,81 @@ def load(params: StudyParams) -> StudyData:
     your own keeps its dialogues of several turns.
 
     Raises:
-        ParameterError: nothing readable at `data`, or fewer pairs than an n_* asks for.
+        ParameterError: nothing readable at `data`, fewer pairs than an n_* asks for, or, with
+            `offline`, a model or a dataset that has not been fetched.
         DataError: an unreadable file, a file missing, or a bad pair while bad_pairs is "error".
     """
-    if params.data == "pocket":
-        return _pocket(params)
-    folder = _folder(params)
-    sources = _hub_sources(params) if folder is None else _folder_sources(folder, params)
-    found, tables = _split(sources, params)
-    source = {
-        "data": params.data if params.data in ("hh", "cai") else "folder",
-        "read_from": "hub" if folder is None else "folder",
-        "files": {s.name: s.sha256 for role in sources.values() for s in role},
-        "filters": {"bad_pairs": params.bad_pairs, "single_turn": _single_turn(params)},
-        "order_seed": ORDER_SEED,
-        "target": params.target,
-    }
-    return _study_data(found, tables, source)
-
-
-def _study_data(found: Mapping[str, Found], tables: dict[str, pd.DataFrame], source: dict) -> StudyData:
+    origins, tables, source = read(params) or _pocket(params)
     sizes = {split: len(tables[split]) for split in SPLITS}
-    return StudyData(**tables, audit=audit_table(found, tables), source=source | {"sizes": sizes})
+    return StudyData(**tables, audit=_audit(origins, tables), source=source | {"sizes": sizes})
 
 
-def _pocket(params: StudyParams) -> StudyData:
-    world, found, tables = World(), {}, {}
+def _pocket(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame], dict[str, Any]]:
+    world, origins, tables = World(), {}, {}
     for split in SPLITS:
         n = getattr(params, f"n_{split}")
         try:
             tables[split] = world.pairs(split, max(n, 1), params.target).head(n)
         except ValueError as error:
             raise ParameterError(f"n_{split} = {n}: {error}; lower n_{split}") from None
-        prompts = tables[split].prompt.tolist()
-        found[split] = Found("pocket world", table_fingerprint(tables[split]), prompts=prompts)
-        found[split].counts["rows_read"] = len(prompts)
+        origins[split] = Origin("pocket world", table_fingerprint(tables[split]), prompts=tables[split].prompt.tolist())
+        origins[split].counts["rows_read"] = n
     source = {"data": "pocket", "read_from": "pocket world", "world": asdict(world), "target": params.target}
-    return _study_data(found, tables, source)
+    return origins, tables, source
 
 
-def _folder_sources(folder: Path, params: StudyParams) -> dict[str, list[Source]]:
-    """Role -> files of that role in `folder`, in order of their names."""
-    names = sorted(p.relative_to(folder).as_posix() for g in ("*", "*/*") for p in folder.glob(g) if p.is_file())
-    wanted = ROLES if params.target == "harmless" else SWAPPED
-    roles = {role: [name for name in names if _has_role(name, patterns)] for role, patterns in wanted.items()}
-    if not params.n_helpful:
-        roles["helpful"] = []
-    try:
-        _plan({role for role in roles if roles[role]}, params)
-    except DataError as error:
-        shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "nothing"
-        expected = f"{EXPECTED[params.target]} ({', '.join(SUFFIXES)})"
-        raise DataError(f"{folder}: {error}; expected {expected}; found {shown}") from None
-    return {role: [read_file(folder, name) for name in roles[role]] for role in roles if roles[role]}
+def _audit(origins: dict[str, Origin], tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a split: what its source holds, what was dropped and why (the columns in DROPS), what is kept.
 
-
-def _has_role(name: str, patterns: tuple[str, ...]) -> bool:
-    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
-    stem = name.lower().removesuffix(suffix) if suffix else ""
-    return any(stem.count("/") == p.count("/") and fnmatchcase(stem, p) for p in patterns)
-
-
-def _plan(roles: set[str], params: StudyParams) -> dict[str, list[str]]:
-    """Role -> the splits drawn from its rows, in the order in which prompts are claimed.
-
-    A pool comes after the files of single splits, since it may contain their pairs.
-
-    Raises:
-        DataError: a split that no role supplies.
+    duplicate_prompts: rows minus distinct prompts, over all rows whose prompt can be read. shared_<split>: distinct
+    prompts of these rows that stand in both sources. carved: pairs taken over from (+) or given to (-) a split that
+    is drawn from the same source, which is booked once, with gt where gt is among them. dropped_as_shared: pairs
+    whose prompt stands in a split of higher priority. unused: usable pairs beyond the number asked for.
+    Then kept = rows_read + carved - the sum of all columns in DROPS. Lengths are in characters.
     """
-    plan = {split: [split] for split in PRIORITY[:-1] if split in roles}
-    missing = [split for split in PRIORITY[:-1] if split not in roles]
-    if missing and "pool" in roles:
-        plan["pool"] = missing
-    elif missing == ["validation"]:
-        plan["gt"] = ["validation", "gt"]
-    elif missing:
-        raise DataError(f"no file for {', '.join(m for m in missing if m != 'validation')}")
-    if "helpful" in roles:
-        plan["helpful"] = ["helpful"]
-    elif params.n_helpful:
-        raise DataError(f"no file for {params.conflicting} (n_helpful = {params.n_helpful}; 0 goes without)")
-    return plan
+    distinct = {split: set(origins[split].prompts) for split in SPLITS}
+    rows = []
+    for split in SPLITS:
+        origin, table = origins[split], tables[split]
+        row = {"split": split, "source": origin.source, "rows_read": origin.counts["rows_read"]}
+        row["duplicate_prompts"] = len(origin.prompts) - len(distinct[split])
+        row |= {f"shared_{s}": len(distinct[split] & distinct[s]) if s != split else 0 for s in SPLITS}
+        row |= {reason: origin.counts[reason] for reason in (*DROPS, "carved")}
+        row |= {"kept": len(table), "duplicate_prompts_kept": len(table) - table.prompt.nunique()}
+        row |= {f"mean_chars_{side}": _mean(table[side].str.len()) for side in ("chosen", "rejected")}
+        rows.append(row | {"sha256": origin.sha256})
+    return pd.DataFrame(rows)
 
 
-def _split(sources: Mapping[str, list[Source]], params: StudyParams) -> tuple[dict, dict]:
-    """Split -> Found, and split -> table: clean each role's rows, and draw its splits from them."""
-    found = {split: Found("", "") for split in SPLITS}
-    tables = {split: _table(pd.DataFrame(columns=PAIR_COLUMNS[1:4]), split, params) for split in SPLITS}
-    claimed: set[str] = set()
-    for role, splits in _plan(set(sources), params).items():
-        for split in splits:
-            found[split].source = " + ".join(s.name for s in sources[role])
-            found[split].sha256 = " + ".join(s.sha256 for s in sources[role])
-        owner = "gt" if "gt" in splits else splits[0]
-        pairs = _clean(sources[role], claimed, found[owner], params)
-        claimed |= set(pairs.prompt)
-        parts = draw_by_prompt(pairs, {split: getattr(params, f"n_{split}") for split in splits})
-        for split, part in parts.items():
-            tables[split] = _table(_first(part, split, found[owner], params), split, params)
-            found[split].counts.update(carved=len(part), unused=len(part) - len(tables[split]))
-        drawn = sum(map(len, parts.values()))
-        found[owner].counts.update(carved=-drawn, unused=len(pairs) - drawn)
-    return found, tables
+def audit_tokens(data: StudyData, tokenizer: Any, max_length: int) -> pd.DataFrame:
+    """Lengths in tokens, one row a split.
 
-
-def _clean(sources: list[Source], claimed: set[str], owner: Found, params: StudyParams) -> pd.DataFrame:
-    """The usable pairs of the sources, each once, without those whose prompt is claimed."""
-    rows = (row for source in sources for row in source.rows)
-    pairs = examine(rows, owner, params.bad_pairs, _single_turn(params))
-    once = pairs.drop_duplicates()
-    fresh = once[~once.prompt.isin(claimed)]
-    owner.counts.update(identical_pairs=len(pairs) - len(once), dropped_as_shared=len(once) - len(fresh))
-    return fresh
-
-
-def draw_by_prompt(pairs: pd.DataFrame, sizes: Mapping[str, int]) -> dict[str, pd.DataFrame]:
-    """Draw splits that share no prompt: prompts in a fixed random order, each with all its pairs.
-
-    A split stops at the first prompt that brings it to its size, so that it can exceed the size
-    by the other pairs of that prompt; it is smaller where the pairs run out.
+    median_tokens, max_tokens: of prompt with response, both texts of each pair. truncated_share: share of pairs with
+    a text over `max_length`, which loses its beginning. long_responses: pairs with a response that alone is over it.
     """
-    codes, prompts = pd.factorize(pairs.prompt)
-    rank = np.random.default_rng(ORDER_SEED).permutation(len(prompts))[codes]
-    order = np.argsort(rank, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(rank[order])) + 1, len(pairs))
-    parts, start = {}, 0
-    for split, size in sizes.items():
-        stop = ends[min(np.searchsorted(ends, start + size), len(ends) - 1)]
-        parts[split] = pairs.iloc[order[start:stop]]
-        start = stop
-    return parts
+    rows = []
+    for split in SPLITS:
+        table = getattr(data, split)
+        texts = np.stack([_lengths(tokenizer, table.prompt + table[side]) for side in ("chosen", "rejected")])
+        alone = np.stack([_lengths(tokenizer, table[side], special=False) for side in ("chosen", "rejected")])
+        row = {"split": split, "pairs": len(table), "median_tokens": _mean(texts, np.median)}
+        row["max_tokens"] = int(texts.max(initial=0))
+        row["truncated_share"] = _mean((texts > max_length).any(axis=0))
+        row["long_responses"] = int((alone > max_length).any(axis=0).sum())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _first(part: pd.DataFrame, split: str, owner: Found, params: StudyParams) -> pd.DataFrame:
-    """As many pairs of `part` as the parameter of the split asks for."""
-    n = getattr(params, f"n_{split}")
-    if len(part) < n:
-        use = params.conflicting if split == "helpful" else split
-        state = f"{len(part)} usable pairs are left for {use} of {owner.counts['rows_read']} rows in {owner.source}"
-        raise ParameterError(f"n_{split} = {n}: only {state}; lower n_{split}")
-    return part.iloc[:n]
+def _lengths(tokenizer: Any, texts: pd.Series, special: bool = True) -> np.ndarray:
+    if texts.empty:
+        return np.zeros(0, dtype=int)
+    # verbose=False: the warning about long texts is what this table reports.
+    encoded = tokenizer(texts.tolist(), add_special_tokens=special, truncation=False, verbose=False)
+    return np.array([len(ids) for ids in encoded["input_ids"]])
 
 
-def _table(pairs: pd.DataFrame, split: str, params: StudyParams) -> pd.DataFrame:
-    table = pairs.reset_index(drop=True)
-    table.insert(0, "id", pd.Series([f"{split}-{i:05d}" for i in range(len(table))], dtype="str"))
-    return table.assign(dimension=dimension_of(split, params.target)).astype("str")
+def _mean(values: Any, mean: Any = np.mean) -> float:
+    return float(mean(values)) if np.size(values) else float("nan")
 
 
 def training_pairs(

@@ -1,4 +1,4 @@
-"""The audit of the pairs: read the rows, judge every one, show what was found as one table.
+"""Read the rows of a source of pairs, and judge each row.
 
 A bad pair has one of the faults in FAULTS and counts under the first that applies, in that order.
 """
@@ -9,21 +9,18 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from w2s.world import SPLITS, render
+from w2s.world import render
 
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-
 FAULTS = {
     "wrong_encoding": "not UTF-8 text",
     "malformed": "not a JSON object",
@@ -35,36 +32,23 @@ FAULTS = {
     "identical_responses": "chosen and rejected are the same response",
 }
 DROPS = (*FAULTS, "multi_turn", "identical_pairs", "dropped_as_shared", "unused")
+CAI_COLUMNS = {"prompt": "init_prompt", "chosen": "revision_response", "rejected": "init_response"}
 
 
 class DataError(ValueError):
     """Pairs that cannot be used; its text is one line with the place and the remedy."""
 
 
-class Pair(NamedTuple):
-    """One row as text: the prompt of chosen, both responses, and the prompt of rejected."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    other_prompt: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file, or a part of a hub dataset: its rows, each with the place where it stands."""
-
-    name: str
-    sha256: str
-    rows: list[tuple[str, bytes | Mapping]]
+Pair = namedtuple("Pair", "prompt chosen rejected other_prompt")  # the prompt is that of chosen, the other of rejected
+Source = namedtuple("Source", "name sha256 rows")  # rows: (place, JSON line or dict) of a file or a part of a dataset
 
 
 @dataclass
-class Found:
-    """What was found in the rows behind one split: counts, and the prompts as they stand there."""
+class Origin:
+    """Where the pairs of one split come from: counts by reason, and the prompts as they stand there."""
 
-    source: str
-    sha256: str
+    source: str = ""
+    sha256: str = ""
     counts: Counter = field(default_factory=Counter)
     prompts: list[str] = field(default_factory=list)
 
@@ -89,41 +73,22 @@ def brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def examine(
-    rows: Iterable[tuple[str, Any]], found: Found, bad_pairs: str = "error", single_turn: bool = False
-) -> pd.DataFrame:
-    """The usable pairs (prompt, chosen, rejected) of `rows`, each a place and a JSON line or mapping.
-
-    Counts every row in `found`. With `single_turn`, dialogues of several turns are left out.
-
-    Raises:
-        DataError: a bad pair while `bad_pairs` is "error", with its place and its fault.
-    """
-    usable = []
-    for place, row in rows:
-        pair, fault = fault_of(row, single_turn)
-        found.counts["rows_read"] += 1
-        if pair:
-            found.prompts.append(pair.prompt)
-        if fault in FAULTS and bad_pairs == "error":
-            raise DataError(f"{place}: {FAULTS[fault]}; correct it, or leave out such pairs with bad_pairs: drop")
-        if fault:
-            found.counts[fault] += 1
-        else:
-            usable.append(pair[:3])
-    return pd.DataFrame(usable, columns=["prompt", "chosen", "rejected"], dtype="str")
-
-
-def fault_of(row: bytes | Mapping, single_turn: bool = False) -> tuple[Pair | None, str]:
+def fault_of(row: Any, single_turn: bool = False) -> tuple[Pair | None, str]:
     """The pair in a row (None where it cannot be read) and its fault, "" for a usable pair.
 
-    A pair is "multi_turn" when both of its texts have several turns, or one has and the prompts
-    agree. Where one text has a single turn and the prompts differ, that is a prompt mismatch.
+    With `single_turn`, a pair is "multi_turn" when both of its texts have several turns, or one has and the
+    prompts agree. Where one text has a single turn and the prompts differ, that is a prompt mismatch.
     """
-    pair, fault = _read(row)
-    if fault:
-        return None, fault
-    turns = [_several_turns(pair.prompt + pair.chosen), _several_turns(pair.other_prompt + pair.rejected)]
+    try:
+        pair = _read(json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row)
+    except UnicodeError:
+        return None, "wrong_encoding"
+    except (ValueError, RecursionError):
+        return None, "malformed"
+    if isinstance(pair, str):
+        return None, pair
+    texts = (pair.prompt + pair.chosen, pair.other_prompt + pair.rejected)
+    turns = [text.count(HUMAN) > 1 or text.count(ASSISTANT) > 1 for text in texts]
     same_prompt = pair.prompt == pair.other_prompt
     if single_turn and (all(turns) or (any(turns) and same_prompt)):
         return pair, "multi_turn"
@@ -136,127 +101,39 @@ def fault_of(row: bytes | Mapping, single_turn: bool = False) -> tuple[Pair | No
     return pair, "identical_responses" if pair.chosen.strip() == pair.rejected.strip() else ""
 
 
-def _read(row: bytes | Mapping) -> tuple[Pair | None, str]:
-    try:
-        row = json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row
-    except UnicodeDecodeError:
-        return None, "wrong_encoding"
-    except (ValueError, RecursionError):
-        return None, "malformed"
-    if not isinstance(row, Mapping):
-        return None, "malformed"
-    row = _from_cai(row) if "init_prompt" in row else row
+def _read(row: Any) -> Pair | str:
+    """The pair in a row, or the fault that hides it."""
+    if not isinstance(row, dict):
+        return "malformed"
+    if "init_prompt" in row:
+        # Some versions of CAI hold messages ({content, role}) where others hold the text alone.
+        row = {key: row[column] for key, column in CAI_COLUMNS.items() if column in row}
+        row = {key: value.get("content") if isinstance(value, dict) else value for key, value in row.items()}
     if not {"chosen", "rejected"} <= row.keys():
-        return None, "missing_keys"
+        return "missing_keys"
     texts = {key: row[key] for key in ("prompt", "chosen", "rejected") if key in row}
     if not all(isinstance(text, str) for text in texts.values()):
-        return None, "not_text"
-    # JSON can spell half of a surrogate pair, which no UTF-8 file (ours are Parquet) can hold.
-    if not all(_is_utf8(text) for text in texts.values()):
-        return None, "wrong_encoding"
+        return "not_text"
+    # JSON can spell half of a surrogate pair, which no UTF-8 file (ours are Parquet) can hold: a UnicodeEncodeError.
+    "".join(texts.values()).encode("utf-8")
     if "prompt" in texts and not texts["chosen"].startswith(HUMAN):
-        prompt = _as_prompt(texts["prompt"])
-        return Pair(prompt, _as_response(texts["chosen"]), _as_response(texts["rejected"]), prompt), ""
-    if not all(ASSISTANT in texts[key] for key in ("chosen", "rejected")):
-        return None, "missing_keys"
-    (prompt, chosen), (other, rejected) = (split_text(texts[key]) for key in ("chosen", "rejected"))
-    return Pair(prompt, chosen, rejected, other), ""
+        prompt = texts["prompt"].rstrip()
+        if not prompt.startswith(HUMAN):
+            prompt = render(prompt.strip())
+        elif not prompt.endswith(ASSISTANT):
+            prompt += ASSISTANT
+        return Pair(prompt, _response(texts["chosen"]), _response(texts["rejected"]), prompt)
+    if ASSISTANT not in texts["chosen"] or ASSISTANT not in texts["rejected"]:
+        return "missing_keys"
+    (prompt, chosen), (other_prompt, rejected) = split_text(texts["chosen"]), split_text(texts["rejected"])
+    return Pair(prompt, chosen, rejected, other_prompt)
 
 
 def split_text(text: str) -> tuple[str, str]:
     """Prompt and response of a dialogue in the HH format, parted after the last "\\n\\nAssistant:"."""
     prompt, marker, response = text.rpartition(ASSISTANT)
-    return prompt + marker, _as_response(response)
+    return prompt + marker, _response(response)
 
 
-def _from_cai(row: Mapping) -> dict[str, Any]:
-    """A row of the CAI data as prompt, chosen (the revision) and rejected (the first response)."""
-    keys = {"prompt": "init_prompt", "chosen": "revision_response", "rejected": "init_response"}
-    values = {key: row[column] for key, column in keys.items() if column in row}
-    # Some versions of the data hold messages ({content, role}) where others hold the text alone.
-    return {key: value.get("content") if isinstance(value, Mapping) else value for key, value in values.items()}
-
-
-def _as_prompt(text: str) -> str:
-    text = text.rstrip()
-    if not text.startswith(HUMAN):
-        return render(text.strip())
-    return text if text.endswith(ASSISTANT) else text + ASSISTANT
-
-
-def _as_response(text: str) -> str:
+def _response(text: str) -> str:
     return text if text.startswith(" ") else " " + text
-
-
-def _several_turns(text: str) -> bool:
-    return text.count(HUMAN) > 1 or text.count(ASSISTANT) > 1
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def audit_table(found: Mapping[str, Found], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a split: what its source holds, what was dropped and why, what is kept.
-
-    duplicate_prompts: rows read minus distinct prompts, over all rows whose prompt can be read;
-    the prompt is that of `chosen`, up to and with the last "\\n\\nAssistant:".
-    shared_<split>: distinct prompts that stand in both sources, counted in the same rows.
-    carved: pairs taken over from (+) or given to (-) another split that is drawn from the same
-    source. The source is booked once, with gt where gt is among these splits; the figures of the
-    source are 0 in the rows of the others.
-    dropped_as_shared: pairs whose prompt stands in a split of higher priority.
-    unused: usable pairs beyond the number asked for.
-    Then kept = rows_read + carved - the sum of all columns in DROPS. Lengths are in characters.
-    """
-    distinct = {split: set(found[split].prompts) for split in SPLITS}
-    rows = []
-    for split in SPLITS:
-        info, table = found[split], tables[split]
-        row = {"split": split, "source": info.source, "rows_read": info.counts["rows_read"]}
-        row["duplicate_prompts"] = len(info.prompts) - len(distinct[split])
-        row |= {f"shared_{s}": len(distinct[split] & distinct[s]) if s != split else 0 for s in SPLITS}
-        row |= {reason: info.counts[reason] for reason in (*DROPS, "carved")}
-        row |= {"kept": len(table), "duplicate_prompts_kept": len(table) - table.prompt.nunique()}
-        row |= {f"mean_chars_{side}": _mean(table[side].str.len()) for side in ("chosen", "rejected")}
-        rows.append(row | {"sha256": info.sha256})
-    return pd.DataFrame(rows)
-
-
-def audit_tokens(data: Any, tokenizer: Any, max_length: int) -> pd.DataFrame:
-    """Lengths in tokens, one row a split of `data` (a StudyData).
-
-    median_tokens, max_tokens: of prompt with response, both texts of each pair.
-    truncated_share: share of pairs with a text over `max_length`, which loses its beginning.
-    long_responses: pairs with a response that is over `max_length` by itself.
-    """
-    rows = []
-    for split in SPLITS:
-        table = getattr(data, split)
-        texts = np.stack([_lengths(tokenizer, table.prompt + table[side]) for side in ("chosen", "rejected")])
-        alone = [_lengths(tokenizer, table[side], special=False) for side in ("chosen", "rejected")]
-        row = {"split": split, "pairs": len(table), "median_tokens": _mean(texts, np.median)}
-        row["max_tokens"] = int(texts.max(initial=0))
-        row["truncated_share"] = _mean((texts > max_length).any(axis=0))
-        row["long_responses"] = int((np.stack(alone) > max_length).any(axis=0).sum())
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _lengths(tokenizer: Any, texts: pd.Series, special: bool = True) -> np.ndarray:
-    if texts.empty:
-        return np.zeros(0, dtype=int)
-    # verbose=False: the warning about long texts is what this table reports.
-    encoded = tokenizer(texts.tolist(), add_special_tokens=special, truncation=False, verbose=False)
-    return np.array([len(ids) for ids in encoded["input_ids"]])
-
-
-def _mean(values: Any, mean: Any = np.mean) -> float:
-    return float(mean(values)) if np.size(values) else float("nan")
-
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import errors, try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging
 
 from w2s.params import PACKAGE, ParameterError, StudyParams, located, nearest
-from w2s.sources.audit import Source, brief
 
-LADDER = PACKAGE / "ladder"
-INDEX = "fetched.json"
+LADDER, INDEX = PACKAGE / "ladder", "fetched.json"
 
+EXPECTED = {
+    "harmless": "gt.*, w2s.*, test.*, helpful*.* and perhaps validation.*, or harmless.* / train.* to draw them from",
+    "helpful": "helpful*.* to draw gt, w2s, validation and test from, and harmless files (gt.*, harmless.*, train.* "
+    "and so on) for the conflict",
+}
 GET = "w2s fetch PARAMS.yaml gets it where there is a network"
+NO_NETWORK = f"no network, or HF_HUB_OFFLINE is set; {GET}"
+DAMAGED = "a file of its weights is damaged; get it again"
+UNSAFE = "its pickle holds more than weights, or is damaged, and w2s executes none; choose a model with safetensors"
 NO_WEIGHTS = "it has no weights: neither model.safetensors nor pytorch_model.bin; name another model"
 NO_TOKENIZER = "it has no tokenizer that can be used; choose a model that has a tokenizer.json"
 # The first kind of error that occurs in a failure explains it, else the first words.
-CAUSES = (
-    (errors.GatedRepoError, "it is gated; accept its licence on its page and set HF_TOKEN"),
-    (errors.RevisionNotFoundError, "the hub has no such revision of it; check what stands behind the @"),
-    (
-        errors.RepositoryNotFoundError,
-        "the hub has none of that name, or a private one; check the name, or set HF_TOKEN",
-    ),
-    (errors.HfHubHTTPError, "the hub refuses to give it; check HF_TOKEN, or try again later"),
-    (
-        (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError),
-        f"no network, or HF_HUB_OFFLINE is set; {GET}",
-    ),
-    (
-        pickle.UnpicklingError,
-        "its pickle holds more than weights, or is damaged, and w2s executes none; choose a model with safetensors",
-    ),
-    ((SafetensorError, EOFError), "a file of its weights is damaged; get it again"),
-)
+CAUSES = {
+    errors.GatedRepoError: "it is gated; accept its licence on its page and set HF_TOKEN",
+    errors.RevisionNotFoundError: "the hub has no such revision of it; check what stands behind the @",
+    errors.RepositoryNotFoundError: "the hub has none of that name, or a private one; check the name, or set HF_TOKEN",
+    errors.HfHubHTTPError: "the hub refuses to give it; check HF_TOKEN, or try again later",
+    errors.LocalEntryNotFoundError: NO_NETWORK,
+    errors.OfflineModeIsEnabled: NO_NETWORK,
+    errors.HTTPError: NO_NETWORK,
+    pickle.UnpicklingError: UNSAFE,
+    SafetensorError: DAMAGED,
+    EOFError: DAMAGED,
+}
 WORDS = {
     "trust_remote_code": "it wants trust_remote_code, which w2s never grants; choose a model that transformers knows",
     "no file named model.safetensors": NO_WEIGHTS,
@@ -54,8 +51,7 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A model or a dataset that a study needs from the hub; of a dataset, one folder or all of it."""
 
     kind: str
@@ -68,12 +64,17 @@ class Wanted:
         return f"{self.kind} {self.name!r}"
 
 
-def split(name: str) -> tuple[str, str | None]:
-    """The repository and the revision of `org/model@revision`; None where the name is not pinned.
+HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
+HELPFUL = Wanted("dataset", f"{HH}/helpful-base", HH, subset="helpful-base")
+# What `data` names on the hub, beside the helpful pairs of HH.
+HARMLESS = {
+    "hh": HELPFUL._replace(name=f"{HH}/harmless-base", subset="harmless-base"),
+    "cai": Wanted("dataset", CAI, CAI),
+}
 
-    Raises:
-        ParameterError: nothing on one side of the @, or a revision that could not name a folder.
-    """
+
+def split(name: str) -> tuple[str, str | None]:
+    """The repository and the revision of `org/model@revision`; None where the name is not pinned."""
     repo, at, revision = name.partition("@")
     if at and (not repo or not revision or "/" in revision):
         raise ParameterError(f"model {name!r}: write org/model@revision, a branch, a tag or a commit without /")
@@ -81,21 +82,16 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def resolve(name: str) -> str:
-    """Where a model's files are: the pocket ladder, a local folder, a fetched one, else its name on the hub.
-
-    Raises:
-        ParameterError: a pocket size that does not ship, a path without a model, a fetched file that is gone.
-    """
+    """Where a model's files are: the pocket ladder, a local folder, a fetched one, else its name on the hub."""
     return _on_disk(name) or str(fetched("model", name) or name)
 
 
 def _on_disk(name: str) -> str | None:
-    if name.startswith("pocket-"):
+    """The folder of a model on this machine that was not fetched, None where there is none."""
+    path = LADDER / name if name.startswith("pocket-") else located(name)
+    if name.startswith("pocket-") and not (path / "config.json").is_file():
         sizes = sorted(p.parent.name for p in LADDER.glob("*/config.json"))
-        if name not in sizes:
-            raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
-        return str(LADDER / name)
-    path = located(name)
+        raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
     if (path / "config.json").is_file():
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")):
@@ -109,86 +105,69 @@ def hub_folder() -> Path:
 
 
 def index() -> dict[str, dict[str, dict]]:
-    """Kind -> name -> repo, commit, folder, and sha256 of each file, of everything that is fetched.
-
-    Raises:
-        ParameterError: the index file is damaged.
-    """
+    """Kind -> name -> repo, commit, folder, and sha256 of each file, of everything that is fetched."""
     path = hub_folder() / INDEX
-    if not path.is_file():
-        return {"model": {}, "dataset": {}}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"model": {}, "dataset": {}}
     except ValueError:
         raise ParameterError(f"{path}: not readable as JSON; delete it and run w2s fetch again") from None
 
 
 def fetched(kind: str, name: str) -> Path | None:
-    """The folder of a fetched model or dataset, None when it has not been fetched.
-
-    Raises:
-        ParameterError: one of its files is gone.
-    """
+    """The folder of a fetched model or dataset with all of its files, None when it has not been fetched."""
     entry = index()[kind].get(name)
-    if entry is None:
-        return None
-    folder = hub_folder() / entry["folder"]
-    for file in entry["files"]:
+    folder = hub_folder() / entry["folder"] if entry else None
+    for file in entry["files"] if entry else []:
         if not (folder / file).is_file():
             raise ParameterError(f"{kind} {name!r}: {folder / file} was fetched and is gone; {GET}")
     return folder
 
 
-def dataset_folder(dataset: str, subset: str | None, offline: bool) -> Path | None:
-    """The folder of a fetched dataset, None when it has to be looked up.
-
-    Raises:
-        ParameterError: `offline`, and it has not been fetched.
-    """
-    item = _wanted_dataset(dataset, subset)
-    return _required(item) if offline else fetched(item.kind, item.name)
-
-
 def check_offline(params: StudyParams) -> None:
-    """Check, when `offline` is set, that nothing of a study has to be looked up.
-
-    Raises:
-        ParameterError: a model or a dataset that has not been fetched.
-    """
+    """Raise a ParameterError when `offline` is set and a study needs something that has not been fetched."""
     for item in wanted(params) if params.offline else []:
-        _required(item)
-
-
-def _required(item: Wanted) -> Path:
-    folder = fetched(item.kind, item.name)
-    if folder is None:
-        raise ParameterError(f"{item}: not fetched, and offline = True; {GET}")
-    return folder
+        if fetched(item.kind, item.name) is None:
+            raise ParameterError(f"{item}: not fetched, and offline = True; {GET}")
 
 
 def wanted(params: StudyParams) -> list[Wanted]:
     """What a study needs from the hub, fetched or not."""
-    names = map(_base, [*params.weak_models, *params.strong_models, *params.intermediate_models])
+    names = []
+    for name in (*params.weak_models, *params.strong_models, *params.intermediate_models):
+        adapter = Path(_on_disk(name) or "") / "adapter_config.json"  # of a folder of adapters, their base is needed
+        names.append(json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name)
     models = [Wanted("model", name, *split(name)) for name in dict.fromkeys(names) if not _on_disk(name)]
-    return models + [_wanted_dataset(*part) for part in hub_parts(params).values()]
+    return models + list(hub_parts(params).values())
 
 
-def _base(name: str) -> str:
-    """The model that a local folder of adapters was trained on, else the model itself."""
-    adapter = Path(_on_disk(name) or "") / "adapter_config.json"
-    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+def hub_parts(params: StudyParams) -> dict[str, Wanted]:
+    """Role -> dataset of the hub; nothing when the pairs are on this machine."""
+    if params.data not in HARMLESS or pairs_folder(params):
+        return {}
+    parts = {"harmless": HARMLESS[params.data], "helpful": HELPFUL}
+    roles = {"pool": parts[params.target], "helpful": parts[params.conflicting]}
+    return roles if params.n_helpful else {"pool": roles["pool"]}
 
 
-def _wanted_dataset(dataset: str, subset: str | None) -> Wanted:
-    return Wanted("dataset", "/".join(filter(None, (dataset, subset))), dataset, subset=subset)
+def pairs_folder(params: StudyParams) -> Path | None:
+    """The local folder of pairs that `params` names, None for the hub."""
+    if params.data in HARMLESS:
+        key, value = ("data_dir", params.data_dir) if params.data_dir else ("W2S_DATA_DIR", os.getenv("W2S_DATA_DIR"))
+        remedy = f"give the folder that holds {EXPECTED[params.target]}"
+    elif params.data_dir:
+        raise ParameterError(f"data_dir = {params.data_dir!r}: data already names a folder; leave data_dir out")
+    else:
+        key, value = "data", params.data
+        remedy = nearest(value, ["pocket", "hh", "cai", "the path of a folder of pairs"])
+    if value and not located(value).is_dir():
+        raise ParameterError(f"{key} = {value!r}: no such folder; {remedy}")
+    return located(value) if value else None
 
 
 def from_pretrained(loader, name: str, **options):
-    """Call a transformers loader on a model by its name, as `load` does.
+    """Call a transformers loader on a model by its name, as `load` does; a failure names model, cause and remedy."""
+    from transformers.utils import logging  # here, as in `load`: reading pairs does without transformers
 
-    Raises:
-        ParameterError: one line that names the model, the cause and the remedy.
-    """
     logging.disable_progress_bar()  # a bar for each of many small loads hides the study's own progress
     # Else transformers asks a web service to convert a model of pickles, and hands it the user's token.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
@@ -200,30 +179,26 @@ def from_pretrained(loader, name: str, **options):
 
 
 def load(loader, name: str, where: str, options: dict):
-    """Load from `where`, running no foreign and no pickled code, and leaving no weight to chance.
+    """Load from `where`, running no foreign and no pickled code, and leaving no weight to chance."""
+    from transformers import AutoConfig, AutoTokenizer
 
-    Raises:
-        ParameterError: a tokenizer without words, or a model whose files lack some of its weights.
-    """
     options = {**options, "trust_remote_code": False}
-    if loader is AutoConfig:
-        return loader.from_pretrained(where, **options)
-    if loader is AutoTokenizer:
-        tokenizer = loader.from_pretrained(where, **options)
-        if not n_plain(tokenizer):  # transformers makes an empty one where the files are missing
+    if loader in (AutoConfig, AutoTokenizer):
+        loaded = loader.from_pretrained(where, **options)
+        if loader is AutoTokenizer and not n_plain(loaded):  # transformers makes an empty one where its files lack
             raise ParameterError(f"model {name!r}: {NO_TOKENIZER}")
-        return tokenizer
+        return loaded
     model, info = loader.from_pretrained(where, weights_only=True, output_loading_info=True, **options)
     if info["missing_keys"]:  # transformers draws them at random
         few = ", ".join(sorted(info["missing_keys"])[:2])
         raise ParameterError(f"model {name!r}: its files lack weights ({few}, …); name a model that is whole")
-    if _read_from_pickle(where, options.get("revision")):
-        _announce_pickle(name)
+    _announce_pickle(name, where, options.get("revision"))
     return model
 
 
-def _read_from_pickle(where: str, revision: str | None) -> bool:
-    """Whether the weights in a folder, or in the cache of what transformers looked up, are pickles only."""
+@cache
+def _announce_pickle(name: str, where: str, revision: str | None) -> None:
+    """Say, once in a process, that the weights in a folder, or in transformers' own cache, are pickles only."""
 
     def there(file: str) -> bool:
         if Path(where).is_dir():
@@ -231,133 +206,36 @@ def _read_from_pickle(where: str, revision: str | None) -> bool:
         return isinstance(try_to_load_from_cache(where, file, revision=revision), str)
 
     safe, pickled = (there(f) or there(f"{f}.index.json") for f in ("model.safetensors", "pytorch_model.bin"))
-    return pickled and not safe
-
-
-@cache
-def _announce_pickle(name: str) -> None:
-    """Once in a process for each model."""
-    print(f"model {name!r}: read from pickle, with weights_only=True", flush=True)
+    if pickled and not safe:
+        print(f"model {name!r}: read from pickle, with weights_only=True", flush=True)
 
 
 def check_vocabulary(name: str, tokenizer, config) -> None:
-    """Check that a model has an embedding for each token that ordinary text turns into.
-
-    Special tokens do not count: some models are published with more of them than embeddings.
-
-    Raises:
-        ParameterError: tokenizer and model do not belong together.
-    """
+    """Raise a ParameterError unless a model has an embedding for each token that ordinary text turns into."""
     n_tokens, n_embeddings = n_plain(tokenizer), config.get_text_config().vocab_size
     if n_tokens > n_embeddings:
-        raise ParameterError(
-            f"tokenizer of {name!r} has {n_tokens} tokens, its model only {n_embeddings}; they do not belong together"
-        )
+        sizes = f"{n_tokens} tokens, its model only {n_embeddings}"
+        raise ParameterError(f"tokenizer of {name!r} has {sizes}; they do not belong together")
 
 
 def n_plain(tokenizer) -> int:
-    """The highest token id that is not special, plus one; 0 where there is none."""
+    """The highest token id that is not special, plus one, else 0; there may be more special ones than embeddings."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return max(set(tokenizer.get_vocab().values()) - special, default=-1) + 1
 
 
 @contextmanager
 def explained(what: str, done: str, remedy: str) -> Iterator[None]:
-    """Turn a failure of the hub, of transformers or of a file into one line.
-
-    Raises:
-        ParameterError: that line; `remedy` ends it where the cause is not a known one.
-    """
-    known = (errors.HTTPError, OSError, ValueError, RuntimeError, ImportError, EOFError)
+    """Turn a failure of hub, transformers or a file into one line; `remedy` ends it where no cause is known."""
     try:
         yield
     except ParameterError:
         raise
-    except (*known, pickle.UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160].rstrip(".")
-        raise ParameterError(f"{what} cannot be {done}: {_cause(error) or f'{reason}; {remedy}'}") from error
-
-
-def _cause(error: BaseException) -> str | None:
-    chain = [error]
-    while chain[-1].__cause__:
-        chain.append(chain[-1].__cause__)
-    kinds = (text for kind, text in CAUSES if any(isinstance(link, kind) for link in chain))
-    return next(kinds, None) or next((text for words, text in WORDS.items() if words in str(error)), None)
-
-
-EXPECTED = {
-    "harmless": "gt.*, w2s.*, test.*, helpful*.* and perhaps validation.*, or harmless.* / train.* to draw them from",
-    "helpful": "helpful*.* to draw gt, w2s, validation and test from, and harmless files (gt.*, harmless.*, train.* "
-    "and so on) for the conflict",
-}
-
-
-HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
-
-
-def _single_turn(params: StudyParams) -> bool:
-    return params.data in ("hh", "cai")
-
-
-def _folder(params: StudyParams) -> Path | None:
-    """The local folder that `params` names, None for the hub."""
-    if not _single_turn(params):
-        if params.data_dir:
-            raise ParameterError(f"data_dir = {params.data_dir!r}: data already names a folder; leave data_dir out")
-        if not located(params.data).is_dir():
-            remedy = nearest(params.data, ["pocket", "hh", "cai", "the path of a folder of pairs"])
-            raise ParameterError(f"data = {params.data!r}: no such folder; {remedy}")
-        return located(params.data)
-    key, value = ("data_dir", params.data_dir) if params.data_dir else ("W2S_DATA_DIR", os.environ.get("W2S_DATA_DIR"))
-    if not value:
-        return None
-    if not located(value).is_dir():
-        expected = EXPECTED[params.target]
-        raise ParameterError(f"{key} = {value!r}: no such folder; give the folder that holds {expected}")
-    return located(value)
-
-
-def _hub_sources(params: StudyParams) -> dict[str, list[Source]]:
-    """Role -> parts of the hub's datasets. Each dataset is one pool.
-
-    The hub's own test parts are too small for the paper's sizes, so all parts are pooled and the
-    test split is drawn by prompt like the others.
-    """
-    return {role: _read_hub(dataset, subset, params) for role, (dataset, subset) in hub_parts(params).items()}
-
-
-def hub_parts(params: StudyParams) -> dict[str, tuple[str, str | None]]:
-    """Role -> dataset of the hub and the folder in it; nothing when the pairs are on this machine."""
-    if not _single_turn(params) or _folder(params):
-        return {}
-    parts: dict[str, tuple[str, str | None]] = {
-        "harmless": (HH, "harmless-base") if params.data == "hh" else (CAI, None),
-        "helpful": (HH, "helpful-base"),
-    }
-    roles = {"pool": parts[params.target], "helpful": parts[params.conflicting]}
-    return roles if params.n_helpful else {"pool": roles["pool"]}
-
-
-def _read_hub(dataset: str, subset: str | None, params: StudyParams) -> list[Source]:
-    """The parts of a hub dataset, fetched or looked up, in order of their names; the hash is taken over the rows."""
-    from w2s.sources import (
-        hub,  # here like datasets below: they take seconds to import and most studies never need them
-    )
-
-    folder = hub.dataset_folder(dataset, subset, params.offline)
-    try:
-        import datasets
-
-        parts = datasets.load_dataset(str(folder or dataset), **({"data_dir": subset} if subset else {}))
-    # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
-    except Exception as error:
-        remedy = "w2s fetch gets it where there is a network; or set data_dir, or W2S_DATA_DIR, to a folder of pairs"
-        raise ParameterError(f"data = {params.data!r}: no {dataset} from the hub ({brief(error)}); {remedy}") from None
-    sources = []
-    for part in sorted(parts):
-        name = "/".join(filter(None, (dataset, subset, part)))
-        rows = [(f"{name} row {i}", row) for i, row in enumerate(parts[part], 1)]
-        digest = hashlib.sha256("\n".join(json.dumps(row, sort_keys=True, default=str) for _, row in rows).encode())
-        sources.append(Source(name, digest.hexdigest(), rows))
-    return sources
+    except (*CAUSES, OSError, ValueError, RuntimeError, ImportError) as error:
+        text, chain = " ".join(str(error).split()), [error]
+        while chain[-1].__cause__:
+            chain.append(chain[-1].__cause__)
+        kinds = (cause for kind, cause in CAUSES.items() if any(isinstance(link, kind) for link in chain))
+        words = (cause for part, cause in WORDS.items() if part in str(error))
+        reason = next(kinds, None) or next(words, f"{text[:160].rstrip('.')}; {remedy}")
+        raise ParameterError(f"{what} cannot be {done}: {reason}") from error

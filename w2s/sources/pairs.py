@@ -1,0 +1,185 @@
+"""Read the pairs of a study from files or the hub, and draw splits without a common prompt from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from w2s.params import ParameterError, StudyParams
+from w2s.sources import hub
+from w2s.sources.audit import FAULTS, SUFFIXES, DataError, Origin, Source, brief, fault_of, read_file
+from w2s.world import dimension_of
+
+# A prompt that two splits share stays in the first of them. Test keeps all of its pairs.
+PRIORITY = ("test", "validation", "gt", "w2s")
+ORDER_SEED = 0
+
+# Names without suffix. The last patterns are the folders of a downloaded copy of the hub's data.
+ROLES = {
+    "gt": ("gt", "harmless_train_gt"),
+    "w2s": ("w2s", "harmless_train_w2s"),
+    "validation": ("validation", "harmless_validation"),
+    "test": ("test", "harmless_test"),
+    "helpful": ("helpful*", "helpful-base/*"),
+    "pool": ("harmless", "train", "harmless-base/*", "data/*_prefs-*", "data/*_sft-*"),
+}
+# With helpful as the target the dimensions change places: helpful files are the pool, all others the conflict.
+SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROLES if role != "helpful"), ())}
+
+
+def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame], dict] | None:
+    """The origin and the table of each split, and the record of where they come from; None for the pocket world.
+
+    First of all, for every kind of data, it checks that `offline` lacks nothing. Errors are those of `data.load`.
+    """
+    hub.check_offline(params)
+    if params.data == "pocket":
+        return None
+    folder = hub.pairs_folder(params)
+    roles = _files(folder, params) if folder else hub.hub_parts(params)
+    plan = _plan(roles, folder, params)
+    if folder:
+        sources = {role: [read_file(folder, name) for name in names] for role, names in roles.items()}
+    else:
+        sources = {role: _read_dataset(item, params) for role, item in roles.items()}
+    origins, tables, claimed = {}, {}, set()
+    for role, splits in plan.items():
+        parts = sources.get(role, [])
+        names, digests = [part.name for part in parts], [part.sha256 for part in parts]
+        origins |= {split: Origin(" + ".join(names), " + ".join(digests)) for split in splits}
+        owner = origins["gt" if "gt" in splits else splits[0]]
+        pairs = _usable(parts, claimed, owner, params)
+        claimed |= set(pairs.prompt)
+        drawn = draw_by_prompt(pairs, {split: getattr(params, f"n_{split}") for split in splits})
+        for split, part in drawn.items():
+            tables[split] = _table(part, split, owner, params)
+            origins[split].counts.update(carved=len(part), unused=len(part) - len(tables[split]))
+        n_drawn = sum(map(len, drawn.values()))
+        owner.counts.update(carved=-n_drawn, unused=len(pairs) - n_drawn)
+    source = {
+        "data": params.data if params.data in hub.HARMLESS else "folder",
+        "read_from": "folder" if folder else "hub",
+        "files": {source.name: source.sha256 for parts in sources.values() for source in parts},
+        "filters": {"bad_pairs": params.bad_pairs, "single_turn": params.data in hub.HARMLESS},
+        "order_seed": ORDER_SEED,
+        "target": params.target,
+    }
+    return origins, tables, source
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for g in ("*", "*/*") for p in folder.glob(g) if p.is_file())
+
+
+def _files(folder: Path, params: StudyParams) -> dict[str, list[str]]:
+    """Role -> names of its files in `folder`, in order, where it has some."""
+    roles: dict[str, list[str]] = {}
+    for name in _names(folder):
+        suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
+        stem = name.lower().removesuffix(suffix) if suffix else ""
+        for role, patterns in (ROLES if params.target == "harmless" else SWAPPED).items():
+            if any(stem.count("/") == pattern.count("/") and fnmatchcase(stem, pattern) for pattern in patterns):
+                roles.setdefault(role, []).append(name)
+    return roles if params.n_helpful else roles | {"helpful": []}
+
+
+def _plan(roles: dict[str, list], folder: Path | None, params: StudyParams) -> dict[str, list[str]]:
+    """Role -> the splits drawn from its rows, in the order in which prompts are claimed.
+
+    A pool comes after the files of single splits, since it may contain their pairs.
+    """
+    plan = {split: [split] for split in PRIORITY if split in roles}
+    missing, lacking = [split for split in PRIORITY if split not in roles], ""
+    if missing and "pool" in roles:
+        plan["pool"] = missing
+    elif missing == ["validation"]:
+        plan["gt"] = ["validation", "gt"]
+    elif missing:
+        lacking = ", ".join(split for split in missing if split != "validation")
+    if not lacking and params.n_helpful and "helpful" not in roles:
+        lacking = f"{params.conflicting} (n_helpful = {params.n_helpful}; 0 goes without)"
+    if lacking:
+        names = _names(folder)
+        shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "nothing"
+        expected = f"{hub.EXPECTED[params.target]} ({', '.join(SUFFIXES)})"
+        raise DataError(f"{folder}: no file for {lacking}; expected {expected}; found {shown}")
+    return plan | {"helpful": ["helpful"]}
+
+
+def _read_dataset(item: hub.Wanted, params: StudyParams) -> list[Source]:
+    """The parts of a hub dataset, fetched or looked up, in order of their names; the hash is taken over the rows.
+
+    The hub's own test parts are too small for the paper's sizes, so all parts are one pool.
+    """
+    import datasets  # here, as it takes seconds to import and most studies never need it
+
+    folder = hub.fetched(item.kind, item.name)
+    try:
+        options = {"data_dir": item.subset} if item.subset else {}
+        parts = datasets.load_dataset(str(folder or item.repo), **options)
+    # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
+    except Exception as error:
+        problem = f"data = {params.data!r}: no {item.repo} from the hub ({brief(error)})"
+        remedy = "w2s fetch gets it where there is a network; or set data_dir, or W2S_DATA_DIR, to a folder of pairs"
+        raise ParameterError(f"{problem}; {remedy}") from None
+    sources = []
+    for part in sorted(parts):
+        name, rows = f"{item.name}/{part}", list(parts[part])
+        text = "\n".join(json.dumps(row, sort_keys=True, default=str) for row in rows)
+        places = [(f"{name} row {i}", row) for i, row in enumerate(rows, 1)]
+        sources.append(Source(name, hashlib.sha256(text.encode()).hexdigest(), places))
+    return sources
+
+
+def _usable(sources: list[Source], claimed: set[str], origin: Origin, params: StudyParams) -> pd.DataFrame:
+    """The usable pairs of the sources, each once, whose prompt is not claimed; every row is counted in `origin`."""
+    usable = []
+    for place, row in (row for source in sources for row in source.rows):
+        pair, fault = fault_of(row, single_turn=params.data in hub.HARMLESS)
+        if fault in FAULTS and params.bad_pairs == "error":
+            raise DataError(f"{place}: {FAULTS[fault]}; correct it, or leave out such pairs with bad_pairs: drop")
+        origin.counts.update(["rows_read", fault or "usable"])
+        if pair:
+            origin.prompts.append(pair.prompt)
+        if not fault:
+            usable.append(pair[:3])
+    pairs = pd.DataFrame(usable, columns=["prompt", "chosen", "rejected"], dtype="str")
+    once = pairs.drop_duplicates()
+    fresh = once[~once.prompt.isin(claimed)]
+    origin.counts.update(identical_pairs=len(pairs) - len(once), dropped_as_shared=len(once) - len(fresh))
+    return fresh
+
+
+def draw_by_prompt(pairs: pd.DataFrame, sizes: dict[str, int]) -> dict[str, pd.DataFrame]:
+    """Draw splits that share no prompt: prompts in a fixed random order, each with all its pairs.
+
+    A split stops at the first prompt that brings it to its size, so that it can exceed the size
+    by the other pairs of that prompt; it is smaller where the pairs run out.
+    """
+    codes, prompts = pd.factorize(pairs.prompt)
+    rank = np.random.default_rng(ORDER_SEED).permutation(len(prompts))[codes]
+    shuffled = pairs.iloc[np.argsort(rank, kind="stable")]
+    ends = np.bincount(rank).cumsum()  # pairs up to and with each prompt
+    drawn, start = {}, 0
+    for split, size in sizes.items():
+        stop = min(ends[ends >= start + size], default=len(pairs))
+        drawn[split] = shuffled.iloc[start:stop]
+        start = stop
+    return drawn
+
+
+def _table(part: pd.DataFrame, split: str, owner: Origin, params: StudyParams) -> pd.DataFrame:
+    """As many pairs of `part` as the parameter of the split asks for, with id and dimension."""
+    n = getattr(params, f"n_{split}")
+    if len(part) < n:
+        use = params.conflicting if split == "helpful" else split
+        state = f"{len(part)} usable pairs are left for {use} of {owner.counts['rows_read']} rows in {owner.source}"
+        raise ParameterError(f"n_{split} = {n}: only {state}; lower n_{split}")
+    table = part.head(n).reset_index(drop=True)
+    table.insert(0, "id", pd.Series([f"{split}-{i:05d}" for i in range(n)], dtype="str"))
+    return table.assign(dimension=dimension_of(split, params.target)).astype("str")
