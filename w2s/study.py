@@ -13,7 +13,6 @@ import pandas as pd
 from w2s import models
 from w2s.data import StudyData, load
 from w2s.params import BETA, GAMMA, ParameterError, StudyParams
-from w2s.sources import hub
 from w2s.spec import SPLITS, RunSpec
 
 LABELS = ("weak", "gold", "own", "shuffled", "random")
@@ -42,14 +41,12 @@ class Study:
             ParameterError: something that is not there (or not fetched, with `offline`), a tokenizer that does
                 not belong to its model, a response longer than max_length while bad_pairs is "error".
         """
-        hub.check_offline(params)
         study = cls(params)
         tables = pd.concat([getattr(study.data, split) for split in SPLITS])
         texts = tables.melt("id", ["chosen", "rejected"], "side", "text")
         long = texts["text"].str.encode("utf-8").str.len() > params.max_length  # no token is shorter than a byte
         for name in study.models:
-            tokenizer = models.load_tokenizer(name)
-            hub.check_vocabulary(name, tokenizer, models.load_config(name))
+            tokenizer = models.matching_tokenizer(name)
             if params.bad_pairs == "error" and long.any():
                 _check_lengths(texts[long], name, tokenizer, params.max_length)
         return study
