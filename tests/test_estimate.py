@@ -21,6 +21,7 @@ from w2s.models import RewardModel, autocast
 from w2s.params import Lora, ParameterError
 from w2s.runs import cluster, estimate, execute
 from w2s.runs.estimate import GIB, memory
+from w2s.sources import adapters
 from w2s.spec import SPLITS, RunSpec
 from w2s.study import Study
 from w2s.world import World

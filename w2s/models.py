@@ -16,10 +16,7 @@ from w2s.batches import Layout
 from w2s.fast import cpu, packed
 from w2s.params import Lora, ParameterError
 from w2s.sources import adapters
-from w2s.sources.hub import (
-    from_pretrained,
-    resolve,
-)
+from w2s.sources.hub import check_vocabulary, from_pretrained, resolve
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 fast_products, last_states = cpu.products, packed.last_states  # no other module of the core uses the wing `fast`
@@ -43,6 +40,13 @@ def load_tokenizer(name: str):
     if not tokenizer.is_fast:
         raise ParameterError(f"model {name!r} has no fast tokenizer; choose one that has a tokenizer.json")
     tokenizer.model_max_length = int(1e9)  # batches.py cuts, and counts what it cuts
+    return tokenizer
+
+
+def matching_tokenizer(name: str):
+    """As `load_tokenizer`, of a model that has an embedding for each of its tokens, which is checked."""
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(name, tokenizer, load_config(name))
     return tokenizer
 
 
