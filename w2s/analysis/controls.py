@@ -1,4 +1,4 @@
-"""Controls of notebook 06: what is counted of them, differences between two of them, and plain sentences.
+"""Controls of notebook 06: what is counted of them, and differences between two of them.
 
 A control is a student against a reference, in the areas of a weak model and a strong ceiling. All are
 scored on the same test pairs, so that differences are taken inside a bootstrap sample (`pooled.difference`).
@@ -6,13 +6,12 @@ scored on the same test pairs, so that differences are taken inside a bootstrap 
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from w2s.analysis.pooled import POOLED, Counts, difference
+from w2s.analysis.pooled import POOLED, Counts, difference, stack
 from w2s.analysis.scoring import indicators
 
-PARTS = ("weak", "ceiling", "reference", "student")
+PARTS = ["weak", "ceiling", "reference", "student"]
 
 
 def count_controls(rows: pd.DataFrame, chances: pd.DataFrame, threshold=0.75, known_by="confidence") -> Counts:
@@ -26,14 +25,14 @@ def count_controls(rows: pd.DataFrame, chances: pd.DataFrame, threshold=0.75, kn
     """
     if rows.empty:
         raise ValueError("rows: no control to count; give one row or more")
-    for run in pd.unique(rows[list(PARTS)].to_numpy().ravel()):
+    for run in pd.unique(rows[PARTS].to_numpy().ravel()):
         if run not in chances or chances[run].isna().any():
             raise ValueError(f"run {run}: it lacks predictions of test pairs; score all runs on one split")
-    told = [{part: chances[row[part]].to_numpy() for part in PARTS} for row in rows.to_dict("records")]
-    counted = [indicators(p, threshold, known_by) for p in told]
-    apart = rows.drop(columns=list(PARTS)).reset_index(drop=True)
-    same = {column: "" for column in POOLED if column not in apart} | {"role": "student"}
-    return Counts(apart.assign(**same), {name: np.stack([c[name] for c in counted]) for name in counted[0]})
+    settings = rows.drop(columns=PARTS)
+    missing = {column: "" for column in POOLED if column not in settings}
+    settings = settings.assign(**missing | {"role": "student"}).to_dict("records")
+    probabilities = [{part: chances[row[part]].to_numpy() for part in PARTS} for row in rows.to_dict("records")]
+    return stack(zip(settings, (indicators(p, threshold, known_by) for p in probabilities), strict=True))
 
 
 def tax_difference(counts: Counts, first: dict, second: dict, bootstrap: int = 2000) -> dict:
