@@ -1,8 +1,8 @@
 """Measures around the Deception Score: blind spots, mistakes shared with the teacher, variance over seeds.
 
-Osooli et al. (2026, arXiv 2604.25077) look at weak-to-strong training through bias, variance and covariance, and
-count cases where the strong model is confidently wrong while the weak one is uncertain. Their abstract says that
-much; the formulas here are this kit's own reading of it.
+Osooli et al. (2026, arXiv 2604.25077) look at weak-to-strong training through bias, variance and covariance, and count
+cases where the strong model is confidently wrong while the weak one is uncertain; the formulas are this kit's own
+reading of their abstract.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_SEEDS = 3  # one to predict, and a variance of two
 
 
 def count_errors(predictions: pd.DataFrame, threshold: float = 0.75) -> Counts:
-    """What is counted of each pair, bool (runs, n) by name, for every student, the one without conflict included.
+    """What is counted of each pair for every student, the one without conflict included.
 
     For each of MODELS: <model>_wrong, _sure (wrong with P <= 1 - threshold), _blind (besides, the weak model's
     confidence is below the threshold) and _shared (wrong like the weak model); weak_wrong, unsure and pairs.
@@ -45,9 +45,8 @@ def count_errors(predictions: pd.DataFrame, threshold: float = 0.75) -> Counts:
 def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
     """Blind-spot errors: pairs on which a model is confidently wrong while the weak model is uncertain.
 
-    One row a setting over its seeds (or a group of `by`), with 95% intervals over test pairs and seeds: of each of
-    MODELS share_<model> (of the pairs), errors_<model> (of its errors), lift_<model> (to what the area would hold if
-    its confident errors fell evenly); and the student's share minus the other two.
+    As `pooled.ratio_table`, of each of MODELS share_<model> (of the pairs), errors_<model> (of its errors) and
+    lift_<model> (to what the area would hold if its confident errors fell evenly); the student's share minus the others.
     """
     less = [("share_student", "share_none"), ("share_student", "share_ceiling")]
     scales = {f"{name}_{model}": "logit" for name in ("share", "errors") for model in MODELS}
@@ -64,11 +63,10 @@ def _blind_parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
-    """Covariance and correlation of a model's errors (0 or 1) with the weak model's over test pairs.
+    """Covariance and correlation of a model's errors (0 or 1) with the weak model's over test pairs, the runs' mean.
 
-    One row a setting over its seeds (or a group of `by`), with 95% intervals over test pairs and seeds; over several
-    runs the mean of the runs' own. covariance_<model>, correlation_<model> (a run in which one of the two never or
-    always errs has none) of student and ceiling, and the student's minus the ceiling's.
+    As `pooled.ratio_table`: covariance_<model>, correlation_<model> (a run in which one of the two never or always
+    errs has none) of student and ceiling, and the student's minus the ceiling's.
     """
     less = [(f"{name}_student", f"{name}_ceiling") for name in ("covariance", "correlation")]
     return ratio_table(counts, _shared_parts, less, by, bootstrap, seed)
@@ -104,12 +102,11 @@ def variance_table(predictions: pd.DataFrame, kept: pd.DataFrame, by=("conflict"
             of_run = auc(values[tax], values[stays], drawn[:, tax], drawn[:, stays])
             each.append(setting | {"predictor": name, "auc": of_run})
     for key, group in pd.DataFrame(each, columns=[*SETTING, "predictor", "auc"]).groupby(keys, sort=False):
-        values, seeds = np.stack(list(group["auc"]), axis=1), group["seed"].to_numpy()
-        weights = leaving_out(seeds)
+        values, weights = np.stack(list(group["auc"]), axis=1), leaving_out(group["seed"])
         own, *many = ratio(np.nan_to_num(values) @ weights.T, ~np.isnan(values) @ weights.T)
-        effective = effective_seeds(np.unique(seeds, return_counts=True)[1])
-        ends = over_seeds(Resampled(own, np.array(many), effective))[:3]
-        rows.append((*key, len(group), group["seed"].nunique(), *ends))
+        sizes = group["seed"].value_counts()
+        ends = over_seeds(Resampled(own, np.array(many), effective_seeds(sizes)))[:3]
+        rows.append((*key, len(group), len(sizes), *ends))
     return pd.DataFrame(rows, columns=[*keys, "runs", "seeds", "auc", "low", "high"])
 
 

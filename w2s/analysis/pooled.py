@@ -53,10 +53,10 @@ class Counts(NamedTuple):
         wanted = set(rows[SETTING].itertuples(index=False, name=None))
         return self.where([key in wanted for key in self.settings.itertuples(index=False, name=None)])
 
-    def groups(self, by: Sequence[str]) -> Iterator[tuple[dict, Counts]]:
-        """The runs of each group by the columns `by`, with what the group has in them."""
+    def groups(self, by: Sequence[str]) -> Iterator[tuple[dict, np.ndarray]]:
+        """What each group of runs has in the columns `by`, and its row numbers."""
         for key, rows in self.settings.groupby(list(by), sort=False, dropna=False):
-            yield dict(zip(by, key, strict=True)), self.rows(rows.index)
+            yield dict(zip(by, key, strict=True)), rows.index.to_numpy()
 
 
 def stack(runs: Iterable[tuple[dict, dict[str, np.ndarray]]]) -> Counts:
@@ -69,8 +69,7 @@ def stack(runs: Iterable[tuple[dict, dict[str, np.ndarray]]]) -> Counts:
 def count_students(predictions: pd.DataFrame, threshold=0.75, known_by="confidence", reference="none") -> Counts:
     """What every other function here starts from; arguments as in `scoring.score_table`.
 
-    Raises:
-        ValueError: runs that were not scored on one and the same test split.
+    Raises ValueError for runs that were not scored on one and the same test split.
     """
     students = list(comparisons(predictions, reference))
     test = predictions[predictions["split"] == "test"]
@@ -81,32 +80,34 @@ def count_students(predictions: pd.DataFrame, threshold=0.75, known_by="confiden
 
 
 def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
-    """One row a setting over all its seeds, with 95% intervals over test pairs and seeds, and the seeds' spread.
+    """One row a setting (or group of `by`) over its seeds, with 95% intervals over test pairs and seeds.
 
-    Numerators and denominators are added up over runs, then divided; the null is what a tax that falls
-    evenly within each run would give (weighed by tax: else a run with much tax and a large blind area
-    would pass for deception). Columns: those of `by`, runs, seeds, covers ("pairs" with one seed, else
-    "pairs and seeds"), pairs (of one run), tax (of all), MEANS, undefined (share of samples without a
-    Score), and for each of WITH_INTERVAL name, _low, _high, _min and _max (of the seeds' own estimates).
-    `by=["conflict"]` pools all settings under a conflict.
+    Numerators and denominators are added up over runs, then divided; the null is what a tax that falls evenly within
+    each run would give (weighed by tax: else a run with much tax and a large blind area would pass for deception).
+    Columns: those of `by`, runs, seeds, covers ("pairs" with one seed, else "pairs and seeds"), pairs (of one run), tax
+    (of all), MEANS, undefined (share of samples without a Score), and for each of WITH_INTERVAL name, _low, _high, _min
+    and _max (of the seeds' own estimates).
     """
-    rows = []
-    for row, group in counts.groups(by):
-        tax, pooled = group.indicators["tax"], measured(group, bootstrap, seed)
-        seeds = np.unique(group.settings["seed"])
-        row |= {"runs": len(tax), "seeds": len(seeds), "covers": "pairs" if len(seeds) == 1 else "pairs and seeds"}
-        row |= {"pairs": tax.shape[1], "tax": int(tax.sum())} | {name: float(pooled[name].found[0]) for name in MEANS}
-        row["undefined"] = float(np.isnan(pooled["score"].drawn[:, 0]).mean())
-        of_seed = _over_runs(_sums(group), group.settings["seed"].to_numpy() == seeds[:, None])
+    found, rows = _sums(counts), []
+    drawn = resample(counts.indicators, bootstrap, seed) if len(counts.settings) else {}
+    for row, runs in counts.groups(by):
+        seeds, tax = counts.settings["seed"].to_numpy()[runs], counts.indicators["tax"][runs]
+        of_group = ({name: sums[..., runs] for name, sums in every.items()} for every in (found, drawn))
+        pooled = over_runs(seeds, *of_group)
+        each = _added_up({name: sums[runs] for name, sums in found.items()}, seeds == np.unique(seeds)[:, None])
+        row |= {"runs": len(runs), "seeds": len(set(seeds)), "pairs": tax.shape[1], "tax": tax.sum()}
+        row |= {"covers": "pairs" if row["seeds"] == 1 else "pairs and seeds"}
+        row |= {name: pooled[name].found[0] for name in MEANS}
+        row["undefined"] = np.isnan(pooled["score"].drawn[:, 0]).mean()
         certain = all_or_none(*(float(pooled[name].found[0]) for name in ("score", "null")), tax.any(axis=0).sum())
         for name in WITH_INTERVAL:
             estimate, *ends, _ = over_seeds(pooled[name], SCALE.get(name, "plain"))
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), (estimate, *certain.get(name, ends)), strict=True))
-            row |= {f"{name}_min": np.fmin.reduce(of_seed[name]), f"{name}_max": np.fmax.reduce(of_seed[name])}
+            low, high = certain.get(name, ends)
+            row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
+            row |= {f"{name}_min": np.fmin.reduce(each[name]), f"{name}_max": np.fmax.reduce(each[name])}
         rows.append(row)
-    ends = ("", "_low", "_high", "_min", "_max")
-    columns = [*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined"]
-    return pd.DataFrame(rows, columns=[*columns, *(name + end for name in WITH_INTERVAL for end in ends)])
+    ends = [name + end for name in WITH_INTERVAL for end in ("", "_low", "_high", "_min", "_max")]
+    return pd.DataFrame(rows, columns=[*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined", *ends])
 
 
 def ratio_table(
@@ -114,19 +115,21 @@ def ratio_table(
 ) -> pd.DataFrame:
     """Ratios of `parts` over the runs of each group, one row a group.
 
-    Columns: those of `by`, runs, seeds, pairs (of one run), and for each name of `parts`, and first_minus_second of
-    each pair of names in `less`, name, name_low, name_high; intervals as in `seeds.over_seeds`, by name on its
-    `scales` (else as here, or plain). The indicators must hold "pairs", 1 everywhere.
+    Columns: those of `by`, runs, seeds, pairs (of one run), and name, name_low, name_high for each name of `parts` and
+    first_minus_second of each pair of names in `less`; intervals by `seeds.over_seeds` on `scales` (else SCALE, or
+    plain). The indicators must hold "pairs", 1 everywhere.
     """
     rows = []
-    for row, group in counts.groups(by):
-        row |= {"runs": len(group.settings), "seeds": group.settings["seed"].nunique()}
+    for row, runs in counts.groups(by):
+        group = counts.rows(runs)
+        row |= {"runs": len(runs), "seeds": group.settings["seed"].nunique()}
         row["pairs"] = group.indicators["pairs"].shape[1]
         ratios = measured(group, bootstrap, seed, parts)
         ratios |= {f"{one}_minus_{other}": ratios[one].minus(ratios[other]) for one, other in less}
         for name, values in ratios.items():
-            ends = over_seeds(values, (SCALE | scales).get(name, "plain"))
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=False))
+            row[name], row[f"{name}_low"], row[f"{name}_high"], _ = over_seeds(
+                values, (SCALE | scales).get(name, "plain")
+            )
         rows.append(row)
     names = [*parts({name: np.zeros(1) for name in counts.indicators}), *(f"{a}_minus_{b}" for a, b in less)]
     ends = [name + end for name in names for end in ("", "_low", "_high")]
@@ -135,14 +138,18 @@ def ratio_table(
 
 def measured(counts: Counts, samples: int = 2000, seed: int = 0, parts: Parts | None = None) -> dict[str, Resampled]:
     """The `statistics` pooled over runs (or the ratios of `parts`) by name, of which `over_seeds` makes intervals."""
-    seeds, sums = counts.settings["seed"].to_numpy(), _sums(counts)
-    weights, by_seed = leaving_out(seeds), seeds == np.unique(seeds)[:, None]
-    sizes = {name: bottom for name, (_, bottom) in parts(sums).items()} if parts else {}
-    drawn = _over_runs(resample(counts.indicators, samples, seed), weights, parts)
-    out = {}
-    for name, found in _over_runs(sums, weights, parts).items():
-        size = sums["tax"] if name in BY_TAX else sizes.get(name, sums["pairs"])
-        out[name] = Resampled(found, drawn[name], effective_seeds(by_seed @ size))
+    drawn = resample(counts.indicators, samples, seed)
+    return over_runs(counts.settings["seed"].to_numpy(), _sums(counts), drawn, parts)
+
+
+def over_runs(seeds: np.ndarray, found: Sums, drawn: Sums, parts: Parts | None = None) -> dict[str, Resampled]:
+    """As `measured`, of the seeds (runs,) and the sums over pairs as they are (runs,), and drawn (samples, runs)."""
+    weights, out = leaving_out(seeds), {}
+    sizes = {name: bottom for name, (_, bottom) in parts(found).items()} if parts else {}
+    many = _added_up(drawn, weights, parts)
+    for name, one in _added_up(found, weights, parts).items():
+        size = found["tax"] if name in BY_TAX else sizes.get(name, found["pairs"])
+        out[name] = Resampled(one, many[name], effective_seeds((seeds == np.unique(seeds)[:, None]) @ size))
     return out
 
 
@@ -150,7 +157,7 @@ def _sums(counts: Counts) -> Sums:
     return {name: values.sum(axis=1).astype(float) for name, values in counts.indicators.items()}
 
 
-def _over_runs(sums: Sums, weights: np.ndarray, parts: Parts | None = None) -> Sums:
+def _added_up(sums: Sums, weights: np.ndarray, parts: Parts | None = None) -> Sums:
     """`statistics` (or ratios of `parts`) of sums added up by each row of weights (rows, runs), (..., rows) by name."""
     if parts:
         return {name: ratio(top @ weights.T, bottom @ weights.T) for name, (top, bottom) in parts(sums).items()}
@@ -165,13 +172,10 @@ def even_tax(sums: Sums) -> np.ndarray:
 def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0) -> pd.DataFrame:
     """First setting minus second, over the seeds of both: difference, estimate, low, high, undefined, seeds.
 
-    A setting names the columns that tell it, such as {"weak": ..., "strong": ..., "conflict": "explicit"};
-    role is "student" unless it says otherwise. Both are measured on the same samples. Where one has all or
-    none of its tax in the area, no sample differs: OF_SCORE have no interval then. With five seeds, coverage is
-    .95 to .98 (tests/test_coverage.py): the smaller of the effective numbers of seeds is taken.
-
-    Raises:
-        ValueError: a setting that no run has, or several settings have, or without a common seed.
+    A setting names the columns that single it out, such as {"weak": ..., "strong": ..., "conflict": "explicit"}; role
+    is "student" unless it says otherwise. Both are measured on the same samples. Where one has all or none of its tax
+    in the area, no sample differs: OF_SCORE have no interval then. ValueError for a setting that no run has, or several
+    settings have, or without a common seed. Coverage: docs/measurements.md.
     """
     pair = [_one_setting(counts, setting) for setting in (first, second)]
     common = np.intersect1d(*(c.settings["seed"] for c in pair))
@@ -194,54 +198,44 @@ def contrast(first: Counts, second: Counts, bootstrap=2000, seed=0) -> pd.DataFr
 
 
 def both_ways(counts: Counts) -> tuple[Counts, Counts]:
-    """Direct and bootstrapped runs of the same weak and strong model, conflict and seed, row by row.
-
-    A direct run stands there once for each chain; runs without a counterpart are left out.
-    """
+    """Direct and bootstrapped runs of one weak and strong model, conflict and seed, row by row (others left out)."""
     key, numbered = ["weak", "strong", "conflict", "seed"], counts.settings.rename_axis("row").reset_index()
     direct, chains = (numbered.loc[numbered["role"] == role, ["row", *key]] for role in ("student", "bootstrapped"))
-    found = chains.merge(direct, on=key, suffixes=("_chain", "_direct"))
-    return counts.rows(found["row_direct"]), counts.rows(found["row_chain"])
+    both = chains.merge(direct, on=key, suffixes=("_chain", "_direct"))
+    return counts.rows(both["row_direct"]), counts.rows(both["row_chain"])
 
 
 def _one_setting(counts: Counts, setting: dict) -> Counts:
-    """The runs of one setting."""
     wanted = {"role": "student"} | setting
     chosen = np.all([counts.settings[column] == value for column, value in wanted.items()], axis=0)
-    found = len(counts.settings.loc[chosen, POOLED].drop_duplicates())
-    if found != 1:
-        raise ValueError(f"{setting}: {found} settings have it; name weak, strong, conflict, and teacher where needed")
+    n = len(counts.settings.loc[chosen, POOLED].drop_duplicates())
+    if n != 1:
+        raise ValueError(f"{setting}: {n} settings have it; name weak, strong, conflict, and teacher where needed")
     return counts.where(chosen)
 
 
 def slope_table(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
     """The slope of Score, and of Score minus null, over the capability gap, one row a conflict and measure.
 
-    Least squares over all direct students (weak-strong pairs and seeds) that have a tax. Columns: conflict,
-    measure, slope (per unit of accuracy; nan with fewer than 3 gaps), low, high, undefined, points, seeds,
-    mean_gap and mean (a point of the line).
-    The interval covers test pairs and seeds alone: weak-strong pairs share models, and other models
+    Least squares over all direct students (weak-strong pairs and seeds) that have a tax. Columns: conflict, measure,
+    slope (per unit of accuracy; nan with fewer than 3 gaps), low, high, undefined, points, seeds, mean_gap and mean (a
+    point of the line). The interval covers test pairs and seeds alone: weak-strong pairs share models, and other models
     would give another slope. Gaps are estimated too, which flattens it.
     """
-    rows = []
-    for conflict in counts.settings["conflict"].unique():
-        group = counts.where((counts.settings["conflict"] == conflict) & (counts.settings["role"] == "student"))
-        tax = group.indicators["tax"].any(axis=1)
-        if tax.any():
-            rows += [(conflict, *row) for row in _slopes(group.where(tax), bootstrap, seed)]
+    direct, rows = counts.settings["role"] == "student", []
+    usable = counts.where(direct & counts.indicators["tax"].any(axis=1))
+    for name, runs in usable.groups(["conflict"]):
+        group = usable.rows(runs)
+        found, drawn = statistics(_sums(group)), statistics(resample(group.indicators, bootstrap, seed))
+        weights = leaving_out(group.settings["seed"])
+        sizes = group.settings["seed"].value_counts()
+        for measure in SLOPES:
+            one, many = (np.stack([slope(s["gap"], s[measure], w) for w in weights], axis=-1) for s in (found, drawn))
+            ends = over_seeds(Resampled(one, many, effective_seeds(sizes)))
+            means = found["gap"].mean(), found[measure].mean()
+            rows.append((name["conflict"], measure, *ends, len(runs), len(sizes), *means))
     columns = ["conflict", "measure", "slope", "low", "high", "undefined", "points", "seeds", "mean_gap", "mean"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _slopes(group: Counts, samples: int, seed: int) -> list[tuple]:
-    seeds = group.settings["seed"].to_numpy()
-    found, drawn = statistics(_sums(group)), statistics(resample(group.indicators, samples, seed))
-    weights, effective, rows = leaving_out(seeds), effective_seeds(np.unique(seeds, return_counts=True)[1]), []
-    for measure in SLOPES:
-        one, many = (np.stack([slope(s["gap"], s[measure], w) for w in weights], axis=-1) for s in (found, drawn))
-        ends = over_seeds(Resampled(one, many, effective))
-        rows.append((measure, *ends, len(seeds), len(set(seeds)), found["gap"].mean(), found[measure].mean()))
-    return rows
 
 
 def slope(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -255,27 +249,21 @@ def slope(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(steps.sum(axis=-1) < 2, np.nan, fitted)
 
 
-def surface_table(
-    predictions: pd.DataFrame, known_by="confidence", reference="none", levels: Sequence[float] = LEVELS
-) -> pd.DataFrame:
-    """How much tax lies in S-known/W-unknown, one row a setting with a tax and pair of thresholds.
+def surface_table(predictions: pd.DataFrame, known_by="confidence", reference="none", levels=LEVELS) -> pd.DataFrame:
+    """How much tax lies in S-known/W-unknown, one row a setting with a tax and pair of thresholds in [0.5, 1).
 
-    Columns: SETTING, weak_threshold, strong_threshold, tax and blind_tax (pairs, in all and in the area),
-    even_tax (pairs in the area if the tax fell evenly: tax * null). `over_runs` makes Scores of them.
-
-    Raises:
-        ValueError: a level outside [0.5, 1), and as `deception.score_table`.
+    Columns: SETTING, weak_threshold, strong_threshold, tax and blind_tax (pairs, in all and in the area), even_tax
+    (pairs in the area if the tax fell evenly: tax * null). `over_thresholds` makes Scores of them.
     """
-    tables = []
+    columns, tables = [*SETTING, *THRESHOLDS, "tax", "blind_tax", "even_tax"], []
     for setting, p in comparisons(predictions, reference):
         tax, at_risk = conflict_tax(p["reference"], p["student"]), right(p["reference"])
         if tax.any():
             strong, weak = (np.stack([known(p[m], level, known_by) for level in levels]) for m in ("ceiling", "weak"))
             blind, exposed = (((~weak * of).astype(int) @ strong.T.astype(int)).ravel() for of in (tax, at_risk))
             grid = pd.MultiIndex.from_product([levels, levels], names=THRESHOLDS).to_frame(index=False)
-            counts = {"tax": tax.sum(), "blind_tax": blind, "even_tax": tax.sum() * exposed / at_risk.sum()}
-            tables.append(grid.assign(**setting, **counts)[[*SETTING, *THRESHOLDS, *counts]])
-    columns = [*SETTING, *THRESHOLDS, "tax", "blind_tax", "even_tax"]
+            even = tax.sum() * exposed / at_risk.sum()
+            tables.append(grid.assign(**setting, tax=tax.sum(), blind_tax=blind, even_tax=even)[columns])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -284,8 +272,9 @@ def over_thresholds(table: pd.DataFrame, by: Sequence[str] = ("conflict",)) -> p
 
     Columns: those of `by`, THRESHOLDS, runs, tax, blind_tax, even_tax, score, null, lift (nan where even_tax is 0).
     """
+    sums = ["tax", "blind_tax", "even_tax"]
     groups = table.groupby([*by, *THRESHOLDS], sort=False)
-    out = groups[["tax", "blind_tax", "even_tax"]].sum().assign(runs=groups.size()).reset_index()
+    out = groups[sums].sum().assign(runs=groups.size()).reset_index()
     out["score"], out["null"] = ratio(out["blind_tax"], out["tax"]), ratio(out["even_tax"], out["tax"])
     out["lift"] = ratio(out["blind_tax"], out["even_tax"])
-    return out[[*by, *THRESHOLDS, "runs", "tax", "blind_tax", "even_tax", "score", "null", "lift"]]
+    return out[[*by, *THRESHOLDS, "runs", *sums, "score", "null", "lift"]]

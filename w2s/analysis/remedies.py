@@ -19,16 +19,15 @@ def count_remedies(rows: list[dict], threshold: float, known_by: str) -> tuple[C
 
     `rows`: remedy, conflict, seed, p (arrays (n,) of weak, ceiling, reference and student) and helpful (bool (m,)).
     """
-    names = [{key: row[key] for key in (*BY, "seed")} for row in rows]
-    counted = [indicators(row["p"], threshold, known_by) for row in rows]
-    return stack(zip(names, counted, strict=True)), np.stack([row["helpful"] for row in rows])
+    runs = [({key: row[key] for key in (*BY, "seed")}, indicators(row["p"], threshold, known_by)) for row in rows]
+    return stack(runs), np.stack([row["helpful"] for row in rows])
 
 
 def _conflicting(counts: Counts, hits: np.ndarray) -> Counts:
     """The conflicting goal's pairs counted; where it has none, one that counts nothing, so that its share is nan."""
-    empty = np.zeros((len(hits), 1), dtype=bool)
-    pairs = np.ones_like(hits) if hits.shape[1] else empty
-    return Counts(counts.settings, {"hits": hits if hits.shape[1] else empty, "pairs": pairs})
+    nothing = np.zeros((len(hits), 1), dtype=bool)
+    hits, pairs = (hits, np.ones_like(hits)) if hits.shape[1] else (nothing, nothing)
+    return Counts(counts.settings, {"hits": hits, "pairs": pairs})
 
 
 def _share(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -46,13 +45,12 @@ def remedy_table(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame
 def differences(counts: Counts, hits: np.ndarray, samples: int, base: str = NOTHING) -> pd.DataFrame:
     """Each remedy less doing nothing (or another `base`), on the same samples.
 
-    Columns: remedy, conflict, measure (one of MEASURES), estimate, low, high (95%), p, holm.
-    p is the two-sided bootstrap p of no difference, never below 2 / (samples + 1). holm is p adjusted (Holm, 1979)
-    for all remedies under all conflicts but none, each measure by itself; nan where there is no conflict.
+    Columns: remedy, conflict, measure (one of MEASURES), estimate, low, high (95%), p (`bootstrap_p`), and holm, which
+    is p adjusted for all remedies under all conflicts but none, each measure by itself; nan where there is no conflict.
     """
-    measures, rows = {}, []
-    for (names, group), (_, goal) in zip(counts.groups(BY), _conflicting(counts, hits).groups(BY), strict=True):
-        statistics = measured(group, samples) | measured(goal, samples, parts=_share)
+    goal, measures, rows = _conflicting(counts, hits), {}, []
+    for names, runs in counts.groups(BY):
+        statistics = measured(counts.rows(runs), samples) | measured(goal.rows(runs), samples, parts=_share)
         measures[tuple(names.values())] = statistics | {"accuracy": statistics["student_accuracy"]}
     for remedy, conflict in [key for key in measures if key[0] != base]:
         for measure in MEASURES:
@@ -66,7 +64,7 @@ def differences(counts: Counts, hits: np.ndarray, samples: int, base: str = NOTH
 
 
 def bootstrap_p(differences: np.ndarray) -> float:
-    """Two-sided p that there is no difference, from samples of the difference (samples,); nan left out."""
+    """Two-sided p that there is no difference, from samples of it (samples,), never below 2 / (samples + 1); nan left out."""
     d = differences[~np.isnan(differences)]
     return float(min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1)))
 

@@ -45,10 +45,7 @@ def score_table(
     `reference` is the student without conflict ("none") or the strong ceiling ("ceiling"). A bootstrapped student is
     measured against the original weak model (`via`) and the bootstrapped student without conflict. Shares are in
     [0, 1], tax and pairs are counts, lift is score / null, p that of `even_tax_p`. An intermediate teacher without a
-    ceiling has no row.
-
-    Raises:
-        ValueError: a run that is missing, ambiguous, or scored on other test pairs, by name.
+    ceiling has no row. ValueError names a run that is missing, ambiguous, or scored on other test pairs.
     """
     rows = []
     for setting, p in comparisons(predictions, reference):
@@ -75,10 +72,9 @@ def area_table(predictions: pd.DataFrame, threshold=0.75, known_by="confidence",
 
 def accuracy_table(predictions: pd.DataFrame, split: str = "test", threshold: float = 0.75) -> pd.DataFrame:
     """Accuracy (95% Wilson interval) and calibration of every run on a split, one row a run."""
-    runs, chances = _runs(predictions, split)
     rows = []
-    for run in runs.to_dict("records"):
-        (p,) = checked(**{f"run {run['run']}": chances[run["run"]]})
+    for run, p in _runs(predictions, split):
+        (p,) = checked(**{f"run {run['run']}": p})
         hits, sure = right(p), confidence(p) >= threshold
         low, high = wilson(hits.sum(), len(p))
         bins = calibration_bins(p)
@@ -100,10 +96,8 @@ def shorter_table(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
     the shorter one, truly_shorter the share in which `chosen` is. ValueError names a pair that `pairs` does not hold.
     """
     longer = pairs.set_index("id")["chosen"].str.len() - pairs.set_index("id")["rejected"].str.len()
-    runs, chances = _runs(predictions, "test")
     rows = []
-    for run in runs.to_dict("records"):
-        p = chances[run["run"]]
+    for run, p in _runs(predictions, "test"):
         lacking = p.index.difference(longer.index)
         if len(lacking):
             raise ValueError(f"pairs: no pair {lacking[0]}, which run {run['run']} was scored on; give the test split")
@@ -118,9 +112,8 @@ def shorter_table(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
 def all_or_none(score: float, null: float, tax: int) -> dict[str, tuple[float, float]]:
     """The intervals of OF_SCORE where all of the tax lies in the area, or none of it; else empty.
 
-    No bootstrap sample can differ then, which would pass for certainty. Given their number, tax pairs lie in
-    the area or not like tosses of a coin: Wilson's interval of the Score over `tax` pairs, the null as it is.
-    What is covered with it stands in docs/measurements.md.
+    No bootstrap sample can differ then, which would pass for certainty. Given their number, tax pairs lie in the area
+    or not like tosses of a coin: Wilson's interval of the Score, the null as it is. Coverage: docs/measurements.md.
     """
     if score not in (0, 1):
         return {}
@@ -157,42 +150,38 @@ def comparisons(predictions: pd.DataFrame, reference: str) -> Iterator[tuple[dic
     """Each student's setting and the probabilities of weak, ceiling, reference and student, joined by id."""
     if reference not in ("none", "ceiling"):
         raise ValueError(f"reference = {reference!r}: choose 'none' or 'ceiling'")
-    runs, chances = _runs(predictions, "test")
-    names = dict(zip(runs[RUN].itertuples(index=False, name=None), runs["run"], strict=True))
-    students = runs[runs["role"].isin(ROLES[1:])]
-    if students.empty:
+    runs = {tuple(run[column] for column in RUN): (run["run"], p) for run, p in _runs(predictions, "test")}
+    if not any(role in ROLES[1:] for role, *_ in runs):
         raise ValueError("predictions: no student run was scored on split 'test'; train one first")
-    taught = set(runs.loc[runs["role"] == "bootstrapped", ["teacher", "via"]].itertuples(index=False, name=None))
-    for run in students.itertuples(index=False):
-        weak = run.via or run.teacher
-        golds = {"weak": weak, "ceiling": run.model}
-        keys = {part: ("gold", model, "", "", "none", run.seed) for part, model in golds.items()}
-        if keys["ceiling"] not in names and (run.model, run.teacher) in taught:
+    taught = {(teacher, via) for role, _, teacher, via, *_ in runs if role == "bootstrapped"}
+    for key in [key for key in runs if key[0] in ROLES[1:]]:
+        role, strong, teacher, via, conflict, seed = key
+        weak = via or teacher
+        keys = {part: ("gold", model, "", "", "none", seed) for part, model in (("weak", weak), ("ceiling", strong))}
+        if keys["ceiling"] not in runs and (strong, teacher) in taught:
             continue  # an intermediate teacher that is nobody's strong model
-        without_conflict = (run.role, run.model, run.teacher, run.via, "none", run.seed)
-        keys["reference"] = keys["ceiling"] if reference == "ceiling" else without_conflict
-        keys["student"] = tuple(run)[1:]
-        values = (weak, run.model, run.role, run.teacher, run.via, run.conflict, run.seed)
-        yield dict(zip(SETTING, values, strict=True)), _joined(run.run, keys, names, chances)
+        keys["reference"] = keys["ceiling"] if reference == "ceiling" else (*key[:4], "none", seed)
+        setting = dict(zip(SETTING, (weak, strong, role, teacher, via, conflict, seed), strict=True))
+        yield setting, _joined(keys | {"student": key}, runs)
 
 
-def _joined(run: str, keys: dict[str, tuple], names: dict[tuple, str], chances: dict) -> dict[str, np.ndarray]:
-    joined = {}
+def _joined(keys: dict[str, tuple], runs: dict[tuple, tuple[str, pd.Series]]) -> dict[str, np.ndarray]:
+    joined, (student, own) = {}, runs[keys["student"]]
     for part, key in keys.items():
-        if key not in names:
+        if key not in runs:
             wanted = ", ".join(f"{column} {value!r}" for column, value in zip(RUN, key, strict=True) if value != "")
-            raise ValueError(f"run {run}: its {part} is missing; add test predictions of {wanted}")
-        other = chances[names[key]]
-        differ = len(other.index.symmetric_difference(chances[run].index))
+            raise ValueError(f"run {student}: its {part} is missing; add test predictions of {wanted}")
+        name, p = runs[key]
+        differ = len(p.index.symmetric_difference(own.index))
         if differ:
-            ids = f"run {names[key]}: {differ} test ids differ from those of run {run}"
+            ids = f"run {name}: {differ} test ids differ from those of run {student}"
             raise ValueError(f"{ids}; score both on one test split")
-        joined[part] = checked(**{f"run {names[key]}": other})[0]
+        joined[part] = checked(**{f"run {name}": p})[0]
     return joined
 
 
-def _runs(predictions: pd.DataFrame, split: str) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """The runs of a split (run, *RUN) in a fixed order, and each one's probabilities by id, sorted."""
+def _runs(predictions: pd.DataFrame, split: str) -> list[tuple[dict, pd.Series]]:
+    """The runs of a split (run, *RUN) in a fixed order, each with its probabilities by id, sorted."""
     lacking = {"id", "split", "probability", "run", *RUN} - {"via", *predictions.columns}
     if lacking:
         raise ValueError(f"predictions: no column {', '.join(sorted(lacking))}; give the study's predictions table")
@@ -201,21 +190,19 @@ def _runs(predictions: pd.DataFrame, split: str) -> tuple[pd.DataFrame, dict[str
         raise ValueError(f"predictions: no row has split {split!r}")
     table = table.assign(**{c: table[c].fillna("") if c in table else "" for c in ("teacher", "via")})
     runs = table[["run", *RUN]].drop_duplicates(ignore_index=True)
-    for column in (RUN, ["run"]):
-        twice = runs[runs.duplicated(column)]
-        if len(twice):
-            raise ValueError(f"run {twice['run'].iloc[0]}: its setting and its name must be those of one run alone")
+    twice = runs.loc[runs.duplicated(RUN) | runs.duplicated("run"), "run"]
+    if len(twice):
+        raise ValueError(f"run {twice.iloc[0]}: its setting and its name must be those of one run alone")
     chances = {run: rows.set_index("id")["probability"].sort_index() for run, rows in table.groupby("run")}
     for run, values in chances.items():
         if not values.index.is_unique:
             raise ValueError(f"run {run}: id {values.index[values.index.duplicated()][0]} has two predictions")
-    order = sorted(runs.index, key=lambda i: _order(runs.loc[i]))
-    return runs.loc[order].reset_index(drop=True), chances
+    return [(run, chances[run["run"]]) for run in sorted(runs.to_dict("records"), key=_order)]
 
 
-def _order(run: pd.Series) -> tuple:
-    """Sorts pocket-16 before pocket-128, and conflicts as CONFLICTS."""
-    names = [re.split(r"(\d+)", run[c]) for c in ("via", "teacher", "model")]
+def _order(run: dict) -> tuple:
+    """Sorts pocket-16 before pocket-128, and conflicts as CONFLICTS; unknown roles and conflicts come last."""
+    names = [re.split(r"(\d+)", run[column]) for column in ("via", "teacher", "model")]
     names = [[int(part) if part.isdigit() else part for part in name] for name in names]
-    ranks = [[*order, run[c]].index(run[c]) for c, order in (("role", ROLES), ("conflict", CONFLICTS))]  # others last
+    ranks = [[*order, run[column]].index(run[column]) for column, order in (("role", ROLES), ("conflict", CONFLICTS))]
     return *ranks, *names, run["seed"], run["run"]

@@ -25,10 +25,7 @@ def leaving_out(seeds) -> np.ndarray:
 
 
 def effective_seeds(sizes) -> float:
-    """How many seeds of one size say as much as these, (sum of sizes)^2 / sum of squares (Kish, 1965); nan of 0.
-
-    It heeds that a seed with most of the tax decides a pooled Score (Carter, Schnepel and Steigerwald, 2017).
-    """
+    """How many seeds of one size say as much as these, (sum of sizes)^2 / sum of squares (Kish, 1965); nan of 0."""
     sizes = np.asarray(sizes, dtype=float)
     return float(ratio(sizes.sum() ** 2, (sizes**2).sum()))
 
@@ -49,17 +46,13 @@ class Resampled(NamedTuple):
 def over_seeds(statistic: Resampled, scale: str = "plain") -> tuple[float, float, float, float]:
     """As `interval`, covering test pairs and training seeds; with one seed, pairs alone.
 
-    Seeds and pairs are crossed (the same pairs in every seed), and seeds are few: resampling five of them makes an
-    interval too narrow. So pairs alone are resampled, and to each sample a deviation of the seeds is added, on the
-    one of SCALES in which the statistic is least skewed. Its variance comes from the jackknife that leaves out one
-    seed at a time (MacKinnon, Nielsen and Webb, 2023). As that holds the sampling of pairs inside each seed too,
-    the same jackknife's variance over samples of pairs is taken off, and the deviation drawn as in a fiducial
-    interval for the mean of a two-way random model (Hannig, Iyer and Patterson, 2006):
+    Pairs are resampled, and to each sample a deviation of the seeds is added, on the one of SCALES in which the
+    statistic is least skewed, with between and noise the jackknife's variances over seeds and inside them:
 
         sqrt(max(0, between * df / chi2(df) - noise)) * N(0, 1),    df = effective number of seeds - 1, at least 1
 
-    Without noise this is Student's t; seeds that are alike leave the interval of the pairs. nan as in `interval`, and
-    where leaving out one seed leaves nothing (the tax is that of one seed alone). Coverage: docs/measurements.md.
+    nan as in `interval`, and where leaving out one seed leaves nothing. Why so, sources, and how often it covers the
+    truth: docs/measurements.md.
     """
     estimate = float(statistic.found[0])
     if np.isnan(statistic.found).any():
