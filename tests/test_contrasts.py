@@ -77,10 +77,8 @@ def pooled_row(**values):
 )
 def test_the_answer_follows_the_intervals(gold, shuffled, words):
     settings = pd.DataFrame([pooled_row(labels="weak"), pooled_row(labels="random", reference_accuracy=0.51)])
-    rows = [
-        difference(*gold, conflict="explicit", less="gold"),
-        difference(*shuffled, conflict="explicit", less="shuffled"),
-    ]
+    ends = {"gold": gold, "shuffled": shuffled}
+    rows = [difference(*ends[less], conflict="explicit", less=less) for less in sentences_extensions.WEAK_LESS]
     tax, answer = sentences_extensions.label_lines(settings, pd.DataFrame(rows), "a -> b")
     assert "0.12 [0.07, 0.17] with weak labels" in tax and "a -> b, 3 seeds" in tax
     assert "its tax is noise: random)" in tax and "noise: weak" not in tax
@@ -126,14 +124,14 @@ def test_without_a_gap_or_a_ceiling_exchanged_roles_say_nothing(gap, ceiling, si
 def test_a_mute_ceiling_and_a_student_at_chance_are_warnings_of_their_seed():
     gold = {"role": "gold", "pairs": 1000, "accuracy": 0.5, "high": 0.53, "confident_share": 0.5}
     rows = [gold | {"model": m, "seed": s, "low": low} for m, s, low in (("b", 0, 0.6), ("b", 1, 0.47), ("a", 0, 0.4))]
-    named = (
-        ("weak", "none", 0, 0.8),
-        ("weak", "none", 1, 0.51),
-        ("weak", "explicit", 0, 0.1),
-        ("gold", "none", 0, 0.5),
-    )
-    students = [dict(zip(("labels", "conflict", "seed", "student_accuracy"), row, strict=True)) for row in named]
-    students = [pooled_row(**student) for student in students]
+    columns = ["labels", "conflict", "seed", "student_accuracy"]
+    named = [
+        ["weak", "none", 0, 0.8],
+        ["weak", "none", 1, 0.51],
+        ["weak", "explicit", 0, 0.1],
+        ["gold", "none", 0, 0.5],
+    ]
+    students = [pooled_row(**dict(zip(columns, values, strict=True))) for values in named]
     ceiling, student = sentences_extensions.control_warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
     assert ceiling.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
     assert student.startswith("Warning: seed 1: the student with weak labels and no conflict (accuracy 0.51)")

@@ -337,7 +337,8 @@ GOLD = "gold-m-8-none"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(t.index[t["run"] == GOLD][0]), f"run {GOLD}: 1 test ids differ from those of run student-m-16"),
+        (lambda t: t.drop(t.index[t["run"] == GOLD][0]),
+         f"run {GOLD}: 1 test ids differ from those of run student-m-16-m-8-none"),
         (lambda t: t[t["run"] != GOLD], "run student-m-16-m-8-none: its weak is missing; add test predictions of "
          "role 'gold', model 'm-8', conflict 'none', seed 0"),
         (lambda t: t[t["run"] != "student-m-128-m-8-none"], "run student-m-128-m-8-explicit: its reference is missing"),
@@ -428,14 +429,15 @@ IMPLICIT = {"confidence": "implicit_reward"}
     ("changes", "expected"),
     [
         ({}, REWARD),
-        ({"confidence": "calibrated"}, {"Probability": ["sigmoid(margin / temperature), each run's temperature from gold"]}),
+        ({"confidence": "calibrated"},
+         {"Probability": ["sigmoid(margin / temperature), each run's temperature from gold"]}),
         ({"method": "dpo"}, {"Method": ["(DPO), beta 0.1, after SFT"], "Probability": DPO}),
         ({"method": "dpo"}, {"Weak labels": ["hard, the response"]}),
         ({"method": "dpo", "confidence": "calibrated"}, {"Probability": ["in nats, minus that of the reference"]}),
         ({"method": "dpo", "beta": 0.3} | IMPLICIT, {"Probability": ["sigmoid(0.3 * margin)"]}),
         ({"method": "simpo"}, {"Method": ["SimPO, beta 2, gamma 1, after SFT"]}),
         ({"method": "simpo"}, {"Probability": ["sigmoid(margin); margin"]}),
-        ({"method": "simpo", "gamma": 0.0}, {"Method": ["gamma 0,"], "Probability": ["mean log-probabilities a token"]}),
+        ({"method": "simpo", "gamma": 0}, {"Method": ["gamma 0,"], "Probability": ["mean log-probabilities a token"]}),
         ({"method": "simpo"} | IMPLICIT, {"Probability": ["sigmoid(2 * margin)"]}),
         (LORA, {"Weights": ["low-rank adapters are trained (rank 8), NOT all weights"]}),
         ({"target": "helpful"}, {"Target": ["helpful pairs are supervised, harmless pairs are the conflict"]}),

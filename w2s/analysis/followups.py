@@ -46,20 +46,20 @@ def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.
     """Blind-spot errors: pairs on which a model is confidently wrong while the weak model is uncertain.
 
     As `pooled.ratio_table`, of each of MODELS share_<model> (of the pairs), errors_<model> (of its errors) and
-    lift_<model> (to what the area would hold if its confident errors fell evenly); the student's share minus the others.
+    lift_<model> (to what the area would hold if its confident errors fell evenly); the student's share minus others'.
     """
+
+    def parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        out = {}
+        for model in MODELS:
+            blind, wrong, sure = (sums[f"{model}_{name}"] for name in ("blind", "wrong", "sure"))
+            out |= {f"share_{model}": (blind, sums["pairs"]), f"errors_{model}": (blind, wrong)}
+            out[f"lift_{model}"] = (blind, sure * ratio(sums["unsure"], sums["pairs"]))
+        return out
+
     less = [("share_student", "share_none"), ("share_student", "share_ceiling")]
     scales = {f"{name}_{model}": "logit" for name in ("share", "errors") for model in MODELS}
-    return ratio_table(counts, _blind_parts, less, by, bootstrap, seed, **scales)
-
-
-def _blind_parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    parts = {}
-    for model in MODELS:
-        blind, wrong, sure = (sums[f"{model}_{name}"] for name in ("blind", "wrong", "sure"))
-        parts |= {f"share_{model}": (blind, sums["pairs"]), f"errors_{model}": (blind, wrong)}
-        parts[f"lift_{model}"] = (blind, sure * ratio(sums["unsure"], sums["pairs"]))
-    return parts
+    return ratio_table(counts, parts, less, by, bootstrap, seed, **scales)
 
 
 def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
@@ -68,31 +68,30 @@ def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd
     As `pooled.ratio_table`: covariance_<model>, correlation_<model> (a run in which one of the two never or always
     errs has none) of student and ceiling, and the student's minus the ceiling's.
     """
+
+    def parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        out, n = {}, sums["pairs"]
+        weak = ratio(sums["weak_wrong"], n)
+        for model in ("student", "ceiling"):
+            own = ratio(sums[f"{model}_wrong"], n)
+            covariance = ratio(sums[f"{model}_shared"], n) - own * weak
+            correlation = ratio(covariance, np.sqrt(own * (1 - own) * weak * (1 - weak)))
+            out[f"covariance_{model}"] = covariance, np.ones_like(own)
+            out[f"correlation_{model}"] = np.nan_to_num(correlation), 1.0 - np.isnan(correlation)
+        return out
+
     less = [(f"{name}_student", f"{name}_ceiling") for name in ("covariance", "correlation")]
-    return ratio_table(counts, _shared_parts, less, by, bootstrap, seed)
-
-
-def _shared_parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    parts, n = {}, sums["pairs"]
-    weak = ratio(sums["weak_wrong"], n)
-    for model in ("student", "ceiling"):
-        own = ratio(sums[f"{model}_wrong"], n)
-        covariance = ratio(sums[f"{model}_shared"], n) - own * weak
-        correlation = ratio(covariance, np.sqrt(own * (1 - own) * weak * (1 - weak)))
-        parts[f"covariance_{model}"] = covariance, np.ones_like(own)
-        parts[f"correlation_{model}"] = np.nan_to_num(correlation), 1.0 - np.isnan(correlation)
-    return parts
+    return ratio_table(counts, parts, less, by, bootstrap, seed)
 
 
 def variance_table(predictions: pd.DataFrame, kept: pd.DataFrame, by=("conflict",), bootstrap=2000, seed=0):
     """How well variance over seeds predicts which pairs at risk become tax in ANOTHER seed: AUC, 0.5 for no use at all.
 
-    The students predicted are the direct ones under a conflict that are rows of `kept` (SETTING) and have two others of
-    their setting there. Their tax is predicted among the pairs that the student without conflict has right, by the
-    variance of P over the OTHER seeds, of the student under conflict ("variance, conflict") and without ("variance, no
-    conflict"), and by the weak model's uncertainty 1 - max(P, 1-P) in its own seed. One row a group of `by` and
-    predictor: runs, seeds, auc (mean over runs), low, high; the interval covers test pairs (a bootstrap of at most
-    AUC_SAMPLES) and the seeds that are predicted, not those that predict.
+    Predicted are the direct students under a conflict that are rows of `kept` (SETTING) and have two others of their
+    setting there: their tax among what the student without conflict has right, by the variance of P over the OTHER
+    seeds, of students under conflict and without, and by the weak model's uncertainty 1 - max(P, 1-P) in its own seed.
+    One row a group of `by` and predictor: runs, seeds, auc (mean over runs), low, high; the interval covers test pairs
+    (a bootstrap of at most AUC_SAMPLES) and the seeds that are predicted, not those that predict.
     """
     each, rows, keys = [], [], [*by, "predictor"]
     for setting, at_risk, tax, predictors in _predictors(predictions, kept):
@@ -120,22 +119,15 @@ def _predictors(predictions: pd.DataFrame, kept: pd.DataFrame) -> Iterator[tuple
         at_risk, tax = right(p["reference"]), conflict_tax(p["reference"], p["student"])
         if len(others) < MIN_SEEDS - 1 or tax.sum() in (0, at_risk.sum()):
             continue
-        yield (
-            setting,
-            at_risk,
-            tax,
-            {
-                "variance, conflict": np.var([q["student"] for q in others], axis=0, ddof=1),
-                "variance, no conflict": np.var([q["reference"] for q in others], axis=0, ddof=1),
-                "weak model's uncertainty": 1 - confidence(p["weak"]),
-            },
-        )
+        predictors = {"variance, conflict": np.var([q["student"] for q in others], axis=0, ddof=1)}
+        predictors["variance, no conflict"] = np.var([q["reference"] for q in others], axis=0, ddof=1)
+        yield setting, at_risk, tax, predictors | {"weak model's uncertainty": 1 - confidence(p["weak"])}
 
 
 def auc(up: np.ndarray, down: np.ndarray, of_up: np.ndarray, of_down: np.ndarray) -> np.ndarray:
     """P(a value of `up` exceeds one of `down`), ties counting one half (Mann and Whitney, 1947), (samples,).
 
-    `up` is (p,), `down` (q,); `of_up` (samples, p) and `of_down` (samples, q), float32, say how often each is drawn.
+    `up` is (p,), `down` (q,); `of_up` (samples, p) and `of_down` (samples, q), float32, say how often each is drawn;
     nan where a sample has none of one kind.
     """
     order = np.argsort(down)

@@ -82,12 +82,8 @@ def scores_by_knowledge(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0
     tables = [ratio_table(_by(counts, way), _parts, (), by, bootstrap, seed).assign(known_by=way) for way in WAYS]
     table = pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
     table["tax"] = (table["tax_share"] * table["runs"] * table["pairs"]).round().astype(int)
-    table = _with_first(table, [*by, "known_by", "runs", "seeds", "pairs", "tax"])
-    return table[table["tax"] > 0].reset_index(drop=True)
-
-
-def _with_first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    return table[[*columns, *table.columns.difference(columns, sort=False)]]
+    first = [*by, "known_by", "runs", "seeds", "pairs", "tax"]
+    return table.loc[table["tax"] > 0, [*first, *table.columns.difference(first, sort=False)]].reset_index(drop=True)
 
 
 def _by(counts: Counts, way: str) -> Counts:
@@ -115,4 +111,5 @@ def slopes(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
             scored = Counts(counts.settings, _by(counts, way).indicators | models)
             tables.append(slope_table(scored, bootstrap, seed).assign(known_by=way, gap=gap))
     table = pd.concat(tables, ignore_index=True).sort_values("conflict", kind="stable", ignore_index=True)
-    return _with_first(table, ["conflict", "known_by", "gap"])
+    first = ["conflict", "known_by", "gap"]
+    return table[[*first, *table.columns.difference(first, sort=False)]]

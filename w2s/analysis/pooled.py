@@ -67,10 +67,7 @@ def stack(runs: Iterable[tuple[dict, dict[str, np.ndarray]]]) -> Counts:
 
 
 def count_students(predictions: pd.DataFrame, threshold=0.75, known_by="confidence", reference="none") -> Counts:
-    """What every other function here starts from; arguments as in `scoring.score_table`.
-
-    Raises ValueError for runs that were not scored on one and the same test split.
-    """
+    """What every other function here starts from; as `scoring.score_table`, of runs scored on one test split."""
     students = list(comparisons(predictions, reference))
     test = predictions[predictions["split"] == "test"]
     lacking = test.pivot(index="id", columns="run", values="probability").isna().sum()
@@ -121,15 +118,13 @@ def ratio_table(
     """
     rows = []
     for row, runs in counts.groups(by):
-        group = counts.rows(runs)
-        row |= {"runs": len(runs), "seeds": group.settings["seed"].nunique()}
-        row["pairs"] = group.indicators["pairs"].shape[1]
+        group, n = counts.rows(runs), counts.indicators["pairs"].shape[1]
+        row |= {"runs": len(runs), "seeds": group.settings["seed"].nunique(), "pairs": n}
         ratios = measured(group, bootstrap, seed, parts)
         ratios |= {f"{one}_minus_{other}": ratios[one].minus(ratios[other]) for one, other in less}
         for name, values in ratios.items():
-            row[name], row[f"{name}_low"], row[f"{name}_high"], _ = over_seeds(
-                values, (SCALE | scales).get(name, "plain")
-            )
+            estimate, low, high, _ = over_seeds(values, (SCALE | scales).get(name, "plain"))
+            row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     names = [*parts({name: np.zeros(1) for name in counts.indicators}), *(f"{a}_minus_{b}" for a, b in less)]
     ends = [name + end for name in names for end in ("", "_low", "_high")]

@@ -64,7 +64,7 @@ def differences(counts: Counts, hits: np.ndarray, samples: int, base: str = NOTH
 
 
 def bootstrap_p(differences: np.ndarray) -> float:
-    """Two-sided p that there is no difference, from samples of it (samples,), never below 2 / (samples + 1); nan left out."""
+    """Two-sided p of no difference from samples of it (samples,), never below 2 / (samples + 1); nan left out."""
     d = differences[~np.isnan(differences)]
     return float(min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1)))
 
