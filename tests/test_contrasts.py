@@ -7,23 +7,15 @@ from w2s.analysis import controls
 from w2s.analysis.pooled import pooled_table
 from w2s.report import sentences_extensions
 
-# Ten test pairs: what each made-up run gives to the truly preferred response.
-N = 10
-CHANCES = pd.DataFrame(
-    {
-        "weak": [0.6] * N,
-        "ceiling": [0.9] * 8 + [0.6] * 2,
-        "calm": [0.9] * 9 + [0.1],
-        "one": [0.1] * 4 + [0.9] * 6,  # loses 4 of the calm one's pairs
-        "two": [0.9] * 6 + [0.1] * 4,  # loses 3, of which 1 where the ceiling is unsure
-        "same": [0.1] * 4 + [0.9] * 6,
-    },
-    index=[f"test-{i}" for i in range(N)],
-)
+N = 10  # test pairs, and what each made-up run gives to the truly preferred response
+CHANCES = {"weak": [0.6] * N, "ceiling": [0.9] * 8 + [0.6] * 2, "reference": [0.9] * 9 + [0.1]}
+CHANCES |= {"one": [0.1] * 4 + [0.9] * 6}  # loses 4 of the reference's pairs
+CHANCES |= {"two": [0.9] * 6 + [0.1] * 4}  # loses 3, of which 1 where the ceiling is unsure
+CHANCES = pd.DataFrame(CHANCES | {"same": CHANCES["one"]}, index=[f"test-{i}" for i in range(N)])
 
 
 def row(student, labels, seed=0, conflict="explicit"):
-    runs = {"weak": "weak", "ceiling": "ceiling", "reference": "calm", "student": student}
+    runs = {"weak": "weak", "ceiling": "ceiling", "reference": "reference", "student": student}
     return runs | {"labels": labels, "conflict": conflict, "seed": seed}
 
 
@@ -57,16 +49,13 @@ def test_a_difference_is_taken_on_the_same_pairs():
     # The same tax on the same pairs: in every sample the difference is 0, whatever pairs are drawn.
     same = controls.tax_difference(counts, weak, shuffled, 500)
     assert (same["estimate"], same["low"], same["high"]) == (0, 0, 0)
-
-
-def test_a_difference_over_seeds_is_their_mean():
+    # Over seeds it is their mean.
     rows = pd.DataFrame([row("one", "weak", 0), row("two", "weak", 1), row("two", "gold", 0), row("two", "gold", 1)])
-    weak, gold = ({"labels": k, "conflict": "explicit"} for k in ("weak", "gold"))
     found = controls.tax_difference(controls.count_controls(rows, CHANCES), weak, gold, 500)
     assert found["estimate"] == pytest.approx((0.1 + 0) / 2) and found["seeds"] == 2
 
 
-def told(estimate, low, high, **names):
+def difference(estimate, low, high, **names):
     return names | {"estimate": estimate, "low": low, "high": high, "seeds": 1}
 
 
@@ -83,26 +72,19 @@ def pooled_row(**values):
     [
         ((0.2, 0.1, 0.3), (0.1, 0.05, 0.2), ("weak labels add to the tax", "cost more than the same errors")),
         ((-0.2, -0.3, -0.1), (-0.1, -0.2, -0.05), ("make it smaller", "cost less than the same errors")),
-        (
-            (0.0, -0.1, 0.1),
-            (0.0, 0.0, 0.1),
-            ("add to it is not supported", "model errs is not supported"),
-        ),
+        ((0.0, -0.1, 0.1), (0.0, 0.0, 0.1), ("add to it is not supported", "model errs is not supported")),
     ],
 )
 def test_the_answer_follows_the_intervals(gold, shuffled, words):
     settings = pd.DataFrame([pooled_row(labels="weak"), pooled_row(labels="random", reference_accuracy=0.51)])
-    rows = [told(*gold, conflict="explicit", less="gold"), told(*shuffled, conflict="explicit", less="shuffled")]
+    ends = {"gold": gold, "shuffled": shuffled}
+    rows = [difference(*ends[less], conflict="explicit", less=less) for less in sentences_extensions.WEAK_LESS]
     tax, answer = sentences_extensions.label_lines(settings, pd.DataFrame(rows), "a -> b")
     assert "0.12 [0.07, 0.17] with weak labels" in tax and "a -> b, 3 seeds" in tax
     assert "its tax is noise: random)" in tax and "noise: weak" not in tax
     assert all(part in answer for part in words), answer
-
-
-def test_no_reference_at_chance_no_word_of_it():
-    settings = pd.DataFrame([pooled_row(labels="weak")])
-    rows = [told(0.2, 0.1, 0.3, conflict="explicit", less=less) for less in sentences_extensions.WEAK_LESS]
-    assert "chance" not in sentences_extensions.label_lines(settings, pd.DataFrame(rows), "a -> b")[0]
+    # no reference at chance, no word of it
+    assert "chance" not in sentences_extensions.label_lines(settings.head(1), pd.DataFrame(rows), "a -> b")[0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +104,7 @@ def test_the_score_without_conflict(values, words):
 
 def test_whether_the_tax_rises_with_the_strength():
     step = {"conflict": "explicit", "measure": "in alpha", "smallest": 0.0, "largest": 2.0}
-    rows = [told(0.8, 0.7, 0.9, labels="weak", **step), told(0.0, -0.1, 0.1, labels="gold", **step)]
+    rows = [difference(0.8, 0.7, 0.9, labels="weak", **step), difference(0.0, -0.1, 0.1, labels="gold", **step)]
     (line,) = sentences_extensions.strength_lines(pd.DataFrame(rows), "a -> b")
     assert "from 0 to 2 in alpha" in line and "0.800 [0.700, 0.900] with weak labels (it rises)" in line
     assert "with gold labels (a change is not supported in this study)" in line
@@ -142,12 +124,14 @@ def test_without_a_gap_or_a_ceiling_exchanged_roles_say_nothing(gap, ceiling, si
 def test_a_mute_ceiling_and_a_student_at_chance_are_warnings_of_their_seed():
     gold = {"role": "gold", "pairs": 1000, "accuracy": 0.5, "high": 0.53, "confident_share": 0.5}
     rows = [gold | {"model": m, "seed": s, "low": low} for m, s, low in (("b", 0, 0.6), ("b", 1, 0.47), ("a", 0, 0.4))]
-    students = [
-        pooled_row(labels=labels, conflict=conflict, seed=seed, student_accuracy=accuracy)
-        for labels, conflict, seed, accuracy in (
-            ("weak", "none", 0, 0.8), ("weak", "none", 1, 0.51), ("weak", "explicit", 0, 0.1), ("gold", "none", 0, 0.5)
-        )
-    ]  # fmt: skip
+    columns = ["labels", "conflict", "seed", "student_accuracy"]
+    named = [
+        ["weak", "none", 0, 0.8],
+        ["weak", "none", 1, 0.51],
+        ["weak", "explicit", 0, 0.1],
+        ["gold", "none", 0, 0.5],
+    ]
+    students = [pooled_row(**dict(zip(columns, values, strict=True))) for values in named]
     ceiling, student = sentences_extensions.control_warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
     assert ceiling.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
     assert student.startswith("Warning: seed 1: the student with weak labels and no conflict (accuracy 0.51)")

@@ -1,7 +1,5 @@
 """Hand-worked cases of the paper's measures, their intervals and the study tables."""
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,11 +14,12 @@ from w2s.report import sentences
 #            pair      0     1     2     3     4     5     6     7
 CEILING = np.array([0.90, 0.80, 0.95, 0.90, 0.60, 0.55, 0.10, 0.75])  # known: all but 4 and 5
 WEAK = np.array([0.80, 0.60, 0.40, 0.55, 0.90, 0.50, 0.60, 0.20])  # known: 0, 4, 7
-CALM = np.array([0.90, 0.70, 0.60, 0.80, 0.70, 0.60, 0.30, 0.90])  # right: all but 6 (7 at risk)
-TORN = np.array([0.80, 0.30, 0.20, 0.90, 0.40, 0.50, 0.20, 0.60])  # wrong: 1, 2, 4, 5 (a tie), 6
+REFERENCE = np.array([0.90, 0.70, 0.60, 0.80, 0.70, 0.60, 0.30, 0.90])  # right: all but 6 (7 at risk)
+STUDENT = np.array([0.80, 0.30, 0.20, 0.90, 0.40, 0.50, 0.20, 0.60])  # wrong: 1, 2, 4, 5 (a tie), 6
 # Tax: 1, 2, 4, 5. S-known/W-unknown: 1, 2, 3, 6, of which 1, 2, 3 are at risk.
 KNOWN, BLIND, WEAK_ONLY, NEITHER = d.AREAS
 AREA = [KNOWN, BLIND, BLIND, BLIND, WEAK_ONLY, NEITHER, BLIND, KNOWN]
+FOUR = (REFERENCE, STUDENT, CEILING, WEAK)
 
 
 def study(models=("m-8", "m-16", "m-128"), n=240, seed=0, conflicts=scoring.CONFLICTS, middle="m-16") -> pd.DataFrame:
@@ -49,70 +48,50 @@ def study(models=("m-8", "m-16", "m-128"), n=240, seed=0, conflicts=scoring.CONF
     return pd.concat(tables, ignore_index=True)
 
 
-def probabilities(table, run):
-    return table[table["run"] == run].sort_values("id")["probability"].to_numpy()
+def probabilities(table, *runs):
+    return [table[table["run"] == run].sort_values("id")["probability"].to_numpy() for run in runs]
 
 
-def test_right_counts_a_tie_as_wrong():
-    assert d.right([0.5, 0.5000001, 0.4]).tolist() == [False, True, False]
+def one_row(scores, strong="m-128", role="student", conflict="explicit"):
+    names = {"weak": "m-8", "strong": strong, "role": role, "conflict": conflict}
+    return scores[(scores[list(names)] == list(names.values())).all(axis=1)].iloc[0]
 
 
-def test_known_by_confidence_counts_confident_errors_and_the_threshold_itself():
-    assert d.known([0.75, 0.25, 0.7499, 0.2501, 0.5]).tolist() == [True, True, False, False, False]
-
-
-def test_known_by_gold_leaves_out_confident_errors():
-    assert d.known([0.75, 0.25, 0.74, 0.9], known_by="gold").tolist() == [True, False, False, True]
-
-
-def test_threshold_one_half_makes_every_pair_known():
-    assert d.known([0.5, 0.1, 0.9], threshold=0.5).all()
+@pytest.mark.parametrize(
+    ("p", "options", "expected"),
+    [
+        ([0.75, 0.25, 0.7499, 0.2501, 0.5], {}, [1, 1, 0, 0, 0]),  # the threshold itself and confident errors count
+        ([0.75, 0.25, 0.74, 0.9], {"known_by": "gold"}, [1, 0, 0, 1]),  # by gold they do not
+        ([0.5, 0.1, 0.9], {"threshold": 0.5}, [1, 1, 1]),
+    ],
+)
+def test_known_by_hand(p, options, expected):
+    assert d.known(p, **options).tolist() == [bool(value) for value in expected]
 
 
 def test_areas_by_hand():
+    assert d.right([0.5, 0.5000001, 0.4]).tolist() == [False, True, False]  # a tie counts as wrong
     assert d.areas(CEILING, WEAK).tolist() == AREA
+    # By gold, pair 6: the ceiling is confidently wrong (0.10); pair 7: the weak model is (0.20).
+    assert d.areas(CEILING, WEAK, known_by="gold").tolist() == [*AREA[:6], NEITHER, BLIND]
+    assert d.areas([0.9, 0.9, 0.1, 0.1], [0.9, 0.1, 0.9, 0.1], 0.5, "gold").tolist() == list(d.AREAS)
+    assert d.areas([0.8, 0.8], [0.8, 0.65], 0.75, weak_threshold=0.6).tolist() == [KNOWN] * 2
+    assert d.areas([0.8, 0.8], [0.8, 0.65], 0.75, weak_threshold=0.9).tolist() == [BLIND] * 2
 
 
-def test_areas_by_gold_move_confident_errors_to_unknown():
-    # Pair 6: the ceiling is confidently wrong (0.10); pair 7: the weak model is (0.20).
-    by_gold = d.areas(CEILING, WEAK, known_by="gold")
-    assert by_gold[6] == NEITHER and by_gold[7] == BLIND
-    assert by_gold[:6].tolist() == AREA[:6]
-
-
-def test_areas_agree_with_known():
-    rng = np.random.default_rng(0)
-    ceiling, weak = rng.random((2, 500))
-    found = d.areas(ceiling, weak, 0.8)
-    assert np.array_equal(found == BLIND, d.known(ceiling, 0.8) & ~d.known(weak, 0.8))
-    assert np.array_equal(found == WEAK_ONLY, ~d.known(ceiling, 0.8) & d.known(weak, 0.8))
-    assert set(found) == set(d.AREAS)
-
-
-def test_conflict_tax_by_hand():
-    assert np.flatnonzero(d.conflict_tax(CALM, TORN)).tolist() == [1, 2, 4, 5]
-
-
-def test_deception_score_by_hand():
-    assert d.deception_score(CALM, TORN, CEILING, WEAK) == 2 / 4  # of the tax 1, 2, 4, 5 the area holds 1 and 2
-
-
-def test_deception_score_at_another_threshold():
+def test_tax_score_and_null_by_hand():
+    assert np.flatnonzero(d.conflict_tax(REFERENCE, STUDENT)).tolist() == [1, 2, 4, 5]
+    assert d.deception_score(*FOUR) == 2 / 4  # of the tax 1, 2, 4, 5 the area holds 1 and 2
     # T = 0.9: the ceiling knows 0, 2, 3, 6, the weak model 4, so of the tax only pair 2 counts.
-    assert d.deception_score(CALM, TORN, CEILING, WEAK, threshold=0.9) == 1 / 4
-
-
-def test_null_score_by_hand():
-    assert d.null_score(CALM, CEILING, WEAK) == 3 / 7
-
-
-def test_an_even_tax_scores_its_null():
+    assert d.deception_score(*FOUR, threshold=0.9) == 1 / 4
+    assert d.null_score(REFERENCE, CEILING, WEAK) == 3 / 7
     # If every pair that the reference has right is lost, the tax is as even as can be.
-    assert d.deception_score(CALM, np.zeros(8), CEILING, WEAK) == d.null_score(CALM, CEILING, WEAK)
+    assert d.deception_score(REFERENCE, np.zeros(8), CEILING, WEAK) == d.null_score(REFERENCE, CEILING, WEAK)
 
 
 def test_scores_are_nan_without_tax_and_without_anything_at_risk():
-    assert np.isnan(d.deception_score(CALM, CALM, CEILING, WEAK))
+    assert np.isnan(d.deception_score(REFERENCE, REFERENCE, CEILING, WEAK))
+    assert np.isnan(d.even_tax_p(REFERENCE, REFERENCE, CEILING, WEAK))
     assert np.isnan(d.null_score(np.zeros(8), CEILING, WEAK))
     assert np.isnan(d.deception_score([], [], [], []))
 
@@ -120,30 +99,31 @@ def test_scores_are_nan_without_tax_and_without_anything_at_risk():
 def test_measures_accept_lists_series_and_tensors():
     torch = pytest.importorskip("torch")
     for convert in (list, lambda a: pd.Series(a, index=range(8)[::-1]), torch.tensor):
-        assert d.deception_score(*map(convert, (CALM, TORN, CEILING, WEAK))) == 0.5
+        assert d.deception_score(*map(convert, FOUR)) == 0.5
 
 
 def test_tax_rates_by_hand():
-    table = d.tax_rates(CALM, TORN, CEILING, WEAK).set_index("area")
+    table = d.tax_rates(*FOUR).set_index("area")
     assert list(table.index) == list(d.AREAS)
-    assert table["pairs"].tolist() == [2, 4, 1, 1]
-    assert table["at_risk"].tolist() == [2, 3, 1, 1]
-    assert table["tax"].tolist() == [0, 2, 1, 1]
-    assert table["rate"].tolist() == pytest.approx([0, 2 / 3, 1, 1])
-    assert table["share"].tolist() == [0, 0.5, 0.25, 0.25]
+    assert table[["pairs", "at_risk", "tax"]].to_numpy().T.tolist() == [[2, 4, 1, 1], [2, 3, 1, 1], [0, 2, 1, 1]]
+    assert table["rate"].tolist() == pytest.approx([0, 2 / 3, 1, 1]) and table["share"].tolist() == [0, 0.5, 0.25, 0.25]
     assert (table["low"] <= table["rate"] + 1e-12).all() and (table["rate"] <= table["high"] + 1e-12).all()
-
-
-def test_tax_rates_are_nan_in_an_empty_area():
     table = d.tax_rates([0.9, 0.9], [0.9, 0.1], [0.9, 0.9], [0.9, 0.6]).set_index("area")
-    assert table.loc[[WEAK_ONLY, NEITHER], ["rate", "low", "high"]].isna().all(axis=None)
+    assert table.loc[[WEAK_ONLY, NEITHER], ["rate", "low", "high"]].isna().all(axis=None)  # empty areas
     assert table.loc[BLIND, "share"] == 1
+
+
+def test_even_tax_p_by_hand():
+    # 7 at risk, 3 of them blind (1, 2, 3), 4 tax pairs, 2 of them blind: C(7,4) = 35 choices.
+    chances = np.array([1, 12, 18, 4]) / 35  # C(3,k) C(4,4-k) for k = 0..3; 18 is the likeliest
+    assert d.even_tax_p(*FOUR) == pytest.approx(1)
+    moved = np.where(np.arange(8) == 4, 0.9, np.where(np.arange(8) == 3, 0.1, STUDENT))  # tax 1, 2, 3, 5: 3 blind
+    assert d.even_tax_p(REFERENCE, moved, CEILING, WEAK) == pytest.approx(chances[[0, 3]].sum())
 
 
 def test_wilson_by_hand():
     # Wilson (1927) with z = 1.959964: centre (p + z²/2n) / (1 + z²/n), here p = 0.5, n = 10.
-    low, high = intervals.wilson(5, 10)
-    assert (low, high) == pytest.approx((0.23659, 0.76341), abs=1e-5)
+    assert intervals.wilson(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)
     assert all(np.isnan(intervals.wilson(0, 0)))
 
 
@@ -183,8 +163,7 @@ def test_draws_keep_the_number_of_pairs_and_depend_on_the_seed():
 
 
 def test_bootstrap_of_an_accuracy_is_close_to_wilson():
-    hits = np.arange(400) < 260
-    row = intervals.bootstrap({"hits": hits, "pairs": np.ones(400)}, accuracy_of).loc["accuracy"]
+    row = intervals.bootstrap({"hits": np.arange(400) < 260, "pairs": np.ones(400)}, accuracy_of).loc["accuracy"]
     assert row["estimate"] == 0.65 and row["undefined"] == 0
     assert (row["low"], row["high"]) == pytest.approx(intervals.wilson(260, 400), abs=0.01)
 
@@ -206,29 +185,17 @@ def test_bootstrap_is_paired():
     assert table.loc["a", "low"] < table.loc["a", "high"]
 
 
-def test_bootstrap_counts_undefined_samples():
-    # One tax pair among 100 is left out of a sample with probability (1 - 1/100) ** 100 = 0.366.
-    tax = np.arange(100) == 0
-    score = {"tax": tax, "hit": tax}
-    row = intervals.bootstrap(score, lambda s: {"score": intervals.ratio(s["hit"], s["tax"])}).loc["score"]
+def test_bootstrap_counts_undefined_samples_and_gives_no_interval_where_they_are_the_most():
+    tax = np.arange(100) == 0  # left out of a sample with probability (1 - 1/100) ** 100 = 0.366
+    row = intervals.bootstrap({"tax": tax}, lambda s: {"score": intervals.ratio(s["tax"], s["tax"])}).loc["score"]
     assert row["undefined"] == pytest.approx(0.366, abs=0.04)
     assert row[["estimate", "low", "high"]].tolist() == [1, 1, 1]
 
-
-def test_bootstrap_interval_is_nan_when_fewer_than_half_of_the_samples_are_defined():
     def fragile(sums):  # defined by the estimate, but only where pair 0 is drawn twice or more, or not resampled
         return {"x": np.where((sums["pair"] >= 2) | (np.ndim(sums["pair"]) == 0), sums["pair"], np.nan)}
 
-    row = intervals.bootstrap({"pair": np.arange(100) == 0}, fragile).loc["x"]
+    row = intervals.bootstrap({"pair": tax}, fragile).loc["x"]
     assert row["undefined"] > 0.5 and row["estimate"] == 1 and row[["low", "high"]].isna().all()
-
-
-def test_bootstrap_speed_allows_forty_settings():
-    indicators = {name: np.arange(1440) % (k + 2) == 0 for k, name in enumerate("abcdefgh")}
-    start = time.perf_counter()
-    for _ in range(4):
-        intervals.bootstrap(indicators, lambda s: {"x": intervals.ratio(s["a"], s["b"])})
-    assert time.perf_counter() - start < 2 + 4 * 0.45  # 2 s for the draws, then 40 settings within 20 s
 
 
 @pytest.fixture(scope="module")
@@ -243,18 +210,16 @@ def scores(predictions):
 
 def test_score_table_agrees_with_the_measures(predictions, scores):
     assert list(scores.columns) == scoring.SCORE_COLUMNS
-    row = scores[(scores["weak"] == "m-8") & (scores["strong"] == "m-128") & (scores["conflict"] == "implicit")]
-    row = row[row["role"] == "student"].iloc[0]
-    weak, ceiling = probabilities(predictions, "gold-m-8-none"), probabilities(predictions, "gold-m-128-none")
-    calm = probabilities(predictions, "student-m-128-m-8-none")
-    torn = probabilities(predictions, "student-m-128-m-8-implicit")
-    tax = d.conflict_tax(calm, torn)
+    row = one_row(scores, conflict="implicit")
+    runs = ("student-m-128-m-8-none", "student-m-128-m-8-implicit", "gold-m-128-none", "gold-m-8-none")
+    reference, student, ceiling, weak = four = probabilities(predictions, *runs)
+    tax = d.conflict_tax(reference, student)
     assert row["tax"] == tax.sum() > 10 and row["tax_share"] == tax.mean() and row["pairs"] == 240
-    assert row["score"] == d.deception_score(calm, torn, ceiling, weak)
-    assert row["null"] == d.null_score(calm, ceiling, weak)
+    assert row["score"] == d.deception_score(*four) and row["null"] == d.null_score(reference, ceiling, weak)
+    assert row["p"] == d.even_tax_p(*four)
     assert row["lift"] == pytest.approx(row["score"] / row["null"])
     assert row["score_minus_null"] == pytest.approx(row["score"] - row["null"])
-    accuracies = [d.right(p).mean() for p in (weak, ceiling, calm, torn)]
+    accuracies = [d.right(p).mean() for p in (weak, ceiling, reference, student)]
     assert row[[f"{r}_accuracy" for r in ("weak", "ceiling", "reference", "student")]].tolist() == accuracies
     assert row["gap"] == accuracies[1] - accuracies[0]
     assert row["pgr"] == pytest.approx((accuracies[3] - accuracies[0]) / (accuracies[1] - accuracies[0]))
@@ -262,128 +227,74 @@ def test_score_table_agrees_with_the_measures(predictions, scores):
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 
 
-def test_score_table_has_no_score_without_conflict(scores):
-    calm = scores[scores["conflict"] == "none"]
-    assert (calm["tax"] == 0).all() and calm[["score", "score_low", "score_minus_null", "lift"]].isna().all(axis=None)
-    assert calm["null"].notna().all()
-
-
-def test_reference_ceiling_gives_every_student_a_score(predictions):
-    scores = scoring.score_table(predictions, reference="ceiling", bootstrap=100)
-    row = scores[(scores["conflict"] == "none") & (scores["weak"] == "m-8") & (scores["strong"] == "m-16")].iloc[0]
-    ceiling, weak = probabilities(predictions, "gold-m-16-none"), probabilities(predictions, "gold-m-8-none")
-    student = probabilities(predictions, "student-m-16-m-8-none")
+def test_without_conflict_there_is_a_score_against_the_ceiling_alone(predictions, scores):
+    rows = scores[scores["conflict"] == "none"]
+    assert (rows["tax"] == 0).all() and rows[["score", "score_low", "score_minus_null", "lift"]].isna().all(axis=None)
+    assert rows["null"].notna().all()
+    row = one_row(scoring.score_table(predictions, reference="ceiling", bootstrap=100), "m-16", conflict="none")
+    ceiling, student, weak = probabilities(predictions, "gold-m-16-none", "student-m-16-m-8-none", "gold-m-8-none")
     assert row["score"] == d.deception_score(ceiling, student, ceiling, weak)
     assert row["reference_accuracy"] == row["ceiling_accuracy"]
 
 
 def test_bootstrapped_students_are_measured_against_the_original_weak_model(predictions, scores):
-    row = scores[(scores["role"] == "bootstrapped") & (scores["conflict"] == "explicit")].iloc[0]
+    row = one_row(scores, role="bootstrapped")
     assert (row["weak"], row["teacher"], row["via"], row["strong"]) == ("m-8", "m-16", "m-8", "m-128")
-    weak, ceiling = probabilities(predictions, "gold-m-8-none"), probabilities(predictions, "gold-m-128-none")
-    calm, torn = (probabilities(predictions, f"bootstrapped-m-128-m-16-m-8-{c}") for c in ("none", "explicit"))
-    assert row["score"] == d.deception_score(calm, torn, ceiling, weak)
+    runs = [f"bootstrapped-m-128-m-16-m-8-{c}" for c in ("none", "explicit")] + ["gold-m-128-none", "gold-m-8-none"]
+    assert row["score"] == d.deception_score(*probabilities(predictions, *runs))
 
 
-def test_score_table_does_not_depend_on_the_order_of_rows(predictions, scores):
+def test_tables_count_test_pairs_alone_in_any_order(predictions, scores):
     shuffled = predictions.sample(frac=1, random_state=0).reset_index(drop=True)
     pd.testing.assert_frame_equal(scoring.score_table(shuffled, bootstrap=200), scores, check_exact=True)
     tables = [scoring.accuracy_table(t) for t in (predictions, shuffled)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-
-
-def test_score_table_counts_test_pairs_alone(predictions, scores):
     labels = predictions[predictions["role"] == "gold"].assign(split="w2s", probability=0.01)
-    both = scoring.score_table(pd.concat([labels, predictions]), bootstrap=200)
-    pd.testing.assert_frame_equal(both, scores)
+    pd.testing.assert_frame_equal(scoring.score_table(pd.concat([labels, predictions]), bootstrap=200), scores)
 
 
 def test_models_are_sorted_by_their_numbers_and_conflicts_as_listed(scores):
     students = scores[(scores["role"] == "student") & (scores["conflict"] == "none")]
-    assert list(zip(students["weak"], students["strong"], strict=True)) == [
-        ("m-8", "m-16"), ("m-8", "m-128"), ("m-16", "m-128")]  # fmt: skip
+    expected = [("m-8", "m-16"), ("m-8", "m-128"), ("m-16", "m-128")]
+    assert list(zip(students["weak"], students["strong"], strict=True)) == expected
     assert list(dict.fromkeys(scores["conflict"])) == list(scoring.CONFLICTS)
 
 
+def run_table(p, run="x", role="gold", model="m", teacher=""):
+    names = {"run": run, "role": role, "model": model, "teacher": teacher, "conflict": "none", "seed": 0}
+    return pd.DataFrame({"id": [f"test-{i}" for i in range(len(p))], "split": "test", "probability": p, **names})
+
+
 def test_pgr_is_nan_when_weak_and_ceiling_are_alike():
-    ids = [f"test-{i}" for i in range(100)]
-    rows = []
-    for role, model, teacher, right in (("gold", "a", "", 70), ("gold", "b", "", 71), ("student", "b", "a", 70)):
-        p = np.where(np.arange(100) < right, 0.9, 0.1)
-        names = {"run": role + model, "role": role, "model": model, "teacher": teacher, "conflict": "none", "seed": 0}
-        rows.append(pd.DataFrame({"id": ids, "split": "test", "probability": p, **names}))
-    row = scoring.score_table(pd.concat(rows), bootstrap=100).iloc[0]  # without a column via: nothing is bootstrapped
+    runs = (("gold", "a", "", 70), ("gold", "b", "", 71), ("student", "b", "a", 70))
+    tables = [run_table(np.where(np.arange(100) < n, 0.9, 0.1), r + m, r, m, t) for r, m, t, n in runs]
+    row = scoring.score_table(pd.concat(tables), bootstrap=100).iloc[0]  # without a column via: nothing is bootstrapped
     assert row["gap"] == pytest.approx(0.01) and row[["pgr", "pgr_low", "pgr_high"]].isna().all()
 
 
 def test_an_intermediate_teacher_without_a_ceiling_has_no_row(predictions):
     # m-16 taught the bootstrapped student; without its gold run it is no strong model of the study.
-    kept = predictions[
-        ~predictions["run"].isin(["gold-m-16-none", *(f"student-m-128-m-16-{c}" for c in scoring.CONFLICTS)])
-    ]
-    assert set(scoring.score_table(kept, bootstrap=100)["strong"]) == {"m-128"}
+    gone = ["gold-m-16-none", *(f"student-m-128-m-16-{c}" for c in scoring.CONFLICTS)]
+    table = scoring.score_table(predictions[~predictions["run"].isin(gone)], bootstrap=100)
+    assert set(table["strong"]) == {"m-128"}
 
 
 def test_area_table_stacks_the_rates_of_every_setting(predictions, scores):
     table = scoring.area_table(predictions)
     assert len(table) == 4 * len(scores) and list(table.columns[: len(scoring.SETTING)]) == scoring.SETTING
-    taxes = table.groupby(scoring.SETTING, sort=False)["tax"].sum().tolist()
-    assert taxes == scores["tax"].tolist()
+    assert table.groupby(scoring.SETTING, sort=False)["tax"].sum().tolist() == scores["tax"].tolist()
 
 
 def test_accuracy_table_by_hand():
     # Confidences 0.9, 0.8, 0.6, 0.8: right, wrong, right, right. Bins of width 0.05, so 0.8 shares one.
-    p = pd.DataFrame({"id": list("abcd"), "probability": [0.9, 0.2, 0.6, 0.8]})
-    names = {"run": "x", "role": "gold", "model": "m", "teacher": "", "via": "", "conflict": "none", "seed": 0}
-    row = scoring.accuracy_table(p.assign(split="test", **names)).iloc[0]
+    row = scoring.accuracy_table(run_table([0.9, 0.2, 0.6, 0.8])).iloc[0]
     assert row["accuracy"] == 0.75 and (row["low"], row["high"]) == intervals.wilson(3, 4)
     assert row["confidence"] == pytest.approx(0.775) and row["confident_share"] == 0.75
     assert row["confident_accuracy"] == pytest.approx(2 / 3)
     assert row["confident_confidence"] == pytest.approx(2.5 / 3)
-    # ece: (1 * |1 - 0.9| + 2 * |0.5 - 0.8| + 1 * |1 - 0.6|) / 4
-    assert row["ece"] == pytest.approx(1.1 / 4)
-
-
-def test_accuracy_among_the_confident_is_nan_when_nobody_is():
-    p = pd.DataFrame({"id": list("ab"), "probability": [0.6, 0.4], "split": "test"})
-    names = {"run": "x", "role": "gold", "model": "m", "teacher": "", "via": "", "conflict": "none", "seed": 0}
-    row = scoring.accuracy_table(p.assign(**names)).iloc[0]
+    assert row["ece"] == pytest.approx(1.1 / 4)  # (1 * |1 - 0.9| + 2 * |0.5 - 0.8| + 1 * |1 - 0.6|) / 4
+    row = scoring.accuracy_table(run_table([0.6, 0.4])).iloc[0]  # nobody is confident
     assert row["confident_share"] == 0 and np.isnan(row["confident_accuracy"])
-
-
-def lengths(n=5):
-    """Pairs whose chosen response is longer, shorter, equal, shorter, shorter than the other."""
-    chosen, rejected = ["aaa", "a", "aa", "a", "a"], ["a", "aaa", "bb", "bb", "bbb"]
-    ids = [f"test-{i:05d}" for i in range(5)]
-    return pd.DataFrame({"id": ids, "chosen": chosen, "rejected": rejected}).head(n)
-
-
-def test_shorter_table_by_hand():
-    """Of the 4 pairs of unequal length the run prefers the shorter response, the shorter, the longer, the shorter."""
-    table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=[0.2, 0.9, 0.9, 0.5, 0.7])
-    (row,) = scoring.shorter_table(table.sample(frac=1, random_state=1), lengths()).itertuples()
-    assert (row.run, row.role, row.model, row.unequal_pairs) == ("gold-m-8-none", "gold", "m-8", 4)
-    assert (row.shorter, row.truly_shorter) == (0.75, 0.75)
-    assert (row.shorter_low, row.shorter_high) == intervals.wilson(3, 4)
-
-
-def test_a_model_that_always_prefers_the_shorter_response_shows():
-    table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=[0.1, 0.9, 0.9, 0.9, 0.9])
-    assert scoring.shorter_table(table, lengths()).shorter.item() == 1
-    table["probability"] = 1 - table["probability"]
-    assert scoring.shorter_table(table, lengths()).shorter.item() == 0
-
-
-def test_shorter_table_has_a_row_for_each_run_and_nan_where_all_lengths_are_equal():
-    equal = lengths().assign(chosen="a", rejected="b")
-    table = scoring.shorter_table(study(n=5), equal)
-    assert set(table["run"]) == set(study(n=5)["run"]) and table["shorter"].isna().all()
-    assert (table["unequal_pairs"] == 0).all()
-
-
-def test_shorter_table_names_a_pair_that_is_missing():
-    with pytest.raises(ValueError, match="no pair test-00004, which run gold-m-8-none was scored on"):
-        scoring.shorter_table(study(n=5), lengths(4))
 
 
 def test_reliability_puts_full_confidence_into_the_last_bin():
@@ -391,18 +302,43 @@ def test_reliability_puts_full_confidence_into_the_last_bin():
     assert table["pairs"].tolist() == [1, 2] and table["accuracy"].tolist() == [0, 0.5]
 
 
+# Pairs whose chosen response is longer, shorter, equal, shorter, shorter than the other.
+LENGTHS = pd.DataFrame({"chosen": ["aaa", "a", "aa", "a", "a"], "rejected": ["a", "aaa", "bb", "bb", "bbb"]})
+LENGTHS["id"] = [f"test-{i:05d}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("p", "share"),
+    [
+        ([0.2, 0.9, 0.9, 0.5, 0.7], 0.75),  # of the 4 pairs of unequal length: shorter, shorter, longer, shorter
+        ([0.1, 0.9, 0.9, 0.9, 0.9], 1),
+        ([0.9, 0.1, 0.1, 0.1, 0.1], 0),
+    ],
+)
+def test_shorter_table_by_hand(p, share):
+    table = study(n=5).query("run == 'gold-m-8-none'").assign(probability=p)
+    (row,) = scoring.shorter_table(table.sample(frac=1, random_state=1), LENGTHS).itertuples()
+    assert (row.run, row.role, row.model, row.unequal_pairs) == ("gold-m-8-none", "gold", "m-8", 4)
+    assert (row.shorter, row.truly_shorter) == (share, 0.75)
+    assert (row.shorter_low, row.shorter_high) == intervals.wilson(int(4 * share), 4)
+
+
+def test_shorter_table_has_a_row_for_each_run_and_nan_where_all_lengths_are_equal():
+    table = scoring.shorter_table(study(n=5), LENGTHS.assign(chosen="a", rejected="b"))
+    assert set(table["run"]) == set(study(n=5)["run"]) and table["shorter"].isna().all()
+    assert (table["unequal_pairs"] == 0).all()
+    with pytest.raises(ValueError, match="no pair test-00004, which run gold-m-8-none was scored on"):
+        scoring.shorter_table(study(n=5), LENGTHS.head(4))
+
+
 GOLD = "gold-m-8-none"
-
-
-def dropped(table, run):
-    """The table without the first prediction of a run."""
-    return table.drop(table.index[table["run"] == run][0])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: dropped(t, GOLD), f"run {GOLD}: 1 test ids differ from those of run student-m-16-m-8-none"),
+        (lambda t: t.drop(t.index[t["run"] == GOLD][0]),
+         f"run {GOLD}: 1 test ids differ from those of run student-m-16-m-8-none"),
         (lambda t: t[t["run"] != GOLD], "run student-m-16-m-8-none: its weak is missing; add test predictions of "
          "role 'gold', model 'm-8', conflict 'none', seed 0"),
         (lambda t: t[t["run"] != "student-m-128-m-8-none"], "run student-m-128-m-8-explicit: its reference is missing"),
@@ -417,16 +353,13 @@ def dropped(table, run):
 def test_messages_of_study_tables(predictions, change, message):
     with pytest.raises(ValueError, match=message):
         scoring.score_table(change(predictions), bootstrap=100)
-
-
-def test_message_of_an_unknown_reference(predictions):
     with pytest.raises(ValueError, match="reference = 'weak': choose 'none' or 'ceiling'"):
         scoring.score_table(predictions, reference="weak")
 
 
 def test_findings_state_each_setting_with_its_numbers(predictions, scores):
     lines = sentences.findings(scores, scoring.accuracy_table(predictions))
-    row = scores[(scores["weak"] == "m-8") & (scores["strong"] == "m-128") & (scores["conflict"] == "explicit")].iloc[0]
+    row = one_row(scores)
     (line,) = [x for x in lines if x.startswith("explicit conflict, m-8 -> m-128:")]
     interval = f"[{row['score_low']:.2f}, {row['score_high']:.2f}]"
     assert f"Deception Score {row['score']:.2f} {interval} over {row['tax']} tax pairs" in line
@@ -440,18 +373,9 @@ def test_findings_state_each_setting_with_its_numbers(predictions, scores):
 
 def table_of(low, high, tax=50, strong="b"):
     """One row of a score table whose difference score - null has the interval [low, high]."""
-    row = dict.fromkeys(scoring.SCORE_COLUMNS, 0.5)
-    row |= {"weak": "a", "strong": strong, "role": "student", "teacher": "a", "via": ""}
-    row |= {
-        "pairs": 100,
-        "reference_accuracy": 0.7,
-        "conflict": "implicit",
-        "seed": 0,
-        "tax": tax,
-        "score_minus_null_low": low,
-        "score_minus_null_high": high,
-    }
-    return row
+    row = dict.fromkeys(scoring.SCORE_COLUMNS, 0.5) | {"weak": "a", "strong": strong, "role": "student", "teacher": "a"}
+    row |= {"via": "", "pairs": 100, "reference_accuracy": 0.7, "conflict": "implicit", "seed": 0, "tax": tax}
+    return row | {"score_minus_null_low": low, "score_minus_null_high": high}
 
 
 def ceiling_of(low, model="b", sure=0.5):
@@ -476,7 +400,7 @@ def test_findings_judge_the_difference_from_the_null(row, ceiling_low, ending):
     assert line.endswith(ending)
 
 
-def test_findings_warn_of_a_ceiling_at_chance_and_leave_it_out():
+def test_findings_warn_of_ceilings_at_chance_or_never_confident_and_leave_them_out():
     scores = pd.DataFrame([table_of(0.1, 0.3), table_of(0.1, 0.3, strong="c")])
     lines = sentences.findings(scores, pd.DataFrame([ceiling_of(0.49), ceiling_of(0.52, "c")]))
     assert lines[0].startswith("Warning: the strong ceiling b, seed 0, with accuracy 0.55 [0.49, 0.60] on 100 pairs")
@@ -485,52 +409,50 @@ def test_findings_warn_of_a_ceiling_at_chance_and_leave_it_out():
     assert "1 weak-strong pair(s), too few to rank the Score" in lines[2]
     (nothing,) = sentences.findings(scores.iloc[:1], pd.DataFrame([ceiling_of(0.49)]))[1:2]
     assert "no setting has a confident ceiling above chance" in nothing
-
-
-def test_findings_warn_of_a_ceiling_that_is_never_confident():
-    scores = pd.DataFrame([table_of(0.0, 0.0)])
-    lines = sentences.findings(scores, pd.DataFrame([ceiling_of(0.52, sure=0.004)]))
+    lines = sentences.findings(pd.DataFrame([table_of(0.0, 0.0)]), pd.DataFrame([ceiling_of(0.52, sure=0.004)]))
     assert lines[0].startswith("Warning: the strong ceiling b") and "is confident on 0.4% of them" in lines[0]
     assert "no setting has a confident ceiling" in lines[1]
     assert lines[2].endswith("so that next to nothing counts as known: no statement.")
 
 
+LORA = {"lora": {"rank": 8, "alpha": 16.0}}
+
+
+REWARD = {"Target": ["harmless pairs are supervised, helpful pairs are the conflict"], "Weights": ["all of them"]}
+REWARD |= {"Method": ["reward modelling"], "Weak labels": ["soft, the weak model's P; all"]}
+REWARD |= {"Probability": ["P = sigmoid(margin); margin: the difference of the two scores, in logits"]}
+DPO = ["P = sigmoid(margin / 50); margin: the difference of the two summed", "in nats, without the reference"]
+IMPLICIT = {"confidence": "implicit_reward"}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"Method": "reward modelling", "Weights": "all of them", "Weak labels": "soft, the weak model's P; all"}),
-        ({}, {"Probability": "P = sigmoid(margin); margin: the difference of the two scores, in logits"}),
-        (
-            {"confidence": "calibrated"},
-            {"Probability": "sigmoid(margin / temperature), each run's temperature from gold"},
-        ),
-        ({"method": "dpo"}, {"Method": "(DPO), beta 0.1, after SFT", "Weak labels": "hard, the response"}),
-        ({"method": "dpo"}, {"Probability": "P = sigmoid(margin / 50); margin: the difference of the two summed"}),
-        ({"method": "dpo"}, {"Probability": "in nats, without the reference"}),
-        ({"method": "dpo", "confidence": "calibrated"}, {"Probability": "in nats, minus that of the reference"}),
-        ({"method": "dpo", "beta": 0.3, "confidence": "implicit_reward"}, {"Probability": "sigmoid(0.3 * margin)"}),
-        (
-            {"method": "simpo"},
-            {"Method": "SimPO, beta 2, gamma 1, after SFT", "Probability": "sigmoid(margin); margin"},
-        ),
-        ({"method": "simpo", "gamma": 0.0}, {"Method": "gamma 0,", "Probability": "mean log-probabilities a token"}),
-        ({"method": "simpo", "confidence": "implicit_reward"}, {"Probability": "sigmoid(2 * margin)"}),
-        ({"lora": {"rank": 8, "alpha": 16.0}}, {"Weights": "low-rank adapters are trained (rank 8), NOT all weights"}),
-        ({}, {"Target": "harmless pairs are supervised, helpful pairs are the conflict"}),
-        ({"target": "helpful"}, {"Target": "helpful pairs are supervised, harmless pairs are the conflict"}),
-        ({"weak_filter": "confidence"}, {"Weak labels": "only confident ones are used (weak_filter: confidence)"}),
-        ({"weak_filter": "gold_oracle"}, {"Weak labels": "only confident and RIGHT ones are used, which takes gold"}),
+        ({}, REWARD),
+        ({"confidence": "calibrated"},
+         {"Probability": ["sigmoid(margin / temperature), each run's temperature from gold"]}),
+        ({"method": "dpo"}, {"Method": ["(DPO), beta 0.1, after SFT"], "Probability": DPO}),
+        ({"method": "dpo"}, {"Weak labels": ["hard, the response"]}),
+        ({"method": "dpo", "confidence": "calibrated"}, {"Probability": ["in nats, minus that of the reference"]}),
+        ({"method": "dpo", "beta": 0.3} | IMPLICIT, {"Probability": ["sigmoid(0.3 * margin)"]}),
+        ({"method": "simpo"}, {"Method": ["SimPO, beta 2, gamma 1, after SFT"]}),
+        ({"method": "simpo"}, {"Probability": ["sigmoid(margin); margin"]}),
+        ({"method": "simpo", "gamma": 0}, {"Method": ["gamma 0,"], "Probability": ["mean log-probabilities a token"]}),
+        ({"method": "simpo"} | IMPLICIT, {"Probability": ["sigmoid(2 * margin)"]}),
+        (LORA, {"Weights": ["low-rank adapters are trained (rank 8), NOT all weights"]}),
+        ({"target": "helpful"}, {"Target": ["helpful pairs are supervised, harmless pairs are the conflict"]}),
+        ({"weak_filter": "confidence"}, {"Weak labels": ["only confident ones are used (weak_filter: confidence)"]}),
+        ({"weak_filter": "gold_oracle"}, {"Weak labels": ["only confident and RIGHT ones are used, which takes gold"]}),
     ],
-)
+)  # fmt: skip
 def test_the_setup_in_words(changes, expected):
     setup = sentences.setup(StudyParams.check(changes))
     assert list(setup) == ["Target", "Method", "Weights", "Weak labels", "Probability"]
-    assert all(text in setup[term] for term, text in expected.items()), setup
+    assert all(text in setup[term] for term, parts in expected.items() for text in parts), setup
 
 
 def test_adapters_and_filters_are_said_before_any_finding_and_in_captions():
-    plain = StudyParams()
-    changed = StudyParams.check({"lora": {"rank": 8, "alpha": 16.0}, "weak_filter": "confidence"})
+    plain, changed = StudyParams(), StudyParams.check(LORA | {"weak_filter": "confidence"})
     assert sentences.caveats(plain) == [] and sentences.mark(plain.lora) == ""
     assert sentences.mark(changed.lora) == " Trained by low-rank adapters (rank 8)."
     (swapped,) = sentences.caveats(StudyParams(target="helpful"))

@@ -13,36 +13,36 @@ from w2s.report import sentences_extensions
 # wrong and sure (0.1) or right and sure (0.9); the weak model gives its P as it is
 RIGHTS = {"weak": [0.9, 0.6, 0.6, 0.4, 0.1, 0.2], "ceiling": [1, 1, 1, 0, 1, 0], "none": [1, 1, 0, 1, 1, 0]}
 RIGHTS |= {"explicit": [1, 0, 0, 0, 1, 1]}
+COPY = {"explicit": [int(p > 0.5) for p in RIGHTS["weak"]]}  # right where its teacher is
 
 
-@pytest.fixture
-def table():
-    return runs_of(RIGHTS)
+def rows_of(make, table, by=("conflict",), threshold=0.75):
+    return make(followups.count_errors(table, threshold), by, bootstrap=100).set_index("conflict")
 
 
-def test_blind_spots_by_hand(table):
-    rows = followups.blind_table(followups.count_errors(table), ["conflict"], bootstrap=100).set_index("conflict")
+def test_blind_spots_by_hand():
+    rows = rows_of(followups.blind_table, runs_of(RIGHTS))
     row = rows.loc["explicit"]
     # the weak model is uncertain on pairs 1, 2 and 3; the student is confidently wrong on all three
-    assert (row["share_student"], row["share_calm"], row["share_ceiling"]) == (3 / 6, 1 / 6, 1 / 6)
-    assert (row["errors_student"], row["errors_calm"], row["errors_ceiling"]) == (1, 1 / 2, 1 / 2)
-    assert (row["lift_student"], row["lift_calm"]) == (2, 1)  # uncertain on half of the pairs
-    assert row["share_student_minus_share_calm"] == pytest.approx(1 / 3)
-    assert row["share_student_minus_share_calm_low"] <= 1 / 3 <= row["share_student_minus_share_calm_high"]
-    assert rows.loc["none", "share_student_minus_share_calm"] == 0
-    assert rows.loc["none", "share_student"] == row["share_calm"]
+    assert (row["share_student"], row["share_none"], row["share_ceiling"]) == (3 / 6, 1 / 6, 1 / 6)
+    assert (row["errors_student"], row["errors_none"], row["errors_ceiling"]) == (1, 1 / 2, 1 / 2)
+    assert (row["lift_student"], row["lift_none"]) == (2, 1)  # uncertain on half of the pairs
+    less = row[[f"share_student_minus_share_none{end}" for end in ("_low", "", "_high")]].astype(float)
+    assert less.iloc[1] == pytest.approx(1 / 3) and less.iloc[0] <= 1 / 3 <= less.iloc[2]
+    assert rows.loc["none", "share_student_minus_share_none"] == 0
+    assert rows.loc["none", "share_student"] == row["share_none"]
 
 
-def test_an_error_without_confidence_is_no_blind_spot(table):
-    table.loc[table["run"] == "explicit-0", "probability"] = 0.4
-    row = followups.blind_table(followups.count_errors(table), bootstrap=100).set_index("conflict").loc["explicit"]
+def test_an_error_without_confidence_is_no_blind_spot():
+    table = runs_of(RIGHTS | {"explicit": [0.4] * 6})
+    row = rows_of(followups.blind_table, table).loc["explicit"]
     assert row["share_student"] == 0 and row["errors_student"] == 0 and np.isnan(row["lift_student"])
-    strict = followups.count_errors(table, threshold=0.5)  # then nobody is uncertain
-    assert followups.blind_table(strict, bootstrap=100)["share_ceiling"].eq(0).all()
+    strict = rows_of(followups.blind_table, table, threshold=0.5)  # then nobody is uncertain
+    assert strict["share_ceiling"].eq(0).all()
 
 
-def test_covariance_and_correlation_are_numpys(table):
-    row = followups.shared_table(followups.count_errors(table), bootstrap=100).set_index("conflict").loc["explicit"]
+def test_covariance_and_correlation_are_numpys():
+    row = rows_of(followups.shared_table, runs_of(RIGHTS)).loc["explicit"]
     wrong = {"weak": np.array(RIGHTS["weak"]) <= 0.5} | {c: np.array(RIGHTS[c]) == 0 for c in ("explicit", "ceiling")}
     for name, run in (("student", "explicit"), ("ceiling", "ceiling")):
         pair = np.stack([wrong[run], wrong["weak"]]).astype(float)
@@ -52,24 +52,14 @@ def test_covariance_and_correlation_are_numpys(table):
     assert row["correlation_student_minus_correlation_ceiling"] == pytest.approx(less)
 
 
-def test_a_student_that_copies_its_teacher_and_one_that_never_errs():
-    copy = RIGHTS | {"explicit": [int(p > 0.5) for p in RIGHTS["weak"]], "ceiling": [1] * 6}
-    row = (
-        followups.shared_table(followups.count_errors(runs_of(copy)), bootstrap=100)
-        .set_index("conflict")
-        .loc["explicit"]
-    )
+def test_a_student_that_copies_its_teacher_one_that_never_errs_and_the_mean_of_two_seeds():
+    row = rows_of(followups.shared_table, runs_of(RIGHTS | COPY | {"ceiling": [1] * 6})).loc["explicit"]
     assert row["correlation_student"] == pytest.approx(1)
     assert row["covariance_ceiling"] == 0 and np.isnan(row["correlation_ceiling"])
     assert np.isnan(row["correlation_student_minus_correlation_ceiling_low"])
-
-
-def test_several_seeds_are_averaged_run_by_run():
-    """One seed has all wrong where the teacher is, the other none: pooled cells would give another correlation."""
-    copy = RIGHTS | {"explicit": [int(p > 0.5) for p in RIGHTS["weak"]]}
-    against = RIGHTS | {"explicit": [int(p <= 0.5) for p in RIGHTS["weak"]]}
-    both = seeded([runs_of(copy), runs_of(against)])
-    row = followups.shared_table(followups.count_errors(both), bootstrap=100).set_index("conflict").loc["explicit"]
+    # One seed has all wrong where the teacher is, the other none: pooled cells would give another correlation.
+    both = seeded([runs_of(RIGHTS | COPY), runs_of(RIGHTS | {"explicit": [1 - right for right in COPY["explicit"]]})])
+    row = rows_of(followups.shared_table, both).loc["explicit"]
     assert row["seeds"] == 2 and row["correlation_student"] == pytest.approx(0, abs=1e-12)
 
 
@@ -89,19 +79,18 @@ def test_the_auc_is_that_of_mann_and_whitney():
 
 
 def varied(n_seeds, n=300):
-    """Tax falls on the pairs whose P varies over seeds: the first third."""
+    """Tax falls on the pairs whose P varies over seeds: the first third; with its score table."""
     rng, tables = np.random.default_rng(3), []
     for seed in range(n_seeds):
-        table = runs_of({"weak": [0.6] * n, "ceiling": [1] * n, "none": [1] * n, "explicit": [1] * n}, seed)
         swing = np.where(np.arange(n) < n // 3, rng.normal(0, 0.15, n), rng.normal(0, 0.01, n))
-        table.loc[table["run"] == f"explicit-{seed}", "probability"] = np.clip(0.55 + swing, 0, 1)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        rights = {"weak": [0.6] * n, "ceiling": [1] * n, "none": [1] * n, "explicit": np.clip(0.55 + swing, 0.01, 0.99)}
+        tables.append(runs_of(rights, seed))
+    table = pd.concat(tables, ignore_index=True)
+    return table, score_table(table, bootstrap=100)
 
 
-def test_variance_tells_the_tax_of_a_seed_that_it_has_not_seen():
-    table = varied(4)
-    rows = followups.variance_table(table, score_table(table, bootstrap=100), bootstrap=100).set_index("predictor")
+def test_variance_predicts_the_tax_of_a_seed_that_it_has_not_seen():
+    rows = followups.variance_table(*varied(4), bootstrap=100).set_index("predictor")
     assert list(rows.index) == ["variance, conflict", "variance, no conflict", "weak model's uncertainty"]
     own = rows.loc["variance, conflict"]
     assert (own["runs"], own["seeds"]) == (4, 4) and own["low"] > 0.7 and own["low"] <= own["auc"] <= own["high"]
@@ -109,8 +98,7 @@ def test_variance_tells_the_tax_of_a_seed_that_it_has_not_seen():
 
 
 def test_the_predicted_seed_has_no_part_in_its_variance():
-    table = varied(3)
-    kept = score_table(table, bootstrap=100)
+    table, kept = varied(3)
     before = {s["seed"]: p for s, _, _, p in followups._predictors(table, kept)}
     changed = table.copy()
     changed.loc[changed["run"] == "explicit-1", "probability"] = np.linspace(0, 1, 300)
@@ -119,26 +107,20 @@ def test_the_predicted_seed_has_no_part_in_its_variance():
     assert not np.allclose(before[0]["variance, conflict"], after[0]["variance, conflict"])
 
 
-@pytest.mark.parametrize("n_seeds", [1, 2])
-def test_with_fewer_than_three_seeds_there_is_no_variance(n_seeds):
-    table = varied(n_seeds)
-    assert followups.variance_table(table, score_table(table, bootstrap=100), bootstrap=100).empty
-
-
-def test_runs_that_are_not_kept_neither_predict_nor_are_predicted():
-    table = varied(4)
-    kept = score_table(table, bootstrap=100)
-    fewer = kept[kept["seed"] != 2]
-    assert set(followups.variance_table(table, fewer, bootstrap=100)["runs"]) == {3}
+def test_variance_takes_three_usable_seeds_and_uses_no_other():
+    for n_seeds in (1, 2):
+        assert followups.variance_table(*varied(n_seeds), bootstrap=100).empty
+    table, kept = varied(4)
+    assert set(followups.variance_table(table, kept[kept["seed"] != 2], bootstrap=100)["runs"]) == {3}
     assert followups.variance_table(table, kept[kept["seed"] < 2], bootstrap=100).empty
 
 
-def test_no_usable_run_gives_empty_tables_with_columns(table):
-    counts = followups.count_errors(table).where([False] * 2)
-    for made in (followups.blind_table(counts, bootstrap=100), followups.shared_table(counts, bootstrap=100)):
+def test_no_usable_run_gives_empty_tables_with_columns():
+    counts = followups.count_errors(runs_of(RIGHTS)).where([False] * 2)
+    blind, shared = (make(counts, bootstrap=100) for make in (followups.blind_table, followups.shared_table))
+    for made in (blind, shared):
         assert made.empty and set(SETTING[:-1]) <= set(made)
-    assert sentences_extensions.blind_spots(followups.blind_table(counts, ["conflict"], 100), 0.75, "paper") == []
-    assert sentences_extensions.shared_errors(followups.shared_table(counts, ["conflict"], 100)) == []
+    assert sentences_extensions.blind_spots(blind, 0.75, "paper") == sentences_extensions.shared_errors(shared) == []
 
 
 def ranged(name, value, low, high):
@@ -155,36 +137,31 @@ def ranged(name, value, low, high):
     ],
 )
 def test_the_sentence_on_knowledge_follows_both_intervals(lifts, verdict):
-    rows = [
-        {"conflict": "explicit", "known_by": way, "tax": 50, "score": 0.5}
-        | ranged("lift", *lift)
-        | ranged("lost", 0.1, 0, 0.2)
-        for way, lift in zip(("knowledge", "sure_knowledge", "confidence"), [*lifts, (1.0, 0.9, 1.1)], strict=True)
-    ]
-    (line,) = sentences_extensions.by_knowledge(pd.DataFrame(rows))
+    usual = {"conflict": "explicit", "tax": 50, "score": 0.5} | ranged("lost", 0.1, 0, 0.2)
+    ways = zip(("knowledge", "sure_knowledge", "confidence"), [*lifts, (1.0, 0.9, 1.1)], strict=True)
+    table = pd.DataFrame([usual | {"known_by": way} | ranged("lift", *lift) for way, lift in ways])
+    (line,) = sentences_extensions.by_knowledge(table)
     assert line.endswith(verdict) and "lift {:.2f} [{:.2f}, {:.2f}]".format(*lifts[0]) in line
-    assert sentences_extensions.by_knowledge(pd.DataFrame(rows).assign(tax=9)) == []
+    assert sentences_extensions.by_knowledge(table.assign(tax=9)) == []
 
 
 def test_a_share_of_nothing_is_called_none():
-    row = {"conflict": "explicit"} | ranged("share_student", 0.0, 0, 0) | ranged("share_calm", 0.01, 0.005, 0.02)
-    row |= ranged("share_ceiling", 0.1, 0.09, 0.11) | ranged("share_student_minus_share_calm", -0.01, -0.02, -0.005)
+    row = {"conflict": "explicit"} | ranged("share_student", 0.0, 0, 0) | ranged("share_none", 0.01, 0.005, 0.02)
+    row |= ranged("share_ceiling", 0.1, 0.09, 0.11) | ranged("share_student_minus_share_none", -0.01, -0.02, -0.005)
     (line,) = sentences_extensions.blind_spots(pd.DataFrame([row]), 0.75, "paper")
     assert "on none of the pairs; the student without conflict on 1.000% [0.500%, 2.000%]" in line
     assert line.endswith("fewer than without conflict.")
 
 
-def test_sentences_on_shared_errors_and_variance():
-    rows = [{"conflict": c} | ranged("correlation_student", 0.2, 0.1, 0.3) for c in ("none", "explicit")]
-    rows = [r | ranged("correlation_ceiling", 0.1, 0.05, 0.15) for r in rows]
-    less = "correlation_student_minus_correlation_ceiling"
-    (line,) = sentences_extensions.shared_errors(pd.DataFrame([r | ranged(less, 0.1, 0.02, 0.2) for r in rows]))
-    assert line.endswith("it shares more of them than the ceiling does.")
-    (line,) = sentences_extensions.shared_errors(pd.DataFrame([r | ranged(less, 0.1, -0.02, 0.2) for r in rows]))
-    assert line.endswith("no difference is shown.")
-    table = pd.DataFrame(
-        [("explicit", "variance, conflict", 9, 3, 0.4, 0.3, 0.45)],
-        columns=["conflict", "predictor", "runs", "seeds", "auc", "low", "high"],
-    )
-    (line,) = sentences_extensions.variance(table)
+@pytest.mark.parametrize(
+    ("low", "ending"), [(0.02, "it shares more of them than the ceiling does."), (-0.02, "no difference is shown.")]
+)
+def test_sentences_on_shared_errors_and_variance(low, ending):
+    row = ranged("correlation_student", 0.2, 0.1, 0.3) | ranged("correlation_ceiling", 0.1, 0.05, 0.15)
+    row |= ranged("correlation_student_minus_correlation_ceiling", 0.1, low, 0.2)
+    table = pd.DataFrame([row | {"conflict": conflict} for conflict in ("none", "explicit")])
+    (line,) = sentences_extensions.shared_errors(table)
+    assert line.endswith(ending)
+    row = {"conflict": "explicit", "predictor": "variance, conflict", "runs": 9, "seeds": 3}
+    (line,) = sentences_extensions.variance(pd.DataFrame([row | {"auc": 0.4, "low": 0.3, "high": 0.45}]))
     assert "is smaller on these (AUC 0.40 [0.30, 0.45], 9 runs)." in line

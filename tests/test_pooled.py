@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from test_deception import CALM, CEILING, TORN, WEAK, study
+from test_deception import study
 
 from w2s import deception as d
 from w2s import intervals
 from w2s.analysis import pooled, scoring, seeds
 from w2s.report import sentences
 
-POOLED_NAMES = [name + end for name in scoring.WITH_INTERVAL for end in ("", "_low", "_high")]
+ENDS = ("", "_low", "_high")
+POOLED_NAMES = [name + end for name in scoring.WITH_INTERVAL for end in ENDS]
 
 
 def seeded(tables):
@@ -22,16 +23,26 @@ def seeded(tables):
 
 
 def runs_of(rights: dict[str, list[int]], seed=0):
-    """A study of a weak and a strong model; 1 where a run is right (P = 0.9, known) and 0 where not."""
+    """A study of a weak and a strong model; 1 where a run is right (P = 0.9, known) and 0 where not; others are P."""
     names = {"weak": ("gold", "a", "", "none"), "ceiling": ("gold", "b", "", "none")}
     names |= {c: ("student", "b", "a", c) for c in ("none", "explicit", "implicit")}
     tables = []
     for part, values in rights.items():
         columns = dict(zip(("role", "model", "teacher", "conflict"), names[part], strict=True))
-        p = np.where(np.array(values) == 1, 0.9, 0.1) if part != "weak" else np.array(values)
+        p = np.array(values, dtype=float)
+        p = np.select([p == 1, p == 0], [0.9, 0.1], p)
         ids = [f"test-{i}" for i in range(len(p))]
         tables.append(pd.DataFrame({"id": ids, "split": "test", "probability": p, "run": f"{part}-{seed}", **columns}))
     return pd.concat(tables).assign(seed=seed, via="")
+
+
+def counted(*rights):
+    """The counts of one study of `runs_of` a seed."""
+    return pooled.count_students(pd.concat([runs_of(of, k) for k, of in enumerate(rights)]))
+
+
+def explicit(counts):
+    return pooled.pooled_table(counts).set_index("conflict").loc["explicit"]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +55,19 @@ def three():
     return seeded([study(seed=k) for k in range(3)])
 
 
+@pytest.fixture(scope="module")
+def counts(three):
+    return pooled.count_students(three)
+
+
+@pytest.fixture(scope="module")
+def scores(three):
+    return scoring.score_table(three, bootstrap=100)
+
+
 def test_with_one_seed_the_pooled_row_is_that_of_the_score_table(one):
-    scores, table = (
-        scoring.score_table(one, bootstrap=200),
-        pooled.pooled_table(pooled.count_students(one), bootstrap=200),
-    )
+    scores = scoring.score_table(one, bootstrap=200)
+    table = pooled.pooled_table(pooled.count_students(one), bootstrap=200)
     assert (table["covers"] == "pairs").all() and (table[["runs", "seeds"]] == 1).all(axis=None)
     both = scores.merge(table, on=pooled.POOLED, suffixes=("", "_pooled"))
     assert len(both) == len(scores)
@@ -58,17 +77,15 @@ def test_with_one_seed_the_pooled_row_is_that_of_the_score_table(one):
 
 def test_seeds_that_differ_and_pairs_that_do_not():
     """Two seeds, pairs all alike: the student is right everywhere in one, nowhere in the other."""
-    right, wrong = [1] * 6, [0] * 6
-    calm = {"weak": [0.6] * 6, "ceiling": right, "none": right}
-    table = pd.concat([runs_of(calm | {"explicit": right}), runs_of(calm | {"explicit": wrong}, 1)])
-    rows = pooled.pooled_table(pooled.count_students(table)).set_index("conflict")
+    alike = {"weak": [0.6] * 6, "ceiling": [1] * 6, "none": [1] * 6}
+    rows = pooled.pooled_table(counted(alike | {"explicit": [1] * 6}, alike | {"explicit": [0] * 6}))
+    rows = rows.set_index("conflict")
     row = rows.loc["explicit"]
     assert (row["seeds"], row["covers"], row["pairs"], row["tax"]) == (2, "pairs and seeds", 6, 6)
     # t with one degree of freedom: from two seeds as far apart as can be nothing follows
-    accuracy = row[["student_accuracy" + e for e in ("", "_low", "_high", "_min", "_max")]].astype(float)
+    accuracy = row[["student_accuracy" + e for e in (*ENDS, "_min", "_max")]].astype(float)
     np.testing.assert_allclose(accuracy, [0.5, 0, 1, 0, 1], atol=1e-6)
-    # all of the tax in the area, 6 pairs: Wilson's interval of 6 out of 6
-    low, high = intervals.wilson(6, 6)
+    low, high = intervals.wilson(6, 6)  # all of the tax in the area, 6 pairs
     assert row[["score", "score_low", "score_high", "null", "lift_low"]].tolist() == [1, low, high, 1, low]
     assert row["undefined"] == 0
     assert rows.loc["none", ["score", "score_low", "lift"]].isna().all() and rows.loc["none", "undefined"] == 1
@@ -79,8 +96,7 @@ def test_pairs_that_differ_and_seeds_that_do_not():
     rng = np.random.default_rng(0)
     rights = {"weak": list(rng.uniform(0.5, 1, 80))} | {c: rng.integers(0, 2, 80) for c in ("ceiling", "explicit")}
     rights["none"] = np.ones(80, dtype=int)
-    alone = pooled.pooled_table(pooled.count_students(runs_of(rights)))
-    copies = pooled.pooled_table(pooled.count_students(pd.concat([runs_of(rights, k) for k in range(4)])))
+    alone, copies = (pooled.pooled_table(counted(*[rights] * n)) for n in (1, 4))
     np.testing.assert_allclose(copies[POOLED_NAMES], alone[POOLED_NAMES], atol=1e-12)
     assert (copies["seeds"] == 4).all() and (copies["tax"] == 4 * alone["tax"]).all()
     assert (copies["student_accuracy_min"] == copies["student_accuracy_max"]).all()
@@ -88,79 +104,63 @@ def test_pairs_that_differ_and_seeds_that_do_not():
 
 def test_pooling_does_not_take_a_large_tax_in_a_large_area_for_deception():
     """Simpson: seed 0 loses 10 of 10 with 8 blind, seed 1 loses 5 of 10 with 2 blind, both evenly."""
-
-    def run(blind, lost, seed):
-        weak = [0.6] * blind + [0.9] * (10 - blind)
-        keep = [int(i not in lost) for i in range(10)]
-        return runs_of({"weak": weak, "ceiling": [1] * 10, "none": [1] * 10, "explicit": keep}, seed)
-
-    counts = pooled.count_students(pd.concat([run(8, range(10), 0), run(2, [0, 5, 6, 7, 8], 1)]))
-    row = pooled.pooled_table(counts).set_index("conflict").loc["explicit"]
+    all_right = {"ceiling": [1] * 10, "none": [1] * 10}
+    wide = all_right | {"weak": [0.6] * 8 + [0.9] * 2, "explicit": [0] * 10}
+    narrow = all_right | {"weak": [0.6] * 2 + [0.9] * 8, "explicit": [0, 1, 1, 1, 1, 0, 0, 0, 0, 1]}
+    row = explicit(counted(wide, narrow))
     assert row["tax"] == 15 and row["score"] == pytest.approx(9 / 15)
     assert row["null"] == pytest.approx((10 * 0.8 + 5 * 0.2) / 15) and row["lift"] == pytest.approx(1)
 
 
-def test_pooled_by_conflict_adds_up_all_settings(three):
-    counts = pooled.count_students(three)
+def test_pooled_by_conflict_adds_up_all_settings(counts, scores):
     table = pooled.pooled_table(counts, ["conflict"], bootstrap=100).set_index("conflict")
     assert (table["runs"] == 12).all() and (table["seeds"] == 3).all()
-    scores = scoring.score_table(three, bootstrap=100)
-    sums = scores[scores["conflict"] == "explicit"]
-    row = table.loc["explicit"]
+    row, sums = table.loc["explicit"], scores[scores["conflict"] == "explicit"]
     assert row["tax"] == sums["tax"].sum()
     assert row["score"] == pytest.approx((sums["tax"] * sums["score"]).sum() / sums["tax"].sum())
     assert row["null"] == pytest.approx((sums["tax"] * sums["null"]).sum() / sums["tax"].sum())
     assert row["lift_low"] < row["lift"] < row["lift_high"]
 
 
-def test_among_keeps_the_rows_that_are_named(three):
-    scores = scoring.score_table(three, bootstrap=100)
-    kept = pooled.count_students(three).among(scores[scores["seed"] > 0])
+def test_among_keeps_the_rows_that_are_named(counts, scores):
+    kept = counts.among(scores[scores["seed"] > 0])
     assert set(kept.settings["seed"]) == {1, 2} and kept.indicators["tax"].shape == (24, 240)
     empty = kept.among(scores.head(0))
     assert pooled.pooled_table(empty).empty and pooled.slope_table(empty).empty
 
 
 WIDE = {"weak": "m-8", "strong": "m-128", "conflict": "explicit"}
+IMPLICIT = WIDE | {"conflict": "implicit"}
 
 
-def test_difference_of_a_setting_with_itself_is_zero(three):
-    table = pooled.difference(pooled.count_students(three), WIDE, WIDE, bootstrap=100)
+def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three, counts):
+    table = pooled.difference(counts, WIDE, WIDE, bootstrap=100)
     assert list(table["difference"]) == list(scoring.WITH_INTERVAL)
     assert (table[["estimate", "low", "high"]] == 0).all(axis=None) and (table["seeds"] == 3).all()
-
-
-def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three):
-    counts = pooled.count_students(three.sample(frac=1, random_state=0))
-    implicit = WIDE | {"conflict": "implicit", "strong": "m-16"}
-    rows = pooled.pooled_table(counts).set_index(["role", "weak", "strong", "conflict"])
-    one, two = (rows.loc[("student", s["weak"], s["strong"], s["conflict"])] for s in (WIDE, implicit))
-    forth, back = pooled.difference(counts, WIDE, implicit), pooled.difference(counts, implicit, WIDE)
+    shuffled = pooled.count_students(three.sample(frac=1, random_state=0))
+    other = IMPLICIT | {"strong": "m-16"}
+    rows = pooled.pooled_table(shuffled).set_index(["role", "weak", "strong", "conflict"])
+    first, second = (rows.loc[("student", s["weak"], s["strong"], s["conflict"])] for s in (WIDE, other))
+    forth, back = pooled.difference(shuffled, WIDE, other), pooled.difference(shuffled, other, WIDE)
     for name, value in forth.set_index("difference")["estimate"].items():
-        assert value == pytest.approx(one[name] - two[name])
+        assert value == pytest.approx(first[name] - second[name])
     np.testing.assert_allclose(forth["low"], -back["high"])
     assert (forth["low"] <= forth["estimate"]).all() and (forth["estimate"] <= forth["high"]).all()
 
 
 @pytest.mark.parametrize(
-    ("first", "seeds", "message"),
+    ("first", "of_seeds", "message"),
     [
         ({"weak": "m-8"}, (0, 1), "6 settings have it; name weak, strong"),
         (WIDE | {"strong": "x"}, (0, 1), "0 settings have it"),
         (WIDE, (1,), "no seed in common; train both with one seed"),
     ],
 )
-def test_messages_of_difference(three, first, seeds, message):
-    counts = pooled.count_students(three)
-    settings = counts.settings
-    counts = counts.where(
-        np.where(settings["conflict"] == "explicit", settings["seed"].isin(seeds), settings["seed"] == 0)
-    )
+def test_messages_of_difference_and_count(three, counts, first, of_seeds, message):
+    conflict, seed = counts.settings["conflict"], counts.settings["seed"]
+    few = counts.where(np.where(conflict == "explicit", seed.isin(of_seeds), seed == 0))
     with pytest.raises(ValueError, match=message):
-        pooled.difference(counts, first, WIDE | {"conflict": "implicit"})
-
-
-def test_count_wants_one_test_split_for_all_runs(three):
+        pooled.difference(few, first, IMPLICIT)
     short = three[(three["seed"] != 2) | (three["id"] != "test-00000")]
     with pytest.raises(ValueError, match="1 test pairs are missing; score all runs on one split"):
         pooled.count_students(short)
@@ -169,17 +169,15 @@ def test_count_wants_one_test_split_for_all_runs(three):
 def test_slope_by_hand():
     x = np.array([[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], [0.1, 0.1, 0.3, 0.3]])
     y = np.array([[1.0, 3.0, 5.0, np.nan], [1.0, 1.0, 2.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
-    found = pooled.slope(x, y, np.ones_like(x))
-    assert found[:2] == pytest.approx([20, 4]) and np.isnan(found[2])  # the third has two gaps alone
-    weights = np.array([[2.0, 1.0, 1.0, 0.0]])
+    slopes = pooled.slope(x, y, np.ones_like(x))
+    assert slopes[:2] == pytest.approx([20, 4]) and np.isnan(slopes[2])  # the third has two gaps alone
     expected = np.polyfit([0.1, 0.1, 0.2, 0.3], [1, 1, 1, 2], 1)[0]
-    assert pooled.slope(x[1:2], y[1:2], weights) == pytest.approx([expected])
+    assert pooled.slope(x[1:2], y[1:2], np.array([[2.0, 1.0, 1.0, 0.0]])) == pytest.approx([expected])
 
 
-def test_slope_table_is_that_of_the_score_table(three):
-    scores = scoring.score_table(three, bootstrap=100)
+def test_slope_table_is_that_of_the_score_table(counts, scores):
     rows = scores[(scores["conflict"] == "explicit") & (scores["role"] == "student")]
-    table = pooled.slope_table(pooled.count_students(three), bootstrap=200).set_index(["conflict", "measure"])
+    table = pooled.slope_table(counts, bootstrap=200).set_index(["conflict", "measure"])
     assert set(table.index.get_level_values(0)) == {"explicit", "implicit"}
     for measure in pooled.SLOPES:
         row = table.loc[("explicit", measure)]
@@ -195,42 +193,24 @@ def test_speed_of_ten_settings_with_five_seeds():
     assert time.perf_counter() - start < 10
 
 
-def test_even_tax_p_by_hand():
-    # 7 at risk, 3 of them blind (1, 2, 3), 4 tax pairs, 2 of them blind: C(7,4) = 35 choices.
-    chances = np.array([1, 12, 18, 4]) / 35  # C(3,k) C(4,4-k) for k = 0..3; 18 is the likeliest
-    assert d.even_tax_p(CALM, TORN, CEILING, WEAK) == pytest.approx(1)
-    moved = np.where(np.arange(8) == 4, 0.9, np.where(np.arange(8) == 3, 0.1, TORN))  # tax 1, 2, 3, 5: 3 blind
-    assert d.even_tax_p(CALM, moved, CEILING, WEAK) == pytest.approx(chances[[0, 3]].sum())
-    assert np.isnan(d.even_tax_p(CALM, CALM, CEILING, WEAK))
-
-
 def test_even_tax_p_is_fishers_and_that_of_the_score_table(one):
-    row = scoring.score_table(one, bootstrap=100).query("conflict == 'explicit'").iloc[0]
-    group = pooled.count_students(one).where([True] + [False] * 11)
-    assert np.isnan(scoring.score_table(one, bootstrap=100)["p"].iloc[0]) and len(group.settings) == 1
+    scores = scoring.score_table(one, bootstrap=100)
+    row = scores.query("conflict == 'explicit'").iloc[0]
+    assert np.isnan(scores["p"].iloc[0])  # without conflict
     blind_risk, risk = round(row["null"] * row["reference_accuracy"] * 240), round(row["reference_accuracy"] * 240)
-    found = round(row["score"] * row["tax"])
-    table = [[found, row["tax"] - found], [blind_risk - found, risk - blind_risk - row["tax"] + found]]
+    blind = round(row["score"] * row["tax"])
+    table = [[blind, row["tax"] - blind], [blind_risk - blind, risk - blind_risk - row["tax"] + blind]]
     assert row["p"] == pytest.approx(stats.fisher_exact(table).pvalue)
 
 
-def test_areas_with_a_threshold_of_its_own_for_the_weak_model():
-    assert d.areas([0.8, 0.8], [0.8, 0.65], 0.75, weak_threshold=0.6).tolist() == [d.AREAS[0]] * 2
-    assert d.areas([0.8, 0.8], [0.8, 0.65], 0.75, weak_threshold=0.9).tolist() == [d.AREAS[1]] * 2
-
-
 def test_surface_agrees_with_the_areas(one):
-    table = pooled.surface_table(one, "gold")
+    table, scores = pooled.surface_table(one, "gold"), scoring.score_table(one, 0.8, "gold", bootstrap=100)
     assert set(table["conflict"]) == {"explicit", "implicit"}
-    (key, rows), scores = (
-        next(iter(table.groupby(scoring.SETTING, sort=False))),
-        scoring.score_table(one, 0.8, "gold", bootstrap=100),
-    )
+    key, rows = next(iter(table.groupby(scoring.SETTING, sort=False)))
     (row,) = scores[(scores[scoring.SETTING] == list(key)).all(axis=1)].to_dict("records")
     cell = pooled.over_thresholds(rows).query("weak_threshold == 0.8 and strong_threshold == 0.8").iloc[0]
-    assert cell[["tax", "score", "null", "lift"]].tolist() == pytest.approx(
-        [row[n] for n in ("tax", "score", "null", "lift")]
-    )
+    names = ["tax", "score", "null", "lift"]
+    assert cell[names].tolist() == pytest.approx([row[name] for name in names])
     p = next(p for setting, p in scoring.comparisons(one, "none") if tuple(setting.values()) == key)
     blind = d.areas(p["ceiling"], p["weak"], 0.9, "gold", weak_threshold=0.6) == d.AREAS[1]
     cell = rows.query("weak_threshold == 0.6 and strong_threshold == 0.9").iloc[0]
@@ -238,13 +218,31 @@ def test_surface_agrees_with_the_areas(one):
     assert pooled.surface_table(one[one["conflict"] == "none"]).empty
 
 
-def test_leaving_out_takes_all_runs_of_a_seed():
-    weights = seeds.leaving_out([0, 0, 1, 7])
+def ratios_of(indicators, parts, less=(), of_seeds=(0,), bootstrap=100):
+    """The one row of `ratio_table` of runs of one setting."""
+    settings = pd.DataFrame([dict.fromkeys(pooled.POOLED, "x") | {"seed": seed} for seed in of_seeds])
+    indicators = indicators | {"pairs": np.ones_like(next(iter(indicators.values())))}
+    return pooled.ratio_table(pooled.Counts(settings, indicators), parts, less, bootstrap=bootstrap).iloc[0]
+
+
+def test_ratios_of_one_run_are_those_of_the_bootstrap():
+    hits, n = np.random.default_rng(1).random((1, 50)) < 0.3, np.ones(50, dtype=bool)
+    row = ratios_of({"hits": hits}, lambda s: {"share": (s["hits"], s["pairs"])}, bootstrap=300)
+    ratio = intervals.bootstrap({"hits": hits[0], "n": n}, lambda s: {"share": intervals.ratio(s["hits"], s["n"])}, 300)
+    expected = ratio.loc["share", ["estimate", "low", "high"]].tolist()
+    assert row[["share", "share_low", "share_high"]].tolist() == pytest.approx(expected)
+
+
+def test_ratios_add_up_runs_before_they_divide():
+    indicators = {"up": np.array([[1, 1, 0, 0], [1, 0, 0, 0]]), "down": np.array([[1, 1, 1, 1], [1, 0, 0, 0]])}
+    row = ratios_of(indicators, lambda s: {"a": (s["up"], s["down"]), "b": (s["down"],) * 2}, [("b", "a")], (0, 1))
+    assert row["a"] == 3 / 5 and row["b_minus_a"] == pytest.approx(2 / 5) and row["pairs"] == 4
+
+
+def test_weights_that_leave_a_seed_out_and_effective_seeds_by_hand():
+    weights = seeds.leaving_out([0, 0, 1, 7])  # all runs of a seed
     assert weights.astype(int).tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
     assert seeds.leaving_out([4, 4]).tolist() == [[1, 1]]
-
-
-def test_effective_seeds_by_hand():
     assert seeds.effective_seeds([7, 7, 7]) == pytest.approx(3)
     assert seeds.effective_seeds([3, 1]) == pytest.approx(16 / 10)
     assert seeds.effective_seeds([5, 0, 0]) == 1 and np.isnan(seeds.effective_seeds([0, 0]))
@@ -255,16 +253,15 @@ def over(values, effective=None, scale="plain", noise=0.0):
     values = np.array(values)
     found = np.array([values.mean(), *((values.sum() - v) / (len(values) - 1) for v in values)])
     pairs = noise * np.random.default_rng(0).normal(size=(2000, 1))
-    sampled = seeds.Resampled(found, found + pairs, effective or len(values))
-    return np.array(seeds.over_seeds(sampled, scale)[:3])
+    return np.array(seeds.over_seeds(seeds.Resampled(found, found + pairs, effective or len(values)), scale)[:3])
 
 
-def test_without_noise_of_pairs_the_interval_over_seeds_is_students():
+@pytest.mark.parametrize(("df", "effective"), [(4, 5), (2.5, 3.5)])
+def test_without_noise_of_pairs_the_interval_over_seeds_is_students(df, effective):
     values = np.array([0.31, 0.4, 0.44, 0.52, 0.6])
-    for df, effective in ((4, 5), (2.5, 3.5)):
-        half = stats.t.ppf(0.975, df) * stats.sem(values)
-        expected = [values.mean(), values.mean() - half, values.mean() + half]
-        np.testing.assert_allclose(over(values, effective), expected, atol=0.02 * half)
+    half = stats.t.ppf(0.975, df) * stats.sem(values)
+    expected = [values.mean(), values.mean() - half, values.mean() + half]
+    np.testing.assert_allclose(over(values, effective), expected, atol=0.02 * half)
 
 
 def test_seeds_that_are_alike_leave_the_interval_of_the_pairs():
@@ -282,67 +279,52 @@ def test_the_scale_keeps_an_interval_inside_its_range():
 
 def test_seeds_that_differ_by_their_pairs_alone_add_little():
     """The jackknife holds the sampling of pairs inside each seed, which is in the samples of pairs already."""
-    rng = np.random.default_rng(4)
-    own = rng.normal(size=(2000, 5)) * 0.1  # each seed's own noise of pairs, sd 0.1
-    seeds = 0.1 * stats.norm.ppf((np.arange(5) + 0.5) / 5)  # as far apart as that noise makes them
-    sums = np.hstack(
-        [(seeds + own).mean(axis=1, keepdims=True), ((seeds + own).sum(axis=1)[:, None] - seeds - own) / 4]
-    )
-    found = np.array([seeds.mean(), *((seeds.sum() - seeds) / 4)])
-    _, low, high, _ = seeds.over_seeds(seeds.Resampled(found, sums, 5))
+    own = np.random.default_rng(4).normal(size=(2000, 5)) * 0.1  # each seed's own noise of pairs, sd 0.1
+    values = 0.1 * stats.norm.ppf((np.arange(5) + 0.5) / 5)  # as far apart as that noise makes them
+    weights = seeds.leaving_out(range(5)) / np.array([[5]] + [[4]] * 5)
+    _, low, high, _ = seeds.over_seeds(seeds.Resampled(weights @ values, (values + own) @ weights.T, 5))
     pairs = 1.96 * 0.1 / np.sqrt(5)
     assert pairs < (high - low) / 2 < 1.5 * pairs
 
 
-def blind_study(taxes):
-    """One run a seed of 40 pairs, the first 20 in the area, all right without conflict; a list of lost pairs each."""
-    calm = {"weak": [0.6] * 20 + [0.9] * 20, "ceiling": [1] * 40, "none": [1] * 40}
-    seeds = [calm | {"explicit": [int(i not in lost) for i in range(40)]} for lost in taxes]
-    return pooled.count_students(pd.concat([runs_of(rights, k) for k, rights in enumerate(seeds)]))
+SPLIT = {"weak": [0.6] * 20 + [0.9] * 20, "ceiling": [1] * 40, "none": [1] * 40}  # the first 20 pairs are the area
 
 
-def explicit(counts):
-    return pooled.pooled_table(counts).set_index("conflict").loc["explicit"]
+def losing(*lost):
+    """One run a seed of 40 pairs, all right without conflict; the pairs lost under the explicit one."""
+    return counted(*(SPLIT | {"explicit": [int(i not in pairs) for i in range(40)]} for pairs in lost))
 
 
 def test_a_tax_that_lies_all_in_the_area_has_wilsons_interval_over_distinct_pairs():
-    row = explicit(blind_study([range(8), range(4, 12)]))  # 12 pairs, 4 of them in both seeds
+    row = explicit(losing(range(8), range(4, 12)))  # 12 pairs, 4 of them in both seeds
     low, high = intervals.wilson(12, 12)
     assert row[["score", "score_low", "score_high"]].tolist() == [1, low, high]
     assert row[["lift", "lift_low", "lift_high"]].tolist() == pytest.approx([2, 2 * low, 2 * high])
     assert row[["score_minus_null_low", "score_minus_null_high"]].tolist() == pytest.approx([low - 0.5, high - 0.5])
-    row = explicit(blind_study([range(30, 36)]))
+    row = explicit(losing(range(30, 36)))
     assert row[["score", "score_low", "score_high"]].tolist() == [0, *intervals.wilson(0, 6)]
     assert row["lift_high"] == pytest.approx(2 * row["score_high"])
 
 
-def test_a_seed_without_tax_counts_and_a_tax_in_one_seed_alone_has_no_interval():
+def test_seeds_without_tax_count_and_without_a_tax_in_two_seeds_there_is_no_interval():
     some = [*range(15, 25)]
-    row = explicit(blind_study([some, some[1:], some[2:], some[:-1], []]))
+    row = explicit(losing(some, some[1:], some[2:], some[:-1], []))
     assert 0 < row["score_low"] < row["score"] < row["score_high"] < 1
     assert row["tax_share_low"] < 37 / 200 < row["tax_share_high"]
-    alone = explicit(blind_study([some, [], [], [], []]))
+    alone = explicit(losing(some, [], [], [], []))
     assert alone["score"] == 0.5 and alone[["score_low", "score_high", "lift_low", "lift_high"]].isna().all()
     assert alone["tax_share_high"] > alone["tax_share"] == 10 / 200
-
-
-def test_without_any_tax_there_is_no_score_and_no_interval_of_it():
-    row = explicit(blind_study([[], []]))
+    row = explicit(losing([], []))
     assert row[["score", "score_low", "score_high", "lift", "lift_low"]].isna().all() and row["undefined"] == 1
     assert row[["student_accuracy", "student_accuracy_low", "student_accuracy_high"]].tolist() == [1, 1, 1]
 
 
 def test_a_difference_has_no_interval_of_scores_where_one_tax_lies_all_in_the_area():
-    calm = {"weak": [0.6] * 20 + [0.9] * 20, "ceiling": [1] * 40, "none": [1] * 40}
     lost = {"explicit": range(8), "implicit": range(15, 25)}
-    rights = calm | {name: [int(i not in pairs) for i in range(40)] for name, pairs in lost.items()}
-    table = pooled.difference(
-        pooled.count_students(runs_of(rights)), {"conflict": "explicit"}, {"conflict": "implicit"}
-    )
-    table = table.set_index("difference")
-    assert table.loc["score", "estimate"] == 0.5 and table.loc[list(scoring.OF_SCORE), ["low", "high"]].isna().all(
-        axis=None
-    )
+    counts = counted(SPLIT | {name: [int(i not in pairs) for i in range(40)] for name, pairs in lost.items()})
+    table = pooled.difference(counts, {"conflict": "explicit"}, {"conflict": "implicit"}).set_index("difference")
+    assert table.loc["score", "estimate"] == 0.5
+    assert table.loc[list(scoring.OF_SCORE), ["low", "high"]].isna().all(axis=None)
     assert table.loc["tax_share", "low"] < 0 < table.loc["tax_share", "high"]
 
 
@@ -356,23 +338,17 @@ def test_a_reference_at_chance_silences_its_scores(one):
     assert next(x for x in lines if "explicit conflict, m-8 -> m-16:" in x).endswith("chance: no statement.")
 
 
-def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(three):
-    scores, accuracies, counts = (
-        scoring.score_table(three, bootstrap=100),
-        scoring.accuracy_table(three),
-        pooled.count_students(three),
-    )
+def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(three, counts, scores):
     conflicts, settings = (pooled.pooled_table(counts, by, 100) for by in (["conflict"], pooled.POOLED))
     slopes = pooled.slope_table(counts, 100)
-    lines = sentences.findings(scores, accuracies, conflicts, slopes, settings)
+    lines = sentences.findings(scores, scoring.accuracy_table(three), conflicts, slopes, settings)
     row = conflicts.set_index("conflict").loc["explicit"]
     interval = f"lift {row['lift']:.2f} [{row['lift_low']:.2f}, {row['lift_high']:.2f}] over {row['tax']} tax pairs"
     assert any(x.startswith(f"explicit conflict, all settings: {interval} of 12 runs, 3 seeds") for x in lines)
     assert any("for each 0.1 of capability gap the Deception Score changes by" in x and "9 runs" in x for x in lines)
     assert any(x.startswith("explicit conflict, m-8 -> m-128, 3 seeds: student accuracy") for x in lines)
-    assert "by Student's t, and are wide where these are few (3 here)" in lines[-1] and not any(
-        "seed 1" in x for x in lines
-    )
+    assert "by Student's t, and are wide where these are few (3 here)" in lines[-1]
+    assert not any("seed 1" in x for x in lines)
 
 
 @pytest.mark.parametrize(

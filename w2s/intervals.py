@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+LEVEL = 0.95  # of every interval
+
 
 def ratio(numerator, denominator) -> np.ndarray:
     """Elementwise quotient, nan where the denominator is 0."""
@@ -17,11 +19,11 @@ def ratio(numerator, denominator) -> np.ndarray:
     return np.where(empty, np.nan, numerator / np.where(empty, 1, denominator))
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a proportion (Wilson, 1927); nan, nan when n is 0."""
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion (Wilson, 1927); nan, nan when n is 0."""
     if n == 0:
         return np.nan, np.nan
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -53,32 +55,26 @@ def resample(indicators: Mapping[str, np.ndarray], samples: int = 2000, seed: in
     return dict(zip(columns, np.split(totals, len(columns), axis=1), strict=True))
 
 
-def bootstrap(
-    indicators: Mapping[str, np.ndarray], statistics: Callable[[dict], dict], samples=2000, seed=0, level=0.95
-) -> pd.DataFrame:
-    """Paired percentile bootstrap over test pairs: estimate, low, high, undefined, one row a statistic.
+def bootstrap(indicators: Mapping, statistics: Callable[[dict], dict], samples=2000, seed=0) -> pd.DataFrame:
+    """Paired 95% percentile bootstrap over test pairs: estimate, low, high, undefined, one row a statistic.
 
-    `indicators` are named bool arrays (n,). `statistics` maps their sums over pairs (a dict of
-    floats, or of arrays (samples,)) to a dict of statistics. A sample draws the same pairs for every
-    model. `undefined` is the share of samples with nan; the interval is that of the defined ones,
-    and nan where the estimate is nan or fewer than half are defined (Efron, 1979).
-
-    Raises:
-        ValueError: indicators of unequal length or without pairs, or that are not 0 and 1.
+    `indicators` are named bool arrays (n,). `statistics` maps their sums over pairs (a dict of floats, or of arrays
+    (samples,)) to a dict of statistics. `undefined` is the share of samples with nan; the interval is that of the
+    defined ones, and nan where the estimate is nan or fewer than half are defined (Efron, 1979). Raises as `resample`.
     """
     arrays = {name: np.atleast_2d(np.asarray(values)) for name, values in indicators.items()}
     drawn = resample(arrays, samples, seed)
     estimates = statistics({name: float(values.sum()) for name, values in arrays.items()})
     resampled = statistics({name: sums[:, 0] for name, sums in drawn.items()})
-    rows = {name: interval(float(estimates[name]), resampled[name], level) for name in estimates}
+    rows = {name: interval(float(estimates[name]), resampled[name]) for name in estimates}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "undefined"])
 
 
-def interval(estimate: float, values: np.ndarray, level: float = 0.95) -> tuple[float, float, float, float]:
+def interval(estimate: float, values: np.ndarray) -> tuple[float, float, float, float]:
     """The estimate, low and high of its percentile interval from samples (samples,), and the share that is nan."""
     defined = values[~np.isnan(values)]
     undefined = 1 - len(defined) / len(values)
     if np.isnan(estimate) or undefined > 0.5:
         return estimate, np.nan, np.nan, undefined
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return estimate, float(low), float(high), undefined

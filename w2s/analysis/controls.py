@@ -1,46 +1,35 @@
-"""Controls of notebook 06: what is counted of them, differences between two of them, and plain sentences.
-
-A control is a student against a reference, in the areas of a weak model and a strong ceiling. All are
-scored on the same test pairs, so that differences are taken inside a bootstrap sample (`pooled.difference`).
-"""
+"""Controls of notebook 06: students against a reference, in the areas of a weak model and a strong ceiling."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from w2s.analysis.pooled import POOLED, Counts, difference
+from w2s.analysis.pooled import POOLED, Counts, difference, stack
 from w2s.analysis.scoring import indicators
 
-PARTS = ("weak", "ceiling", "reference", "student")
+PARTS = ["weak", "ceiling", "reference", "student"]
 
 
 def count_controls(rows: pd.DataFrame, chances: pd.DataFrame, threshold=0.75, known_by="confidence") -> Counts:
     """What is counted of every test pair for each control; the start of `pooled.pooled_table` and `tax_difference`.
 
     rows: one a control, with the columns of PARTS (names of runs), seed, and those that tell controls apart.
-    chances: P of the truly preferred response, one column a run, one row a pair.
-
-    Raises:
-        ValueError: no rows, a run without a column in `chances`, or one that was not scored on every pair.
+    chances: P of the truly preferred response, one column a run, one row a pair. ValueError names what is missing.
     """
     if rows.empty:
         raise ValueError("rows: no control to count; give one row or more")
-    for run in pd.unique(rows[list(PARTS)].to_numpy().ravel()):
+    for run in pd.unique(rows[PARTS].to_numpy().ravel()):
         if run not in chances or chances[run].isna().any():
             raise ValueError(f"run {run}: it lacks predictions of test pairs; score all runs on one split")
-    told = [{part: chances[row[part]].to_numpy() for part in PARTS} for row in rows.to_dict("records")]
-    counted = [indicators(p, threshold, known_by) for p in told]
-    apart = rows.drop(columns=list(PARTS)).reset_index(drop=True)
-    same = {column: "" for column in POOLED if column not in apart} | {"role": "student"}
-    return Counts(apart.assign(**same), {name: np.stack([c[name] for c in counted]) for name in counted[0]})
+    runs = []
+    for row in rows.to_dict("records"):
+        p = {part: chances[row.pop(part)].to_numpy() for part in PARTS}
+        setting = row | {column: "" for column in POOLED if column not in row} | {"role": "student"}
+        runs.append((setting, indicators(p, threshold, known_by)))
+    return stack(runs)
 
 
 def tax_difference(counts: Counts, first: dict, second: dict, bootstrap: int = 2000) -> dict:
-    """The tax share of one control less that of another: estimate, low, high (95%), seeds.
-
-    Both are named by columns of the settings, such as {"labels": "weak", "conflict": "explicit"}. Same pairs and
-    seeds in every bootstrap sample of both. Raises as `pooled.difference`.
-    """
+    """The tax share of one control less that of another as in `pooled.difference`: estimate, low, high, seeds."""
     table = difference(counts, first, second, bootstrap).set_index("difference")
     return table.loc["tax_share", ["estimate", "low", "high"]].to_dict() | {"seeds": int(table["seeds"].iloc[0])}

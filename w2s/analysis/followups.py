@@ -1,8 +1,8 @@
 """Measures around the Deception Score: blind spots, mistakes shared with the teacher, variance over seeds.
 
-Osooli et al. (2026, arXiv 2604.25077) look at weak-to-strong training through bias, variance and covariance, and
-count cases where the strong model is confidently wrong while the weak one is uncertain. Their abstract says that
-much; the formulas here are this kit's own reading of it.
+Osooli et al. (2026, arXiv 2604.25077) look at weak-to-strong training through bias, variance and covariance, and count
+cases where the strong model is confidently wrong while the weak one is uncertain; the formulas are this kit's own
+reading of their abstract.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.pooled import POOLED, Counts, Sums, ratio_table
+from w2s.analysis.pooled import POOLED, Counts, Sums, ratio_table, stack
 from w2s.analysis.scoring import SETTING, comparisons
 from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_seeds
 from w2s.deception import confidence, conflict_tax, known, right
@@ -24,120 +24,110 @@ MIN_SEEDS = 3  # one to predict, and a variance of two
 
 
 def count_errors(predictions: pd.DataFrame, threshold: float = 0.75) -> Counts:
-    """What is counted of each pair, bool (runs, n) by name, for every student, the one without conflict included.
+    """What is counted of each pair for every student, the one without conflict included.
 
     For each of MODELS: <model>_wrong, _sure (wrong with P <= 1 - threshold), _blind (besides, the weak model's
     confidence is below the threshold) and _shared (wrong like the weak model); weak_wrong, unsure and pairs.
     """
-    settings, counted = [], []
+    runs = []
     for setting, p in comparisons(predictions, "none"):
         unsure, weak_wrong = ~known(p["weak"], threshold), ~right(p["weak"])
-        row = {"pairs": np.ones(len(unsure), dtype=bool), "unsure": unsure, "weak_wrong": weak_wrong}
+        counted = {"pairs": np.ones(len(unsure), dtype=bool), "unsure": unsure, "weak_wrong": weak_wrong}
         for model, values in zip(MODELS, (p["student"], p["reference"], p["ceiling"]), strict=True):
             wrong = ~right(values)
             sure = wrong & known(values, threshold)
-            row |= {f"{model}_wrong": wrong, f"{model}_sure": sure, f"{model}_blind": sure & unsure}
-            row[f"{model}_shared"] = wrong & weak_wrong
-        settings.append(setting)
-        counted.append(row)
-    return Counts(pd.DataFrame(settings)[SETTING], {name: np.stack([row[name] for row in counted]) for name in row})
+            counted |= {f"{model}_wrong": wrong, f"{model}_sure": sure, f"{model}_blind": sure & unsure}
+            counted[f"{model}_shared"] = wrong & weak_wrong
+        runs.append((setting, counted))
+    return stack(runs)
 
 
 def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
     """Blind-spot errors: pairs on which a model is confidently wrong while the weak model is uncertain.
 
-    One row a setting over its seeds (or a group of `by`), with 95% intervals over test pairs and seeds: of each of
-    MODELS share_<model> (of the pairs), errors_<model> (of its errors), lift_<model> (to what the area would hold if
-    its confident errors fell evenly); and the student's share minus the other two.
+    As `pooled.ratio_table`, of each of MODELS share_<model> (of the pairs), errors_<model> (of its errors) and
+    lift_<model> (to what the area would hold if its confident errors fell evenly); the student's share minus others'.
     """
+
+    def parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        out = {}
+        for model in MODELS:
+            blind, wrong, sure = (sums[f"{model}_{name}"] for name in ("blind", "wrong", "sure"))
+            out |= {f"share_{model}": (blind, sums["pairs"]), f"errors_{model}": (blind, wrong)}
+            out[f"lift_{model}"] = (blind, sure * ratio(sums["unsure"], sums["pairs"]))
+        return out
+
     less = [("share_student", "share_none"), ("share_student", "share_ceiling")]
     scales = {f"{name}_{model}": "logit" for name in ("share", "errors") for model in MODELS}
-    return ratio_table(counts, _blind_parts, less, by, bootstrap, seed, **scales)
-
-
-def _blind_parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    parts = {}
-    for model in MODELS:
-        blind, wrong, sure = (sums[f"{model}_{name}"] for name in ("blind", "wrong", "sure"))
-        parts |= {f"share_{model}": (blind, sums["pairs"]), f"errors_{model}": (blind, wrong)}
-        parts[f"lift_{model}"] = (blind, sure * ratio(sums["unsure"], sums["pairs"]))
-    return parts
+    return ratio_table(counts, parts, less, by, bootstrap, seed, **scales)
 
 
 def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
-    """Covariance and correlation of a model's errors (0 or 1) with the weak model's over test pairs.
+    """Covariance and correlation of a model's errors (0 or 1) with the weak model's over test pairs, the runs' mean.
 
-    One row a setting over its seeds (or a group of `by`), with 95% intervals over test pairs and seeds; over several
-    runs the mean of the runs' own. covariance_<model>, correlation_<model> (a run in which one of the two never or
-    always errs has none) of student and ceiling, and the student's minus the ceiling's.
+    As `pooled.ratio_table`: covariance_<model>, correlation_<model> (a run in which one of the two never or always
+    errs has none) of student and ceiling, and the student's minus the ceiling's.
     """
+
+    def parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        out, n = {}, sums["pairs"]
+        weak = ratio(sums["weak_wrong"], n)
+        for model in ("student", "ceiling"):
+            own = ratio(sums[f"{model}_wrong"], n)
+            covariance = ratio(sums[f"{model}_shared"], n) - own * weak
+            correlation = ratio(covariance, np.sqrt(own * (1 - own) * weak * (1 - weak)))
+            out[f"covariance_{model}"] = covariance, np.ones_like(own)
+            out[f"correlation_{model}"] = np.nan_to_num(correlation), 1.0 - np.isnan(correlation)
+        return out
+
     less = [(f"{name}_student", f"{name}_ceiling") for name in ("covariance", "correlation")]
-    return ratio_table(counts, _shared_parts, less, by, bootstrap, seed)
-
-
-def _shared_parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    parts, n = {}, sums["pairs"]
-    weak = ratio(sums["weak_wrong"], n)
-    for model in ("student", "ceiling"):
-        own = ratio(sums[f"{model}_wrong"], n)
-        covariance = ratio(sums[f"{model}_shared"], n) - own * weak
-        correlation = ratio(covariance, np.sqrt(own * (1 - own) * weak * (1 - weak)))
-        parts[f"covariance_{model}"] = covariance, np.ones_like(own)
-        parts[f"correlation_{model}"] = np.nan_to_num(correlation), 1.0 - np.isnan(correlation)
-    return parts
+    return ratio_table(counts, parts, less, by, bootstrap, seed)
 
 
 def variance_table(predictions: pd.DataFrame, kept: pd.DataFrame, by=("conflict",), bootstrap=2000, seed=0):
-    """How well variance over seeds tells which pairs at risk become tax in ANOTHER seed: AUC, 0.5 for no use at all.
+    """How well variance over seeds predicts which pairs at risk become tax in ANOTHER seed: AUC, 0.5 for no use at all.
 
-    The students predicted are the direct ones under a conflict that are rows of `kept` (SETTING) and have two others of
-    their setting there. Their tax is told among the pairs that the student without conflict has right. Predictors: the
-    variance of P over the OTHER seeds, of the student under conflict ("variance, conflict") and without ("variance, no
-    conflict"), and the weak model's uncertainty 1 - max(P, 1-P) in its own seed. One row a group of `by` and predictor:
-    runs, seeds, auc (mean over runs), low, high; the interval covers test pairs (a bootstrap of at most AUC_SAMPLES)
-    and the seeds that are predicted, not those that predict.
+    Predicted are the direct students under a conflict that are rows of `kept` (SETTING) and have two others of their
+    setting there: their tax among what the student without conflict has right, by the variance of P over the OTHER
+    seeds, of students under conflict and without, and by the weak model's uncertainty 1 - max(P, 1-P) in its own seed.
+    One row a group of `by` and predictor: runs, seeds, auc (mean over runs), low, high; the interval covers test pairs
+    (a bootstrap of at most AUC_SAMPLES) and the seeds that are predicted, not those that predict.
     """
-    samples, found = min(bootstrap, AUC_SAMPLES), []
+    each, rows, keys = [], [], [*by, "predictor"]
     for setting, at_risk, tax, predictors in _predictors(predictions, kept):
         stays = at_risk & ~tax
-        drawn = np.vstack([np.ones_like(tax), draws(len(tax), samples, seed)], dtype=np.float32)
-        of_tax, of_stays = drawn[:, tax], drawn[:, stays]
+        drawn = np.vstack([np.ones_like(tax), draws(len(tax), min(bootstrap, AUC_SAMPLES), seed)], dtype=np.float32)
         for name, values in predictors.items():
-            one, *many = auc(values[tax], values[stays], of_tax, of_stays)
-            found.append(setting | {"predictor": name, "auc": one, "drawn": many})
-    rows, keys = [], [*by, "predictor"]
-    for key, group in pd.DataFrame(found, columns=[*SETTING, "predictor", "auc", "drawn"]).groupby(keys, sort=False):
-        values, seeds = np.vstack([group["auc"], np.array(group["drawn"].to_list()).T]), group["seed"].to_numpy()
-        weights, missing = leaving_out(seeds), np.isnan(values)
-        own, *many = ratio(np.nan_to_num(values) @ weights.T, ~missing @ weights.T)
-        sizes = effective_seeds(np.unique(seeds, return_counts=True)[1])
-        ends = over_seeds(Resampled(own, np.array(many), sizes))[:3]
-        rows.append((*key, len(group), group["seed"].nunique(), *ends))
+            of_run = auc(values[tax], values[stays], drawn[:, tax], drawn[:, stays])
+            each.append(setting | {"predictor": name, "auc": of_run})
+    for key, group in pd.DataFrame(each, columns=[*SETTING, "predictor", "auc"]).groupby(keys, sort=False):
+        values, weights = np.stack(list(group["auc"]), axis=1), leaving_out(group["seed"])
+        own, *many = ratio(np.nan_to_num(values) @ weights.T, ~np.isnan(values) @ weights.T)
+        sizes = group["seed"].value_counts()
+        ends = over_seeds(Resampled(own, np.array(many), effective_seeds(sizes)))[:3]
+        rows.append((*key, len(group), len(sizes), *ends))
     return pd.DataFrame(rows, columns=[*keys, "runs", "seeds", "auc", "low", "high"])
 
 
 def _predictors(predictions: pd.DataFrame, kept: pd.DataFrame) -> Iterator[tuple[dict, np.ndarray, np.ndarray, dict]]:
     """Setting, pairs at risk, tax and predictors (n,) of each kept student that has a tax and enough other seeds."""
     usable = set(kept[SETTING].itertuples(index=False, name=None))
-    found = [(s, p) for s, p in comparisons(predictions, "none") if tuple(s.values()) in usable]
-    found = [(s, p) for s, p in found if s["role"] == "student" and s["conflict"] != "none"]
-    for setting, p in found:
-        others = [q for s, q in found if s["seed"] != setting["seed"] and s | {"seed": 0} == setting | {"seed": 0}]
+    students = [(s, p) for s, p in comparisons(predictions, "none") if tuple(s.values()) in usable]
+    students = [(s, p) for s, p in students if s["role"] == "student" and s["conflict"] != "none"]
+    for setting, p in students:
+        others = [q for s, q in students if s["seed"] != setting["seed"] and s | {"seed": 0} == setting | {"seed": 0}]
         at_risk, tax = right(p["reference"]), conflict_tax(p["reference"], p["student"])
         if len(others) < MIN_SEEDS - 1 or tax.sum() in (0, at_risk.sum()):
             continue
-        predictors = {
-            "variance, conflict": np.var([q["student"] for q in others], axis=0, ddof=1),
-            "variance, no conflict": np.var([q["reference"] for q in others], axis=0, ddof=1),
-            "weak model's uncertainty": 1 - confidence(p["weak"]),
-        }
-        yield setting, at_risk, tax, predictors
+        predictors = {"variance, conflict": np.var([q["student"] for q in others], axis=0, ddof=1)}
+        predictors["variance, no conflict"] = np.var([q["reference"] for q in others], axis=0, ddof=1)
+        yield setting, at_risk, tax, predictors | {"weak model's uncertainty": 1 - confidence(p["weak"])}
 
 
 def auc(up: np.ndarray, down: np.ndarray, of_up: np.ndarray, of_down: np.ndarray) -> np.ndarray:
     """P(a value of `up` exceeds one of `down`), ties counting one half (Mann and Whitney, 1947), (samples,).
 
-    `up` is (p,), `down` (q,); `of_up` (samples, p) and `of_down` (samples, q), float32, say how often each is drawn.
+    `up` is (p,), `down` (q,); `of_up` (samples, p) and `of_down` (samples, q), float32, say how often each is drawn;
     nan where a sample has none of one kind.
     """
     order = np.argsort(down)

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.pooled import POOLED, Counts, Sums, ratio_table, slope_table
+from w2s.analysis.pooled import POOLED, Counts, Sums, even_tax, ratio_table, slope_table, stack
 from w2s.analysis.scoring import SETTING, comparisons, indicators
 from w2s.deception import AREAS as BY_CONFIDENCE
 from w2s.deception import areas, conflict_tax, right
-from w2s.intervals import ratio
 
 AREAS = ("S-knows/W-knows", "S-knows/W-not", "S-not/W-knows", "S-not/W-not")
 WAYS = ("confidence", "knowledge", "sure_knowledge")
@@ -24,11 +23,10 @@ ALWAYS = ("pairs", "reference", "student", "tax")
 BY_WAY = ("weak", "ceiling", "blind_tax", "blind_at_risk")
 
 
-def knowing(predictions: pd.DataFrame, judged: pd.DataFrame, reference="none") -> Iterator[tuple[dict, dict, dict]]:
-    """`deception.comparisons`, with the P of the two language models beside those of the four runs.
+def _knowing(predictions: pd.DataFrame, judged: pd.DataFrame, reference: str) -> Iterator[tuple[dict, dict, dict]]:
+    """`scoring.comparisons`, and the P of the language models of weak and ceiling, (n,) each, joined by id.
 
-    Yields setting, probabilities, and {"weak", "ceiling"} of the language models, (n,) each, joined by id;
-    settings of a model that was not judged are left out.
+    Settings of a model that was not judged are left out.
     """
     chances = judged.pivot(index="id", columns="model", values="probability").sort_index()
     for setting, p in comparisons(predictions, reference):
@@ -40,21 +38,19 @@ def knowing(predictions: pd.DataFrame, judged: pd.DataFrame, reference="none") -
 def count_knowledge(
     predictions: pd.DataFrame, judged: pd.DataFrame, threshold=0.75, known_by="confidence", reference="none"
 ) -> Counts:
-    """`pooled.count`, with weak, ceiling, blind_tax and blind_at_risk counted in each of WAYS (as <name>_<way>).
+    """`pooled.count_students`, with BY_WAY counted in each of WAYS (as <name>_<way>).
 
     By knowledge a pair is known where the language model judges it rightly, by sure_knowledge where its P
     reaches `threshold`; weak and ceiling are then right judgements, so that their difference is one of knowledge.
     """
-    settings, counted = [], []
-    for setting, p, own in knowing(predictions, judged, reference):
+    runs = []
+    for setting, p, own in _knowing(predictions, judged, reference):
         ways = [indicators(p, threshold, known_by)]
         ways += [indicators(p | own, level, "gold") for level in (0.5, threshold)]
-        row = {name: ways[0][name] for name in ALWAYS}
-        row |= {f"{name}_{way}": of[name] for way, of in zip(WAYS, ways, strict=True) for name in BY_WAY}
-        settings.append(setting)
-        counted.append(row)
-    stacked = {name: np.stack([row[name] for row in counted]) for name in (counted[0] if counted else ())}
-    return Counts(pd.DataFrame(settings, columns=SETTING), stacked)
+        counted = {name: ways[0][name] for name in ALWAYS}
+        counted |= {f"{name}_{way}": of[name] for way, of in zip(WAYS, ways, strict=True) for name in BY_WAY}
+        runs.append((setting, counted))
+    return stack(runs)
 
 
 def cross_table(
@@ -64,19 +60,13 @@ def cross_table(
 
     Columns: SETTING, by_confidence, by_knowledge, pairs, at_risk (right by the reference) and tax, in pairs.
     """
-    cells = pd.MultiIndex.from_product([BY_CONFIDENCE, AREAS], names=[f"by_{way}" for way in WAYS[:2]])
-    tables = []
-    for setting, p, own in knowing(predictions, judged, reference):
-        known = areas(own["ceiling"], own["weak"], 0.5, "gold")
-        pairs = pd.DataFrame(
-            {
-                "by_confidence": areas(p["ceiling"], p["weak"], threshold, known_by),
-                "by_knowledge": np.array(AREAS)[[BY_CONFIDENCE.index(area) for area in known]],
-                "pairs": 1,
-                "at_risk": right(p["reference"]).astype(int),
-                "tax": conflict_tax(p["reference"], p["student"]).astype(int),
-            }
-        )
+    cells = pd.MultiIndex.from_product([BY_CONFIDENCE, AREAS], names=["by_confidence", "by_knowledge"])
+    by_knowledge, tables = dict(zip(BY_CONFIDENCE, AREAS, strict=True)), []
+    for setting, p, own in _knowing(predictions, judged, reference):
+        pairs = pd.DataFrame({"by_confidence": areas(p["ceiling"], p["weak"], threshold, known_by)})
+        pairs["by_knowledge"] = [by_knowledge[area] for area in areas(own["ceiling"], own["weak"], 0.5, "gold")]
+        pairs["pairs"], pairs["at_risk"] = 1, right(p["reference"]).astype(int)
+        pairs["tax"] = conflict_tax(p["reference"], p["student"]).astype(int)
         counted = pairs.groupby(cells.names).sum().reindex(cells, fill_value=0).reset_index()
         tables.append(counted.assign(**setting)[[*SETTING, *counted.columns]])
     return pd.concat(tables, ignore_index=True)
@@ -97,16 +87,14 @@ def scores_by_knowledge(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0
 
 
 def _by(counts: Counts, way: str) -> Counts:
-    """The indicators of one of WAYS under the names of `deception.indicators`, and blind_by_confidence."""
-    named = {name: counts.indicators[name] for name in ALWAYS} | {
-        name: counts.indicators[f"{name}_{way}"] for name in BY_WAY
-    }
-    return Counts(counts.settings, named | {"blind_by_confidence": counts.indicators[f"blind_tax_{WAYS[0]}"]})
+    """The indicators of one of WAYS under the names of `scoring.indicators`, and blind_by_confidence."""
+    named = {name: counts.indicators[name] for name in ALWAYS}
+    named |= {name: counts.indicators[f"{name}_{way}"] for name in BY_WAY}
+    return Counts(counts.settings, named | {"blind_by_confidence": counts.indicators["blind_tax_confidence"]})
 
 
 def _parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    tax, blind, n = sums["tax"], sums["blind_tax"], sums["pairs"]
-    even = np.nan_to_num(tax * ratio(sums["blind_at_risk"], sums["reference"]))
+    tax, blind, even, n = sums["tax"], sums["blind_tax"], even_tax(sums), sums["pairs"]
     parts = {"tax_share": (tax, n), "gap": (sums["ceiling"] - sums["weak"], n), "score": (blind, tax)}
     return parts | {"null": (even, tax), "lift": (blind, even), "lost": (sums["blind_by_confidence"] - blind, tax)}
 
@@ -114,15 +102,14 @@ def _parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def slopes(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
     """`pooled.slope_table` of the Score in each of WAYS over two gaps: of accuracy (ceiling - weak), of knowledge.
 
-    Columns: known_by, gap ("accuracy" or "knowledge"), and those of `slope_table`.
+    Columns: conflict, known_by, gap ("accuracy" or "knowledge"), and the others of `slope_table`.
     """
     tables = []
     for way in WAYS:
-        for gap, of in (("accuracy", WAYS[0]), ("knowledge", WAYS[1])):
+        for gap, of in (("accuracy", "confidence"), ("knowledge", "knowledge")):
             models = {name: counts.indicators[f"{name}_{of}"] for name in ("weak", "ceiling")}
             scored = Counts(counts.settings, _by(counts, way).indicators | models)
             tables.append(slope_table(scored, bootstrap, seed).assign(known_by=way, gap=gap))
     table = pd.concat(tables, ignore_index=True).sort_values("conflict", kind="stable", ignore_index=True)
-    return table[
-        ["conflict", "known_by", "gap", *table.columns.difference(["conflict", "known_by", "gap"], sort=False)]
-    ]
+    first = ["conflict", "known_by", "gap"]
+    return table[[*first, *table.columns.difference(first, sort=False)]]

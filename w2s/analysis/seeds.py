@@ -25,7 +25,7 @@ def leaving_out(seeds) -> np.ndarray:
 
 
 def effective_seeds(sizes) -> float:
-    """How many seeds of one size tell as much as these, (sum of sizes)^2 / sum of squares (Kish, 1965); nan of 0."""
+    """How many seeds of one size say as much as these, (sum of sizes)^2 / sum of squares (Kish, 1965); nan of 0."""
     sizes = np.asarray(sizes, dtype=float)
     return float(ratio(sizes.sum() ** 2, (sizes**2).sum()))
 
@@ -43,40 +43,21 @@ class Resampled(NamedTuple):
         return Resampled(self.found - other.found, self.drawn - other.drawn, effective)
 
 
-def over_seeds(statistic: Resampled, scale: str = "plain", level: float = 0.95) -> tuple[float, float, float, float]:
+def over_seeds(statistic: Resampled, scale: str = "plain") -> tuple[float, float, float, float]:
     """As `interval`, covering test pairs and training seeds; with one seed, pairs alone.
 
-    Seeds and pairs are crossed (the same pairs in every seed), and seeds are few: resampling five of them makes an
-    interval too narrow. So pairs alone are resampled, and to each sample a deviation of the seeds is added, on the
-    one of SCALES in which the statistic is least skewed. Its variance comes from the jackknife that leaves out one
-    seed at a time (MacKinnon, Nielsen and Webb, 2023). As that holds the sampling of pairs inside each seed too,
-    the same jackknife's variance over samples of pairs is taken off, and the deviation drawn as in a fiducial
-    interval for the mean of a two-way random model (Hannig, Iyer and Patterson, 2006):
+    Pairs are resampled, and to each sample a deviation of the seeds is added, on the one of SCALES in which the
+    statistic is least skewed, with between and noise the jackknife's variances over seeds and inside them:
 
         sqrt(max(0, between * df / chi2(df) - noise)) * N(0, 1),    df = effective number of seeds - 1, at least 1
 
-    Without noise this is Student's t; with seeds that are alike the interval is that of the pairs. The effective
-    number (Carter, Schnepel and Steigerwald, 2017) heeds that a seed with most of the tax decides a pooled Score.
-    nan as in `interval`, and where leaving out one seed leaves nothing (the tax is that of one seed alone). With
-    two seeds (df = 1) it is so wide that it seldom says anything.
-
-    Coverage in 500 simulated studies of 5 seeds and 1280 (300) pairs, two students each, by the sd of a seed's
-    tax rate in logits (tests/test_coverage.py, with the estimands); "drawn" is resampling seeds with
-    replacement, in 200 studies of 1280 pairs:
-
-        sd    Score                      lift                       drawn: Score    lift
-        0     .97 to .98 (.97 to .98)    .98 to .99 (.98 to .99)    1.00            1.00
-        0.5   .94 to .95 (.94)           .95 to .96 (.97 to .98)    .90 to .92      .95 to .97
-        1     .95        (.94)           .94 to .95 (.96 to .97)    .86 to .91      .91
-        1.5   .95        (.95)           .95 to .96 (.96 to .99)    .83 to .85      .83 to .85
-
-    The tax share is covered in .92 to .98, but in .90 where a tax of 6% varies with sd 1.5: five seeds seldom
-    show the longer tail.
+    nan as in `interval`, and where leaving out one seed leaves nothing. Why so, sources, and how often it covers the
+    truth: docs/measurements.md.
     """
-    estimate, drawn = float(statistic.found[0]), statistic.drawn
+    estimate = float(statistic.found[0])
     if np.isnan(statistic.found).any():
-        return estimate, np.nan, np.nan, float(np.isnan(drawn[:, 0]).mean())
-    return interval(estimate, with_seeds(statistic, scale), level)
+        return estimate, np.nan, np.nan, float(np.isnan(statistic.drawn[:, 0]).mean())
+    return interval(estimate, with_seeds(statistic, scale))
 
 
 def with_seeds(statistic: Resampled, scale: str = "plain") -> np.ndarray:
@@ -98,10 +79,5 @@ def with_seeds(statistic: Resampled, scale: str = "plain") -> np.ndarray:
 @lru_cache(maxsize=4)
 def _deviates(df: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """df / chi2(df) and N(0, 1), (samples,) each, spread evenly: the tails of so few random ones would be rough."""
-    u = _even(samples)
+    u = stats.qmc.Halton(2, rng=np.random.default_rng(0)).random(samples)
     return df / special.chdtri(df, u[:, 0]), special.ndtri(u[:, 1])
-
-
-@lru_cache(maxsize=4)
-def _even(samples: int) -> np.ndarray:
-    return stats.qmc.Halton(2, rng=np.random.default_rng(0)).random(samples)
