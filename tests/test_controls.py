@@ -46,7 +46,7 @@ def test_each_kind_of_labels_is_a_run_of_its_own(trained, tiny_models, method):
     assert len({spec.name for spec in specs.values()}) == len(LABELS)
     assert specs["weak"] == study.student(weak, strong, "explicit", 0)
     assert specs["gold"].teacher is None and specs["own"].teacher == study.gold(strong, 0)
-    assert study.control(weak, strong, "weak", "explicit", 0, strength=0.25).alpha == 0.25
+    assert study.control(weak, strong, "weak", "explicit", 0, alpha=0.25).alpha == 0.25
     if method == "dpo":  # the warm start is on the responses that these labels prefer
         assert len({spec.start.name for spec in specs.values()}) == len(LABELS)
     label = {k: labelled_pairs(study.control(weak, strong, k, "none", 0), study.root)["label"] for k in LABELS}
@@ -80,8 +80,8 @@ def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study, tiny_mode
 @pytest.mark.parametrize("method", ["reward", "dpo"])
 def test_a_conflict_of_strength_zero_or_without_pairs_changes_nothing(trained, tiny_models, method):
     study, names = trained[method], (tiny_models[0], tiny_models[2], "weak")
-    weightless = study.control(*names, "explicit", 0, strength=0.0)
-    without = study.control(*names, "implicit", 0, helpful=cluster.helpful_pairs(study, 0))
+    weightless = study.control(*names, "explicit", 0, alpha=0.0)
+    without = study.control(*names, "implicit", 0, **cluster.helpful_pairs(study, 0))
     specs = [study.control(*names, "none", 0), weightless, without]
     cluster.results(study, {spec: {} for spec in specs})
     assert len({spec.name for spec in specs}) == 3 and labelled_pairs(without, study.root)["target"].all()
@@ -93,7 +93,7 @@ def test_a_conflict_of_strength_zero_or_without_pairs_changes_nothing(trained, t
 def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(trained, tiny_models):
     study, names = trained["reward"], (tiny_models[0], tiny_models[2])
     shares = {times: cluster.helpful_pairs(study, times) for times in (0.25, 1, 2)}
-    specs = {t: study.control(*names, "weak", "implicit", 0, helpful=fields) for t, fields in shares.items()}
+    specs = {t: study.control(*names, "weak", "implicit", 0, **fields) for t, fields in shares.items()}
     assert specs[1] == study.student(*names, "implicit", 0)  # the name of the study's own run
     assert {spec.teacher.name for spec in specs.values()} == {study.gold(names[0], 0).name}
     assert len({spec.name for spec in specs.values()}) == 3
@@ -109,7 +109,7 @@ def test_shares_of_the_helpful_pairs_are_nested_and_keep_the_teacher(trained, ti
 @pytest.mark.parametrize("method", ["reward", "dpo"])
 def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(trained, tiny_models, method):
     study, names = trained[method], (tiny_models[2], tiny_models[2], "gold", "implicit", 0)
-    one, two = (study.control(*names, helpful=cluster.helpful_pairs(study, times)) for times in (1, 2))
+    one, two = (study.control(*names, **cluster.helpful_pairs(study, times)) for times in (1, 2))
     assert estimate.run_seconds(two, study.root) > estimate.run_seconds(one, study.root)
     table = cluster.results(study, {one: {}, two: {}})
     test = table[table["split"] == "test"].pivot(index="id", columns="run", values="margin")
