@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -67,12 +68,12 @@ def launch(job: Callable[[], None], ranks: int, threads: int = 1, watch: Callabl
         RuntimeError: what the first rank to fail raised, with its traceback as a note; or a rank was killed.
     """
     with TemporaryDirectory() as name:
-        file, failure, output = (Path(name) / part for part in ("job", "failure.json", "output"))
+        file, failure, output, logs = (Path(name) / part for part in ("job", "failure.json", "output", "logs"))
         file.write_bytes(pickle.dumps(job))
-        command = [*TORCHRUN, f"--nproc-per-node={ranks}", "-m", "w2s.runs.sharded", str(file)]
+        where = [f"--nproc-per-node={ranks}", f"--log-dir={logs}", "--redirects=3", "-m", "w2s.runs.sharded", str(file)]
         settings = {"OMP_NUM_THREADS": str(threads), "TORCHELASTIC_ERROR_FILE": str(failure)}
         streams = {"stdin": subprocess.PIPE, "stdout": output.open("wb"), "stderr": subprocess.STDOUT}
-        with streams["stdout"], subprocess.Popen(command, env=os.environ | settings, **streams) as torchrun:
+        with streams["stdout"], subprocess.Popen([*TORCHRUN, *where], env=os.environ | settings, **streams) as torchrun:
             while torchrun.poll() is None:
                 watch()
                 time.sleep(0.1)
@@ -82,8 +83,13 @@ def launch(job: Callable[[], None], ranks: int, threads: int = 1, watch: Callabl
             error.add_note(cause["extraInfo"]["py_callstack"])
             raise error
         if torchrun.returncode:
-            last = " ".join(output.read_text(errors="replace").split())[-600:]
-            raise RuntimeError(f"one of {ranks} ranks was ended from outside (out of memory?); last words: {last}")
+            ends = re.findall(r"rank +: (\d+).*?exitcode +: (-?\d+)", output.read_text(errors="replace"), re.DOTALL)
+            rank, code = ends[-1] if ends else ("*", torchrun.returncode)  # the last that torchrun names is the first
+            words = " ".join(log.read_text(errors="replace") for log in sorted(logs.glob(f"*/*/{rank}/*.log")))
+            raise RuntimeError(
+                f"rank {rank} of {ranks} was ended from outside with exit code {code} (out of memory?); "
+                f"its last words: {' '.join(words.split())[-300:] or 'none'}"
+            )
 
 
 @record
