@@ -72,11 +72,16 @@ def launch(job: Callable[[], None], ranks: int, threads: int = 1, watch: Callabl
         file.write_bytes(pickle.dumps(job))
         where = [f"--nproc-per-node={ranks}", f"--log-dir={logs}", "--redirects=3", "-m", "w2s.runs.sharded", str(file)]
         settings = {"OMP_NUM_THREADS": str(threads), "TORCHELASTIC_ERROR_FILE": str(failure)}
-        streams = {"stdin": subprocess.PIPE, "stdout": output.open("wb"), "stderr": subprocess.STDOUT}
-        with streams["stdout"], subprocess.Popen([*TORCHRUN, *where], env=os.environ | settings, **streams) as torchrun:
-            while torchrun.poll() is None:
-                watch()
-                time.sleep(0.1)
+        with open(output, "wb") as out:
+            streams = {"stdin": subprocess.PIPE, "stdout": out, "stderr": subprocess.STDOUT}
+            torchrun = subprocess.Popen([*TORCHRUN, *where], env=os.environ | settings, **streams)
+            try:
+                while torchrun.poll() is None:
+                    watch()
+                    time.sleep(0.1)
+            finally:
+                torchrun.stdin.close()  # which ends the ranks, and they torchrun
+                torchrun.wait()
         if failure.exists():
             cause = json.loads(failure.read_text(encoding="utf-8"))["message"]
             error = RuntimeError(cause["message"])
@@ -101,10 +106,11 @@ def main() -> None:
     except Exception:
         time.sleep(1)  # where this follows from the end of another rank, that is to be seen first
         raise
+    os._exit(0)  # the usual end can abort in the threads of a process group
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # a pipe from the process that called `launch`, which closes when that ends
+    os.read(0, 1)  # of a pipe from the process that called `launch`: it waits until that ends
     os._exit(1)
 
 
