@@ -177,13 +177,8 @@ def test_two_processes_get_the_gradient_of_one(trained):
             torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-4, msg=f"{name}, clip {clip}")
         norm = torch.stack([two[name].norm() for name in two if name.startswith("all")]).norm()
         assert norm > 0.05 if clip is None else norm == pytest.approx(clip, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_training_changes_the_scores_by_more_than_the_tolerance(trained):
-    specs, alone, _ = trained
     none, *others = (store.load_predictions(specs[kind], alone) for kind in ("none", "explicit", "implicit"))
-    for other in others:
+    for other in others:  # training changes the scores by more than the tolerance
         merged = none.merge(other, on=["id", "split"])
         assert (merged["margin_x"] - merged["margin_y"]).abs().median() > 1e-2
 
@@ -211,11 +206,6 @@ def test_a_dask_worker_trains_a_run_on_two_processes(trained, tiny_models, tmp_p
     assert files[0] == files[1]
 
 
-def on_rank_1(code: str) -> partial:
-    """A job that does something on rank 1, while the others wait for it for ever."""
-    return partial(exec, f"import os, time\nif os.environ['RANK'] == '1':\n {code}\ntime.sleep(600)")
-
-
 def ranks_alive() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if "w2s.runs.sharded" in " ".join(p.cmdline())]
 
@@ -224,31 +214,30 @@ def ranks_alive() -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("from w2s.params import ParameterError; raise ParameterError('no such model')", "ParameterError: no such model"),
-        ("raise type('Odd', (Exception,), {})('no room')", "Odd: no room"),
-        ("print('the last of\\nmany words', flush=True); os.kill(os.getpid(), 9)",
-         r"rank 1 of 3 was ended from outside with exit code -9 .*its last words: the last of many words"),
+        ("from w2s.params import ParameterError; raise ParameterError('no model')", "^ParameterError: no model$"),
+        (r"print('the last of\nmany words', flush=True); os.kill(os.getpid(), 9)",
+         "^rank 1 of 3 was ended from outside with exit code -9 .*its last words: the last of many words$"),
     ],
 )  # fmt: skip
 def test_a_rank_that_fails_or_is_killed_ends_the_others_and_says_why(code, words):
-    with pytest.raises(RuntimeError, match=words) as caught:
-        sharded.launch(on_rank_1(code), 3)
-    assert "killed" in words or "Traceback" in "".join(getattr(caught.value, "__notes__", ["Traceback"]))
+    job = partial(exec, f"import os, time\nif os.environ['RANK'] == '1':\n {code}\ntime.sleep(600)")
+    with pytest.raises(RuntimeError, match=words):
+        sharded.launch(job, 3)
     assert not ranks_alive()
 
 
 FAILS = """import json, os, pathlib, sys
-error = {"message": {"message": "ValueError: no", "extraInfo": {"py_callstack": "Traceback"}}}
+error = {"message": {"message": "ValueError: no", "extraInfo": {"py_callstack": "Traceback of rank 1"}}}
 pathlib.Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(error)); sys.exit(1)"""
 
 
-@pytest.mark.parametrize(
-    ("torchrun", "words"),
-    [(FAILS, "ValueError: no"), ("import os; os.kill(os.getpid(), 9)", r"rank \* of 2 .* -9 \(out of memory\?\)")],
-)
-def test_what_torchrun_leaves_behind_is_raised(monkeypatch, torchrun, words):
-    monkeypatch.setattr(sharded, "TORCHRUN", (sys.executable, "-c", torchrun))
-    with pytest.raises(RuntimeError, match=words):
+def test_what_torchrun_leaves_behind_is_raised(monkeypatch):
+    monkeypatch.setattr(sharded, "TORCHRUN", (sys.executable, "-c", FAILS))
+    with pytest.raises(RuntimeError, match="ValueError: no") as caught:
+        sharded.launch(time.time, 2)
+    assert caught.value.__notes__ == ["Traceback of rank 1"]
+    monkeypatch.setattr(sharded, "TORCHRUN", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    with pytest.raises(RuntimeError, match=r"rank \* of 2 .* exit code -9 \(out of memory\?\)"):
         sharded.launch(time.time, 2)
 
 

@@ -28,10 +28,11 @@ def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str |
     workers = min(workers, len(todo))
     with Progress([spec.name for spec in todo]) as progress:
         if workers > 1 or scheduler:
-            return _on_cluster(todo, root, workers, scheduler, progress)
-        for spec in todo:
-            _trainer(spec)(spec, root, report=partial(progress.update, spec.name))
-            progress.finish(spec.name)
+            _on_cluster(todo, root, workers, scheduler, progress)
+        else:
+            for spec in todo:
+                _trainer(spec)(spec, root, report=partial(progress.update, spec.name))
+                progress.finish(spec.name)
 
 
 def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
@@ -54,10 +55,7 @@ def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
 def helpful_pairs(study: Study, times: float) -> dict[str, Any]:
     """The fields of a RunSpec for `times` as many helpful pairs as the study has, the same ones first.
 
-    For more than it has, they are read again; all other pairs, and the runs that teach, stay the same.
-
-    Raises:
-        ParameterError: the data have fewer.
+    More than it has are read anew (ParameterError: the data have fewer); all other pairs and teachers stay the same.
     """
     own, n = len(study.data.helpful), round(times * len(study.data.helpful))
     if n <= own:
@@ -68,11 +66,7 @@ def helpful_pairs(study: Study, times: float) -> dict[str, Any]:
 
 
 def announce(specs: list[RunSpec], root: Path, workers: int, scheduler: str | None) -> list[RunSpec]:
-    """The runs still to do, as `pending` orders them; prints what they will cost.
-
-    Raises:
-        ParameterError: they cannot fit, as `estimate.check` finds.
-    """
+    """The runs still to do, as `pending` orders them and `estimate.check` lets them pass; prints what they will cost."""
     todo = pending(specs, root)
     estimate.check(todo, root, workers, scheduler)
     print(estimate.forecast(todo, len(set(specs)), root, workers, scheduler), flush=True)

@@ -96,18 +96,12 @@ def _kept(spec: RunSpec) -> float:
 
 
 def check(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None = None) -> None:
-    """Stop before anything is trained where the runs cannot fit.
-
-    Raises:
-        ParameterError: a text longer than a model's context, too few devices, too little memory, or too
-            little disk; with what to change.
-    """
+    """Raises ParameterError where runs cannot fit in context, devices, memory or disk, with what to change."""
     for spec in {(s.model, s.method): s for s in todo}.values():
         context = getattr(_config(spec), "max_position_embeddings", None)
         if context and spec.max_length > context:
-            raise ParameterError(
-                f"max_length = {spec.max_length}: model {spec.model!r} reads {context} tokens; set max_length to that"
-            )
+            what = f"max_length = {spec.max_length}: model {spec.model!r} reads {context} tokens"
+            raise ParameterError(f"{what}; set max_length to that")
     if todo and scheduler is None:  # what another machine has is not known here
         sharded.check_devices(todo[0])
         _check_memory(max(todo, key=lambda s: sum(memory(s, root).values())), root, min(workers, len(todo)))
@@ -160,13 +154,12 @@ def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, schedul
         rates = measured(root)
         seconds = {spec.name: run_seconds(spec, root, rates) for spec in todo}
         expected = f"about {duration(total_seconds(todo, seconds, workers))} on {workers} workers"
-    by_model = [[spec for spec in todo if spec.model == name] for name in dict.fromkeys(s.model for s in todo)]
-    lines = [_model_line(specs, seconds, root) for specs in by_model]
+    by_model = {spec.model: [other for other in todo if other.model == spec.model] for spec in todo}
+    lines = [_model_line(specs, seconds, root) for specs in by_model.values()]
     return "\n".join([f"{len(todo)} runs to train, {wanted} wanted: {expected}", *lines])
 
 
 def _model_line(specs: list[RunSpec], seconds: dict[str, float], root: Path) -> str:
-    """A model's parameters, memory, runs, and the time of each."""
     needs = {sum(memory(spec, root).values()): spec for spec in specs}
     total, trained = _parameters(needs[max(needs)])
     adapters = f", {trained:,} of them trained" if trained < total else ""

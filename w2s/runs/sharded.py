@@ -64,8 +64,7 @@ def check_devices(spec: RunSpec) -> None:
 def launch(job: Callable[[], None], ranks: int, threads: int = 1, watch: Callable[[], None] = lambda: None) -> None:
     """Call `job`, which must pickle, in `ranks` processes that end with this one; meanwhile `watch` in this one.
 
-    Raises:
-        RuntimeError: what the first rank to fail raised, with its traceback as a note; or a rank was killed.
+    Raises RuntimeError: what the first rank to fail raised, with its traceback as a note; or a rank was killed.
     """
     with TemporaryDirectory() as name:
         file, failure, output, logs = (Path(name) / part for part in ("job", "failure.json", "output", "logs"))
