@@ -1,31 +1,30 @@
 """The command line: wrong input costs one clear line and a status, and runs nothing."""
 
-import gc
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from conftest import small_params
 
 from w2s.app import cli, headless
-from w2s.params import ParameterError
 from w2s.report import html
-from w2s.runs import execute
+from w2s.runs import execute, store
+from w2s.study import Study
 
 
 @pytest.fixture
-def nothing_runs(monkeypatch):
+def executed(monkeypatch):
+    """The numbers of the notebooks that were executed, where none is."""
     import papermill
 
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("a notebook ran"))
+    numbers = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda source, *rest, **_: numbers.append(Path(source).name[:2]))
+    monkeypatch.setattr(html, "write_report", lambda params: "report.html")
+    return numbers
 
 
 @pytest.mark.parametrize(
@@ -41,42 +40,46 @@ def nothing_runs(monkeypatch):
         ("data: nowhere", [], ["nowhere", "folder"]),
         ("n_test: 100000", [], ["n_test", "100000"]),
         ("device: cuda:7", [], ["cuda:7", "auto"]),
+        ("also: [p.yaml]", [], ["p.yaml", "`also` itself"]),
+        ("also: [other.yaml]", [], ["study = 'pocket'", "each needs its own folder"]),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(tmp_path, capsys, nothing_runs, content, options, words):
+def test_wrong_input_is_one_line_and_status_2(tmp_path, capsys, executed, content, options, words):
     file = tmp_path / "p.yaml"
     file.write_text(content + "\n")
+    (tmp_path / "other.yaml").write_text("alpha: 0.5\n")
     assert cli.main(["run", str(file), "--output-dir", str(tmp_path / "out"), *options]) == 2
     line = capsys.readouterr().err.strip()
     assert "\n" not in line and line.startswith("w2s: ")
     assert all(word in line for word in words), line
-    assert not (tmp_path / "out" / "pocket").exists()
+    assert not (tmp_path / "out" / "pocket").exists() and not executed
 
 
-def test_a_missing_file_is_named(capsys, nothing_runs):
+def test_a_missing_file_is_named(capsys, executed):
     assert cli.main(["run", "params/nowhere.yaml"]) == 2
-    assert "params/nowhere.yaml" in capsys.readouterr().err
+    assert "params/nowhere.yaml" in capsys.readouterr().err and not executed
 
 
-def test_a_parameter_that_no_notebook_declares(tmp_path, capsys, nothing_runs, monkeypatch):
-    monkeypatch.setattr(headless, "declared", lambda path: ["study", "alpha", "output_dir"])
-    file = tmp_path / "p.yaml"
-    file.write_text("epochs: 2\n")
-    assert cli.main(["run", str(file)]) == 2
-    assert "'epochs' = 2 is known to no notebook" in capsys.readouterr().err
+def test_options_that_only_the_benchmark_may_know(tmp_path, monkeypatch, capfd):
+    (tmp_path / "bench.py").write_text("import sys; print(sys.argv[1:]); sys.exit(7)\n")
+    monkeypatch.setattr(cli, "BENCHMARK", tmp_path / "bench.py")
+    assert cli.main(["bench", "dpo", "4x128", "--quick", "--to", "x", "--help"]) == 7
+    assert "['--to', 'outputs/bench', 'dpo', '4x128', '--quick', '--to', 'x', '--help']" in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["zoo", "list", "--quick"])
+    assert "unrecognized arguments: --quick" in capfd.readouterr().err
 
 
 def test_set_reaches_the_notebooks(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("alpha: 0.25\n")
     args = cli._parser().parse_args(["run", str(file), "--set", "alpha=1e-3", "--set", "seeds=[1, 2]"])
-    params, given = cli.read_params(args, args.params)
+    [(params, given)] = cli.read_all(args)
     assert (params.alpha, params.seeds) == (0.001, [1, 2])
     assert given == {"alpha": 0.001, "seeds": [1, 2]}
-    assert any(parameters == given for _, parameters in headless.plan(given))
 
 
-def test_interrupt_keeps_what_is_done(tmp_path, capsys, monkeypatch):
+def test_interrupt_keeps_what_is_done(capsys, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -85,75 +88,45 @@ def test_interrupt_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def small_file(models, folder):
+def small_file(models, folder, **changes):
     file = folder / "p.yaml"
-    file.write_text(yaml.safe_dump(small_params(models, folder).model_dump()))
+    file.write_text(yaml.safe_dump(small_params(models, folder, **changes).model_dump()))
     return file
 
 
-def test_the_forecast_is_made_beside_the_first_notebook(tiny_models, tmp_path, capfd, monkeypatch):
-    """Which does not wait for it; those that train do."""
+def test_a_study_is_forecast_executed_reported_and_left_alone(tiny_models, tmp_path, capsys, executed, monkeypatch):
+    """While runs are to do, every notebook is executed; afterwards those that nothing has changed for stand."""
+    file = small_file(tiny_models, tmp_path)
+    monkeypatch.setattr(headless.Executed, "holds", lambda record, name, key: name.startswith("03"))
+    assert cli.main(["run", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert out.index("12 runs to train, 12 wanted: about") < out.index("01_data_conflict")
+    assert executed == ["01", "02", "03", "04", "05"] and "done: report.html" in out
+    monkeypatch.setattr("w2s.runs.store.is_done", lambda spec, root: True)
+    assert cli.main(["run", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "all 12 runs are in the cache" in out and "03_strong_training.ipynb: as before, nothing it depends" in out
+    assert executed[5:] == ["01", "02", "04", "05"]
+    assert cli.main(["run", str(file), "--again"]) == 0 and executed[9:] == ["01", "02", "03", "04", "05"]
+
+
+def test_a_notebook_that_fails_is_named_and_ends_the_study(tiny_models, tmp_path, capsys, executed, monkeypatch):
     import papermill
 
-    ran, out = [], []
+    def fail(source, *rest, **how):
+        executed.append(source)
+        raise papermill.PapermillExecutionError(3, 3, "source", "ParameterError", "n_test = 7:\n too few", [])
 
-    def execute_notebook(source, *args, **options):
-        out.append(capfd.readouterr().out)
-        ran.append((Path(source).name[:2], "12 runs to train, 12 wanted: about" in "".join(out)))
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
-    monkeypatch.setattr(html, "write_report", lambda params: "report.html")
-    assert cli.main(["run", str(small_file(tiny_models, tmp_path))]) == 0
-    assert ran == [("01", False), ("02", True), ("03", True), ("04", True), ("05", True)]
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    assert cli.main(["run", str(small_file(tiny_models, tmp_path))]) == 1 and len(executed) == 1
+    error = capsys.readouterr().err
+    assert "w2s: 01_data_conflict.ipynb, cell 3: ParameterError: n_test = 7: too few\n" in error
+    assert f"w2s: see {tmp_path / 'small' / '01_data_conflict.ipynb'}; finished runs are kept\n" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Ctrl-C does")
-def test_an_interruption_of_the_imports_waits_for_their_end():
-    """In the middle of them it can be lost, which a sweep over the first seconds of a study showed."""
-    before, reached = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), headless.quick_imports():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        reached.append(gc.isenabled())
-    assert reached == [False] and gc.isenabled() and signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_forecast_that_fails_says_so(tmp_path):
-    with headless.forecast_beside("not runs", 0, tmp_path, 1, None) as wait, pytest.raises(AttributeError):
-        wait()
-
-
-def soon(holds: Callable[[], bool], seconds: float = 20) -> None:
-    """Of a process that the pool's own thread may be waiting for as well, and be the one that hears of its end."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_the_process_of_the_forecast_ends_with_the_forecast_or_with_the_block(tmp_path):
-    """It would hold memory while others train. One that dies says so, and holds up nobody."""
-    others = set(multiprocessing.active_children())
-    for died in (False, True):
-        with headless.forecast_beside([], 0, tmp_path, 1, None) as wait:
-            [process] = set(multiprocessing.active_children()) - others
-            if died:
-                process.kill()
-                with pytest.raises(ParameterError, match="the process that tries the models died"):
-                    wait()
-            else:
-                wait()
-            soon(lambda process=process: not psutil.pid_exists(process.pid))
-    began = time.monotonic()
-    with headless.forecast_beside([], 0, tmp_path, 1, None):
-        pass
-    assert time.monotonic() - began < 2
-    soon(lambda: set(multiprocessing.active_children()) <= others)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Ctrl-C does")
-def test_an_interrupted_forecast(tiny_models, tmp_path):
-    """The status is 130 also where a model is being tried at that moment."""
+def test_an_interrupted_notebook(tiny_models, tmp_path):
     command = [sys.executable, "-m", "w2s.app.cli", "run", str(small_file(tiny_models, tmp_path))]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **streams, start_new_session=True) as run:
@@ -165,9 +138,8 @@ def test_an_interrupted_forecast(tiny_models, tmp_path):
 
 
 def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
-    from w2s.study import Study
-
     file, study = small_file(tiny_models, tmp_path), Study.open(small_params(tiny_models, tmp_path))
+    store.store_data(study.root, study.data)
     execute.execute(study.gold(tiny_models[0], 0), study.root)
     assert cli.main(["status", str(file)]) == 0
     out = capsys.readouterr().out
@@ -181,5 +153,5 @@ def test_zoo_list_shows_the_ladder(capsys):
 
 
 def test_importing_the_package_does_no_work():
-    code = "import sys, w2s, w2s.cli, w2s.params; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys, w2s, w2s.app.cli; sys.exit(bool({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

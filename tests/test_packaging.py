@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,39 +23,27 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = [Requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines]
-NOTEBOOKS = ["01_data_conflict", "02_weak_training", "03_strong_training", "04_deception_analysis", "05_bootstrapping"]
 TOP_LEVEL = {
-    *("notebooks", "w2s", "params", "outputs", "tests", "docs", ".ci"),
-    *("environment.yml", "pyproject.toml", "constraints.txt", "Makefile"),
-    *("README.md", "LICENSE", "CITATION.cff", ".gitignore"),
+    *("notebooks", "w2s", "params", "outputs", "tests", "docs", ".ci", "environment.yml", "pyproject.toml"),
+    *("constraints.txt", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".gitignore"),
 }
 
 
 def pins() -> dict[str, Version]:
     """Read constraints.txt as canonical name -> exact version; any other form of line is a failure."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    versions = {}
-    for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
-        name, version = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9A-Za-z.]+)", line).groups()
-        assert canonicalize_name(name) not in versions, f"constraints.txt pins {name} twice"
-        versions[canonicalize_name(name)] = Version(version)
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines())
+    pairs = [re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9A-Za-z.]+)", line).groups() for line in lines if line]
+    versions = {canonicalize_name(name): Version(version) for name, version in pairs}
+    assert len(versions) == len(pairs), "constraints.txt pins a package twice"
     return versions
 
 
-def git(*arguments: str) -> str:
-    """Run git on the checkout; skip the test where there is none, as in an unpacked archive."""
+def tracked() -> list[str]:
+    """The paths in git; skips the test where there is no checkout, as in an unpacked archive."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def tracked() -> list[str]:
-    files = git("ls-files", "-z").split("\0")[:-1]
-    if not files:
-        pytest.skip("nothing is in git yet")
-    return files
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
+    return listed.stdout.split("\0")[:-1]
 
 
 def imported_modules(folder: Path) -> dict[str, str]:
@@ -85,21 +74,15 @@ def pulled_by(requirements: list[Requirement]) -> set[str]:
     return {name for name, _ in seen}
 
 
-@pytest.mark.parametrize("requirement", RUNTIME + EXTRAS, ids=lambda requirement: requirement.name)
-def test_each_dependency_is_pinned_inside_its_range(requirement):
-    version = pins().get(canonicalize_name(requirement.name))
-    assert version is not None, f"constraints.txt does not pin {requirement.name}"
-    assert version in requirement.specifier, f"{requirement.name}=={version} is outside {requirement.specifier}"
-
-
-def test_torch_is_pinned_without_a_build_tag():
-    # 2.13.0 admits 2.13.0+cpu where pip is offered it; the tag itself would rule out macOS and Windows.
-    assert str(pins()["torch"]) == "2.13.0"
-
-
-def test_constraints_pin_everything_that_an_install_pulls():
-    missing = pulled_by(RUNTIME + EXTRAS) - set(pins())
+def test_constraints_pin_everything_that_an_install_pulls_inside_its_range():
+    versions = pins()
+    for requirement in RUNTIME + EXTRAS:
+        version = versions[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, f"{requirement.name}=={version} is outside {requirement.specifier}"
+    missing = pulled_by(RUNTIME + EXTRAS) - set(versions)
     assert not missing, f"constraints.txt does not pin {sorted(missing)}"
+    # 2.13.0 admits 2.13.0+cpu where pip is offered it; the tag itself would rule out macOS and Windows.
+    assert str(versions["torch"]) == "2.13.0"
 
 
 def test_environment_yml_uses_the_constraints_and_a_supported_python():
@@ -108,58 +91,85 @@ def test_environment_yml_uses_the_constraints_and_a_supported_python():
     assert pip_lines == ["-c constraints.txt", "-e .[test]"]
     python = next(each for each in environment["dependencies"] if str(each).startswith("python="))
     assert Version(python.partition("=")[2]) in SpecifierSet(PROJECT["requires-python"])
-    assert environment["channels"][0] == "conda-forge"
-    assert "pip" in environment["dependencies"]
+    assert environment["channels"][0] == "conda-forge" and "pip" in environment["dependencies"]
 
 
 @pytest.mark.parametrize(("folder", "declared"), [("w2s", RUNTIME), ("tests", RUNTIME + EXTRAS)])
 def test_every_import_is_a_declared_dependency(folder, declared):
     names = {canonicalize_name(requirement.name) for requirement in declared}
     providers = importlib.metadata.packages_distributions()
-    own = {"w2s", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    own = {"w2s", "tests", *sys.stdlib_module_names, *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     for module, where in imported_modules(ROOT / folder).items():
-        if module in sys.stdlib_module_names or module in own:
-            continue
-        found = {canonicalize_name(name) for name in providers.get(module, [])}
-        assert found & names, f"{where} imports {module}, which pyproject.toml does not declare"
+        packages = {canonicalize_name(name) for name in providers.get(module, [])}
+        assert module in own or packages & names, f"{where} imports {module}, which pyproject.toml does not declare"
 
 
-def test_the_files_that_ship_with_the_package_exist():
+def test_license_script_and_citation():
     assert (ROOT / PROJECT["readme"]).is_file()
     assert "Copyright (c) 2026 the w2s authors" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert PROJECT["scripts"] == {"w2s": "w2s.app.cli:main"}
-
-
-def test_the_citation_names_this_version_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == PROJECT["version"]
-    assert citation["references"] == [citation["preferred-citation"]]
     paper = citation["preferred-citation"]
+    assert citation["version"] == PROJECT["version"] and citation["references"] == [paper]
     families = [author["family-names"] for author in paper["authors"]]
     assert families == ["Yang", "Shen", "Shen", "Yao", "Liu", "Gong", "Lin", "Wen"]
     assert {"type": "other", "value": "arXiv:2406.11431"} in paper["identifiers"]
 
 
-def test_the_top_level_in_git_holds_only_what_is_agreed():
-    assert {name.partition("/")[0] for name in tracked()} <= TOP_LEVEL
+def test_git_holds_only_what_is_agreed():
+    paths = tracked()
+    assert {name.partition("/")[0] for name in paths} <= TOP_LEVEL
+    assert [name for name in paths if name.startswith("outputs/")] == ["outputs/README.md"]
 
 
-def test_outputs_in_git_holds_its_readme_alone():
-    assert [name for name in tracked() if name.startswith("outputs/")] == ["outputs/README.md"]
+def test_no_text_names_a_folder_of_the_machine_that_it_was_written_on():
+    texts = [ROOT / name for name in tracked() if name.endswith((".py", ".yaml", ".yml", ".md", ".ipynb", ".toml"))]
+    wrong = [path.name for path in texts if re.search(r"(?<![\w.])/(home|Users|root)/\w", path.read_text("utf-8"))]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("stem", NOTEBOOKS)
-def test_notebooks_are_committed_clean_with_a_tagged_parameters_cell(stem):
+def expanded(word: str) -> list[str]:
+    """A word with {a,b} in it stands for one word each."""
+    parts = re.fullmatch(r"(.*?)\{([^}]*)\}(.*)", word)
+    return (
+        [word] if parts is None else [w for each in parts[2].split(",") for w in expanded(parts[1] + each + parts[3])]
+    )
+
+
+def test_the_readme_names_every_parameter_file():
+    """Or the file that names it under `also`."""
+    written = re.findall(r"[\w{},]+\.yaml", (ROOT / "README.md").read_text(encoding="utf-8"))
+    named = {name for word in written for name in expanded(word)}
+    files = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "params").glob("*.yaml")}
+    assert set(files) <= named | {other for name in named & set(files) for other in files[name].get("also", [])}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean_with_a_tagged_parameters_cell(path):
     # The index is read, not the file: who steps through a notebook and saves it breaks no test.
-    path = f"notebooks/{stem}.ipynb"
-    tracked_here = (ROOT / ".git").exists() and git("ls-files", path)
-    notebook = json.loads(git("show", f":{path}") if tracked_here else (ROOT / path).read_text(encoding="utf-8"))
+    name = path.relative_to(ROOT).as_posix()
+    shown = subprocess.run(["git", "-C", str(ROOT), "show", f":{name}"], capture_output=True, encoding="utf-8")
+    notebook = json.loads(path.read_text(encoding="utf-8") if shown.returncode else shown.stdout)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     tagged = [number for number, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])]
     assert tagged == [0], "exactly one cell, the first with code, is tagged parameters"
     # python3 is the kernel of whichever environment runs it: .venv, conda or plain pip.
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_modules_and_the_files_that_ship(tmp_path):
+    shutil.copytree(ROOT / "w2s", tmp_path / "kit" / "w2s", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "kit" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path]
+    subprocess.run([*command, tmp_path / "kit"], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("w2s/")}
+    kit = tmp_path / "kit"
+    assert inside == {path.relative_to(kit).as_posix() for path in (kit / "w2s").rglob("*") if path.is_file()}
+    assert {f"w2s/{part}" for part in ("templates/report.html", "frozen/dpo.json", "app/cli.py")} <= inside
 
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="needs make and a POSIX shell")
@@ -174,17 +184,17 @@ case "$*" in
     *) echo "$*" >> log && exit "${FAKE_EXIT:-0}" ;;
 esac
 """
+INSTALL = "-m pip install -e .[test] -c constraints.txt"
 
 
 class Checkout:
     """A copy of the Makefile and of what it depends on, in a path with a space, with a stand-in for Python."""
 
     def __init__(self, folder: Path):
-        self.folder = folder / "my kit"
+        self.folder, self.python = folder / "my kit", folder / "my kit" / "fake python"
         self.folder.mkdir()
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.folder / name)
-        self.python = self.folder / "fake python"
         self.python.write_text(FAKE_PYTHON)
         self.python.chmod(0o755)
 
@@ -196,11 +206,11 @@ class Checkout:
         return subprocess.run(command, cwd=self.folder, env=clean | fake, capture_output=True, text=True)
 
     def log(self) -> list[str]:
-        """Return what the .venv's Python was asked to do since the last call."""
+        """What the .venv's Python was asked to do since the last call; all pytest runs as `-m pytest`."""
         path = self.folder / "log"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
-        return lines
+        return ["-m pytest" if line.startswith("-m pytest") else line for line in lines]
 
 
 @pytest.fixture
@@ -208,14 +218,12 @@ def checkout(tmp_path):
     return Checkout(tmp_path)
 
 
-INSTALL = "-m pip install -e .[test] -c constraints.txt"
-
-
 @needs_make
 def test_make_alone_lists_every_target(checkout):
     done = checkout.make()
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^  ([a-z]+) ", done.stdout, re.MULTILINE) == ["help", "study", "test", "lab", "lint", "clean"]
+    targets = re.findall(r"^  ([a-z-]+) ", done.stdout, re.MULTILINE)
+    assert [name for name in targets if name != "test-slow"] == ["help", "study", "test", "lab", "lint", "clean"]
     assert checkout.log() == []
 
 
@@ -239,10 +247,14 @@ def test_make_targets_run_their_commands(checkout, target, command):
 
 
 @needs_make
-def test_a_second_make_installs_only_after_a_change_of_the_pins(checkout):
+def test_make_installs_once_and_again_after_a_failure_or_a_change_of_the_pins(checkout):
+    assert checkout.make("test", pip_exit=1).returncode != 0
+    assert checkout.log() == [INSTALL]
+    (checkout.folder / ".venv/half").touch()
     assert checkout.make("test").returncode == 0
     assert checkout.log() == [INSTALL, "-m pytest"]
-    assert checkout.make("test").returncode == 0
+    assert not (checkout.folder / ".venv/half").exists()
+    assert checkout.make("test", pip_exit=1).returncode != 0  # the tests failed
     assert checkout.log() == ["-m pytest"]
     stamp = (checkout.folder / ".venv/.installed").stat().st_mtime
     os.utime(checkout.folder / "constraints.txt", (stamp + 5, stamp + 5))
@@ -251,37 +263,15 @@ def test_a_second_make_installs_only_after_a_change_of_the_pins(checkout):
 
 
 @needs_make
-def test_a_failed_install_stops_make_and_is_made_again(checkout):
-    assert checkout.make("test", pip_exit=1).returncode != 0
-    assert checkout.log() == [INSTALL]
-    (checkout.folder / ".venv/half").touch()
-    assert checkout.make("test").returncode == 0
-    assert checkout.log() == [INSTALL, "-m pytest"]
-    assert not (checkout.folder / ".venv/half").exists()
-
-
-@needs_make
-def test_a_failed_test_run_fails_make(checkout):
-    assert checkout.make(".venv/.installed").returncode == 0
-    assert checkout.make("test", pip_exit=1).returncode != 0
-
-
-@needs_make
-@pytest.mark.parametrize("version", ["3.10.9", "3.15.0"])
+@pytest.mark.parametrize("version", ["3.10.9", "3.15.0", "missing"])
 def test_an_unfit_python_is_refused_in_one_line_before_anything_is_made(checkout, version):
+    if version == "missing":
+        checkout.python.unlink()
     done = checkout.make("study", version=version)
     assert done.returncode != 0
-    message = done.stderr.splitlines()[0]
-    assert f"needs Python 3.11 to 3.14, and {checkout.python} is Python {version}; name another" in message
-    assert not (checkout.folder / ".venv").exists()
-
-
-@needs_make
-def test_a_missing_python_is_named(checkout):
-    checkout.python.unlink()
-    done = checkout.make("study")
-    assert done.returncode != 0
-    assert f"{checkout.python} is missing; name another" in done.stderr.splitlines()[0]
+    what = version if version == "missing" else f"Python {version}"
+    message = f"needs Python 3.11 to 3.14, and {checkout.python} is {what}; name another"
+    assert message in done.stderr.splitlines()[0] and not (checkout.folder / ".venv").exists()
 
 
 @needs_make
@@ -296,11 +286,9 @@ def test_make_says_beforehand_when_torch_would_bring_cuda(checkout, torch, noted
 
 def test_the_python_range_is_the_same_in_make_and_pyproject():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    low, high = re.search(r"\((\d, \d+)\) <= sys\.version_info.* <= \((\d, \d+)\)", makefile).groups()
-    fit = SpecifierSet(PROJECT["requires-python"])
-    named = [tuple(map(int, each.split(", "))) for each in (low, high)]
-    allowed = [(3, minor) for minor in range(30) if f"3.{minor}" in fit]
-    assert named == [allowed[0], allowed[-1]]
+    ends = re.search(r"\((\d, \d+)\) <= sys\.version_info.* <= \((\d, \d+)\)", makefile).groups()
+    allowed = [f"3, {minor}" for minor in range(30) if f"3.{minor}" in SpecifierSet(PROJECT["requires-python"])]
+    assert ends == (allowed[0], allowed[-1])
 
 
 @needs_make
@@ -308,7 +296,6 @@ def test_the_ci_script_gives_the_status_of_make_test(checkout):
     (checkout.folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", checkout.folder / ".ci/run")
     for status in (0, 3):
-        (checkout.folder / "Makefile").write_text(f"test:\n\t@echo ran; exit {status}\n")
+        (checkout.folder / "Makefile").write_text(f"test test-slow:\n\t@echo ran; exit {status}\n")
         done = subprocess.run(["bash", checkout.folder / ".ci/run"], capture_output=True, text=True)
-        assert "ran" in done.stdout
-        assert (done.returncode == 0) == (status == 0)
+        assert "ran" in done.stdout and (done.returncode == 0) == (status == 0)

@@ -6,23 +6,18 @@ from w2s import files
 from w2s.files import Progress, duration
 
 
-def test_a_log_gets_few_lines_and_the_last(capsys, monkeypatch):
+@pytest.mark.parametrize(("wait", "first"), [(10.0, "100% 2/2 runs"), (0.0, "2% 0/2 runs")])
+def test_a_log_gets_a_line_when_time_has_passed_and_at_the_end(capsys, monkeypatch, wait, first):
     monkeypatch.setattr(files, "is_live", lambda: False)
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_LINES", wait)
     with Progress(["a", "b"]) as shown:
-        for step in range(1, 51):
+        for step in range(2, 51):
             shown.update("a", step, 50)
         shown.finish("a")
         shown.finish("b")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "100%" in line and "2/2 runs" in line
-
-
-def test_a_log_gets_a_line_when_time_has_passed(capsys, monkeypatch):
-    monkeypatch.setattr(files, "is_live", lambda: False)
-    monkeypatch.setattr(files, "SECONDS_BETWEEN_LINES", 0.0)
-    with Progress(["a", "b"]) as shown:
-        shown.update("a", 25, 50)
-    assert "25% 0/2 runs" in capsys.readouterr().out and shown.bar is None
+    lines = capsys.readouterr().out.splitlines()
+    assert first in lines[0] and "100%" in lines[-1] and "2/2 runs" in lines[-1] and shown.bar is None
+    assert len(lines) == (1 if wait else 51)
 
 
 def test_a_person_gets_a_bar(capsys, monkeypatch):

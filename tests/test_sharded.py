@@ -1,5 +1,8 @@
 """One run on two processes (gloo on the CPU): the same results, and an end to all of it when one fails."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +14,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate import PartialState
 from conftest import small_params
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from w2s import models, train
@@ -31,37 +34,39 @@ CLIPS = (None, 0.01)
 
 def train_all(specs: list[RunSpec], root: Path) -> None:
     """What a rank does: several runs one after another, of which `sharded.train` does one."""
-    state = PartialState(cpu=True, backend="gloo")
+    distributed.init_process_group("gloo")
     for spec in specs:
-        sharded.train_and_score(sharded.Rank(spec, root, state), root / "runs" / spec.name)
-        state.wait_for_everyone()
-    weights = list(sharded.Rank(specs[0], root, state).load().parameters())
-    assert sum(w.to_local().numel() for w in weights) < 0.6 * sum(w.numel() for w in weights), "not sharded"
-    found = [gradients(sharded.Rank(specs[0], root, state), clip) for clip in CLIPS]
-    if state.is_main_process:
-        torch.save(found, root / "gradients")
+        execute.train_and_score(sharded.Rank(spec, root), root / "runs" / spec.name)
+        distributed.barrier()
+    weights = list(sharded.Rank(specs[0], root).load().parameters())
+    share = sum(w.to_local().numel() for w in weights) / sum(w.numel() for w in weights)
+    assert share < 0.6 or distributed.get_world_size() == 1, "not sharded"
+    stepped = [gradients(sharded.Rank(specs[0], root), clip) for clip in CLIPS]
+    if distributed.get_rank() == 0:
+        torch.save(stepped, root / "gradients")
+    distributed.destroy_process_group()
 
 
 def gradients(team: execute.Alone, clip: float | None) -> dict[str, torch.Tensor]:
     """The gradient of a run's last step, of one pair, and of all pairs in one step, as the optimizer gets them."""
-    model, pairs, found = team.load(), labelled_pairs(team.spec, team.root), {}
+    model, pairs, result = team.load(), labelled_pairs(team.spec, team.root), {}
     texts = train.training_texts(team.spec, pairs, models.load_tokenizer(team.spec.model))
-    each = train.training_objective(team.spec, pairs, team.root, team.device)
+    each = train.training_objective(team.spec, pairs, team.device)
     *_, last = team.steps(texts)
     team.spec = replace(team.spec, batch_pairs=len(pairs))
     for name, step in (("last", last), ("all", next(team.steps(texts)))):
         fit(model, [step], team.objective(each), Schedule(1e-9, clip=clip), 1)
         for parameter, weight in model.named_parameters():
             gradient = weight.grad.full_tensor() if isinstance(weight.grad, DTensor) else weight.grad
-            found[f"{name} {parameter.removeprefix('model.')}"] = gradient
-    return found
+            result[f"{name} {parameter.removeprefix('model.')}"] = gradient
+    return result
 
 
 @pytest.fixture(scope="module", autouse=True)
 def importable():
     """The processes of the ranks find the jobs of this module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         yield
 
 
@@ -69,24 +74,29 @@ def wanted(names: list[str], root: Path) -> dict[str, RunSpec]:
     """One run of every kind, by its name here; each after the runs that it needs."""
     weak, strong = names[0], names[2]
     settings = ({"method": "reward"}, {"method": "dpo", "n_helpful": 0}, {"method": "simpo"})
-    reward, dpo, simpo = (Study.open(small_params(names, root, **{**ODD, **changes})) for changes in settings)
-    teacher = reward.gold(weak, 0)
+    studies = [Study.open(small_params(names, root, **(ODD | changes))) for changes in settings]
+    for study in studies:
+        store.store_data(root, study.data)
+    reward, dpo, simpo = studies
     lora = replace(reward.gold(strong, 0), lora=Lora(rank=2, alpha=4))
     students = {conflict: reward.student(weak, strong, conflict, 0) for conflict in ("none", "explicit", "implicit")}
-    policies = {"dpo": dpo.gold(weak, 0), "simpo": simpo.gold(strong, 0)}
-    taught = dpo.student(weak, strong, "explicit", 0)
     remedies = {"gold_checks": 5, "label_loss": "confidence", "confidence_weight": 0.5, "weighting": "reliability"}
+    policies = {
+        "dpo": dpo.gold(weak, 0),
+        "simpo": simpo.gold(strong, 0),
+        "taught": dpo.student(weak, strong, "explicit", 0),
+    }
     return {
-        "teacher": teacher,
+        "teacher": reward.gold(weak, 0),
         **students,
         "remedies": replace(students["explicit"], **remedies),
         "lora": lora,
         "half": replace(lora, dtype="bfloat16", lora=None, gradient_checkpointing=True),
         "half lora": replace(lora, dtype="bfloat16"),
-        **{f"start of {name}": spec.start for name, spec in policies.items()},
-        **policies,
-        "start of taught": taught.start,
-        "taught": taught,
+        **{f"start of {name}": policies[name].start for name in ("dpo", "simpo")},
+        **{name: policies[name] for name in ("dpo", "simpo")},
+        "start of taught": policies["taught"].start,
+        "taught": policies["taught"],
     }
 
 
@@ -110,21 +120,53 @@ def trained(tiny_models, tmp_path_factory):
     return specs, alone, together
 
 
-KINDS = ["teacher", "none", "explicit", "implicit", "remedies", "lora"]
-KINDS += ["start of dpo", "dpo", "start of simpo", "simpo", "taught"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_score_as_one(trained, kind):
-    specs, *roots = trained
-    one, two = (store.load_predictions(specs[kind], root) for root in roots)
+def assert_alike(spec: RunSpec, alone: Path, together: Path) -> None:
+    """Two folders with the same files; predictions, logged losses and saved model of one run agree."""
+    one, two = (store.load_predictions(spec, root) for root in (alone, together))
     assert list(one.columns) == list(two.columns) and (one.dtypes == two.dtypes).all()
     assert one["id"].equals(two["id"]) and one["split"].equals(two["split"])
     for column in one.columns.drop(["id", "split", "correct"]):
         np.testing.assert_allclose(two[column], one[column], atol=1e-4, rtol=1e-5, err_msg=column)
     assert one["margin"].std() > 5e-3  # smaller margins would agree whatever happened
+    logs = [(root / "runs" / spec.name / "log.jsonl").read_text().splitlines() for root in (alone, together)]
+    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=3e-5)
+    folders = [root / "runs" / spec.name / "model" for root in (alone, together)]
+    assert len({tuple(sorted(file.name for file in folder.iterdir())) for folder in folders}) == 1
+    model = execute.load_model(replace(spec, start=None, model=str(folders[1])), together)
+    tokenizer, pairs = models.load_tokenizer(str(folders[1])), store.pair_table(together, spec.data, "test")
+    margin = execute.score(spec, model, pairs, tokenizer, together)["margin"]
+    np.testing.assert_allclose(margin, two[two["split"] == "test"]["margin"], atol=1e-4, rtol=1e-5)
 
 
+KINDS = ["teacher", "none", "explicit", "implicit", "remedies", "lora"]
+KINDS += ["start of dpo", "dpo", "start of simpo", "simpo", "taught"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_score_and_save_as_one(trained, kind):
+    specs, *roots = trained
+    assert_alike(specs[kind], *roots)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "simpo"])
+def test_a_single_rank_trains_scores_and_saves_as_a_process_alone(tiny_models, tmp_path, monkeypatch, kind):
+    specs, *_ = wanted(tiny_models, tmp_path / "alone"), wanted(tiny_models, tmp_path / "rank")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for key, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(key, str(value))
+    for spec in filter(None, (specs[kind].start, specs[kind])):
+        execute.execute(spec, tmp_path / "alone")
+        folder = tmp_path / "rank" / "runs" / spec.name
+        folder.mkdir()
+        sharded.train_rank(spec, tmp_path / "rank", folder)
+        assert_alike(spec, tmp_path / "alone", tmp_path / "rank")
+
+
+@pytest.mark.slow
 def test_two_processes_get_the_gradient_of_one(trained):
     """Which Adam would get at any scale: the scores cannot tell a sum from a mean over the processes."""
     specs, alone, together = trained
@@ -135,16 +177,13 @@ def test_two_processes_get_the_gradient_of_one(trained):
             torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-4, msg=f"{name}, clip {clip}")
         norm = torch.stack([two[name].norm() for name in two if name.startswith("all")]).norm()
         assert norm > 0.05 if clip is None else norm == pytest.approx(clip, rel=1e-3)
-
-
-def test_training_changes_the_scores_by_more_than_the_tolerance(trained):
-    specs, alone, _ = trained
     none, *others = (store.load_predictions(specs[kind], alone) for kind in ("none", "explicit", "implicit"))
-    for other in others:
-        both = none.merge(other, on=["id", "split"])
-        assert (both["margin_x"] - both["margin_y"]).abs().median() > 1e-2
+    for other in others:  # training changes the scores by more than the tolerance
+        merged = none.merge(other, on=["id", "split"])
+        assert (merged["margin_x"] - merged["margin_y"]).abs().median() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["half", "half lora"])
 def test_in_half_precision_they_score_alike(trained, kind):
     """bfloat16 has three digits: cutting steps into other blocks changes the scores as much."""
@@ -153,108 +192,112 @@ def test_in_half_precision_they_score_alike(trained, kind):
     assert (one - two).abs().max() < 0.15 * one.std()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_log_the_loss_of_all_pairs(trained, kind):
-    specs, *roots = trained
-    one, two = ((root / "runs" / specs[kind].name / "log.jsonl").read_text().splitlines() for root in roots)
-    losses = [[float(line.split('"loss": ')[1].split(",")[0]) for line in lines] for lines in (one, two)]
-    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=3e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_save_the_model_that_they_scored(trained, kind):
-    specs, alone, together = trained
-    spec, folder = specs[kind], together / "runs" / specs[kind].name
-    saved = [
-        sorted(file.name for file in (root / "runs" / spec.name / "model").iterdir()) for root in (alone, together)
-    ]
-    assert saved[0] == saved[1]
-    name = str(folder / "model")
-    model = execute.load_model(replace(spec, start=None, model=name), together)
-    table = execute.score(
-        spec, model, store.pair_table(together, spec.data, "test"), models.load_tokenizer(name), together
-    )
-    scored = store.load_predictions(spec, together)
-    scored = scored[scored["split"] == "test"]
-    np.testing.assert_allclose(table["margin"], scored["margin"], atol=1e-4, rtol=1e-5)
-
-
+@pytest.mark.slow
 def test_a_dask_worker_trains_a_run_on_two_processes(trained, tiny_models, tmp_path):
     specs, alone, _ = trained
     study = Study.open(small_params(tiny_models, tmp_path, shards=2, **ODD))
+    store.store_data(study.root, study.data)
     spec = study.gold(tiny_models[0], 0)
     cluster._on_cluster([spec], tmp_path, 1, None, Progress([spec.name]))
     assert store.is_done(spec, tmp_path) and spec.name == specs["teacher"].name
     one, two = (store.load_predictions(spec, root)["margin"] for root in (alone, tmp_path))
     np.testing.assert_allclose(two, one, atol=1e-4)
-    assert sorted(file.name for file in (tmp_path / "runs" / spec.name).iterdir()) == sorted(
-        file.name for file in (alone / "runs" / spec.name).iterdir()
-    )
+    files = [{file.name for file in (root / "runs" / spec.name).iterdir()} for root in (alone, tmp_path)]
+    assert files[0] == files[1]
 
 
-def on_rank_1(code: str) -> partial:
-    """A job that does something on rank 1, while the others wait for it for ever."""
-    return partial(exec, f"import os, time\nif os.environ['RANK'] == '1':\n {code}\ntime.sleep(600)")
+def ranks_alive() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if "w2s.runs.sharded" in " ".join(p.cmdline())]
 
 
-def test_a_rank_that_fails_ends_the_others_and_says_why():
-    with pytest.raises(ParameterError, match="no such model") as caught:
-        sharded.launch(on_rank_1("from w2s.params import ParameterError; raise ParameterError('no such model')"), 3)
-    assert "Traceback" in caught.value.__notes__[0]
-    assert not ranks_alive()
-
-
-def test_an_error_that_does_not_pickle_keeps_its_words():
-    with pytest.raises(RuntimeError, match="Odd: no room"):
-        sharded.launch(on_rank_1("raise type('Odd', (Exception,), {})('no room')"), 2)
-
-
-def test_a_rank_that_is_killed_ends_the_others_and_says_so():
-    words = r"rank 1 of 3 was ended from outside with exit code -9 .*its last words: the last of many words"
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("from w2s.params import ParameterError; raise ParameterError('no model')", "^ParameterError: no model$"),
+        (r"print('the last of\nmany words', flush=True); os.kill(os.getpid(), 9)",
+         "^rank 1 of 3 was ended from outside with exit code -9 .*its last words: the last of many words$"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_fails_or_is_killed_ends_the_others_and_says_why(code, words):
+    job = partial(exec, f"import os, time\nif os.environ['RANK'] == '1':\n {code}\ntime.sleep(600)")
     with pytest.raises(RuntimeError, match=words):
-        sharded.launch(on_rank_1("print('the last of\\nmany words', flush=True); os.kill(os.getpid(), 9)"), 3)
+        sharded.launch(job, 3)
     assert not ranks_alive()
 
 
+FAILS = """import json, os, pathlib, sys
+error = {"message": {"message": "ValueError: no", "extraInfo": {"py_callstack": "Traceback of rank 1"}}}
+pathlib.Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(error)); sys.exit(1)"""
+
+
+def test_what_torchrun_leaves_behind_is_raised(monkeypatch):
+    monkeypatch.setattr(sharded, "TORCHRUN", (sys.executable, "-c", FAILS))
+    with pytest.raises(RuntimeError, match="ValueError: no") as caught:
+        sharded.launch(time.time, 2)
+    assert caught.value.__notes__ == ["Traceback of rank 1"]
+    monkeypatch.setattr(sharded, "TORCHRUN", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    with pytest.raises(RuntimeError, match=r"rank \* of 2 .* exit code -9 \(out of memory\?\)"):
+        sharded.launch(time.time, 2)
+
+
+@pytest.mark.slow
 def test_an_interrupt_ends_all_ranks():
     def interrupt():
-        assert len(ranks_alive()) == 2
-        raise KeyboardInterrupt
+        if len(ranks_alive()) == 3:  # with torchrun
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sharded.launch(partial(time.sleep, 600), 2, watch=interrupt)
-    assert not ranks_alive()
+    soon(lambda: not ranks_alive())
 
 
 PARENT = """
 import os, sys
 from functools import partial
 from pathlib import Path
-from w2s import ranks
+from w2s.runs import sharded
 
 folder = Path(sys.argv[1])
 job = partial(exec, f"import os, time; open({str(folder)!r} + '/' + str(os.getpid()), 'w'); time.sleep(600)")
-ranks.launch(job, 2, watch=lambda: len(list(folder.iterdir())) == 2 and os.kill(os.getpid(), 9))
+sharded.launch(job, 2, watch=lambda: len(list(folder.iterdir())) == 2 and os.kill(os.getpid(), 9))
 """
 
 
+@pytest.mark.slow
 def test_ranks_end_with_the_process_that_started_them(tmp_path):
-    assert subprocess.run([sys.executable, "-c", PARENT, str(tmp_path)], timeout=60).returncode == -9
-    left, deadline = [int(file.name) for file in tmp_path.iterdir()], time.monotonic() + 20
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in left):
-        assert time.monotonic() < deadline, "a rank outlived its parent"
-        time.sleep(0.05)
+    assert subprocess.run([sys.executable, "-c", PARENT, str(tmp_path)], timeout=120).returncode == -9
+    left = [int(file.name) for file in tmp_path.iterdir()]
     assert len(left) == 2
+    soon(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in left))
 
 
-def ranks_alive() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "ranks.main(" in " ".join(p.cmdline())]
+def soon(holds, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def test_a_single_process_needs_nothing_of_it(tiny_models, tmp_path, monkeypatch):
-    study = Study.open(small_params(tiny_models, tmp_path))
-    monkeypatch.setitem(sys.modules, "w2s.sharded", None)  # an import of it fails
-    execute.execute(study.gold(tiny_models[0], 0), tmp_path)
+def test_the_cluster_chooses_who_trains_a_run(small_study, monkeypatch):
+    """Ranks for a run of several shards, whose steps are shown; this process for any other."""
+    store.store_data(small_study.root, small_study.data)
+    names = small_study.params.weak_models[0], small_study.params.strong_models[0]
+    alone, shared = (small_study.gold(name, 0) for name in names)
+    reported, launched = [], []
+
+    def launch(job, ranks, threads, watch):
+        watch()
+        launched.append((job.args[0], ranks, threads))
+        execute.train_and_score(execute.Alone(*job.args[:2]), job.args[2])
+        watch()
+
+    monkeypatch.setattr(sharded, "launch", launch)
+    monkeypatch.setattr(Progress, "update", lambda self, *steps: reported.append(steps))
+    shared = replace(shared, shards=2, threads=1)
+    cluster.run_all([alone, shared], small_study.root)
+    assert launched == [(shared, 2, 1)] and (shared.name, 2, 2) in reported
+    assert store.is_done(alone, small_study.root) and store.is_done(shared, small_study.root)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +309,6 @@ def test_fewer_devices_than_shards(small_study, monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     spec = replace(small_study.gold(small_study.params.weak_models[0], 0), device=device, shards=3)
     with pytest.raises(ParameterError, match=message):
-        execute.execute(spec, small_study.root)
+        sharded.execute(spec, small_study.root)
     sharded.check_devices(replace(spec, device="cuda", shards=2))
     sharded.check_devices(replace(spec, shards=1))

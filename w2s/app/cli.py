@@ -19,9 +19,12 @@ BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, args.rest = parser.parse_known_args(argv)
+    if args.rest and args.command is not run_benchmark:
+        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
     try:
-        return args.command(args)
+        return args.command(args) or 0
     except (ParameterError, ValueError, OSError) as error:
         print(f"w2s: {error}", file=sys.stderr)
         return 2
@@ -41,35 +44,23 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="download the models and datasets of a study, for use without network")
     freeze = commands.add_parser("freeze", help="pack the predictions of finished studies, to ship with the kit")
     freeze.add_argument("--to", type=Path, help="folder for the files (default: over the shipped ones)")
-    functions = {run: run_study, status: show_status, fetch: fetch_files, freeze: freeze_study}
-    for command, function in functions.items():
+    for command, function in {run: run_study, status: show_status, fetch: fetch_files, freeze: freeze_study}.items():
+        command.set_defaults(command=function)
         command.add_argument("params", type=Path, help="a parameter file, such as params/pocket.yaml")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a parameter")
         command.add_argument("--output-dir", help="where results go (default: outputs)")
-        command.set_defaults(command=function)
 
-    zoo = commands.add_parser("zoo", help="the pocket ladder of small models").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    show = zoo.add_parser("list", help="sizes, parameters and measured knowledge")
-    show.set_defaults(command=list_zoo)
-    build = zoo.add_parser("build", help="pretrain sizes anew (about 20 minutes for all on one core)")
+    zoo = commands.add_parser("zoo", help="the pocket ladder of small models")
+    actions = zoo.add_subparsers(required=True, metavar="ACTION")
+    actions.add_parser("list", help="sizes, parameters and measured knowledge").set_defaults(command=list_zoo)
+    build = actions.add_parser("build", help="pretrain sizes anew (about 20 minutes for all on one core)")
     build.add_argument("sizes", nargs="*", help="such as pocket-40; all when none is named")
     build.add_argument("--output-dir", type=Path, help="where the folders go (default: over the shipped ones)")
     build.add_argument("--device", default="auto", help="auto, cpu or cuda")
     build.set_defaults(command=build_zoo)
 
-    bench = commands.add_parser("bench", help="time and memory beside TRL and a plain research loop, on one core")
-    bench.add_argument(
-        "only", nargs="*", help="methods, models, contexts such as dpo 4x128 (default: all, about an hour)"
-    )
-    bench.add_argument("--to", default="outputs/bench", help="folder for table and figure (default: outputs/bench)")
-    bench.add_argument("--repetitions", default="3", help="timed ones of each contender (default: 3)")
-    bench.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: does it run")
-    bench.add_argument("--large", action="store_true", help="also 12 layers x 768 with GPT-2's vocabulary size")
-    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cuda: one GPU, all models, bfloat16")
-    bench.add_argument("--write-docs", action="store_true", help="write the device's page in docs/ as well")
-    bench.set_defaults(command=run_benchmark)
+    bench = commands.add_parser("bench", help="time and memory beside TRL and a research loop", add_help=False)
+    bench.set_defaults(command=run_benchmark)  # its options, --help among them, are those of bench.py
     return parser
 
 
@@ -90,74 +81,61 @@ def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict
     return params, params.model_dump(mode="json", exclude_unset=True)
 
 
+def read_all(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any]]]:
+    """As `read_params`, of a command's file and of those that it names under `also`, which lie beside it."""
+    studies = [read_params(args, args.params)]
+    for path in [args.params.parent / name for name in studies[0][0].also]:
+        studies.append(read_params(args, path))
+        if studies[-1][0].also:
+            raise ParameterError(f"{path}: it has a list `also` itself; name those files in {args.params}")
+    return studies
+
+
 def run_study(args: argparse.Namespace) -> int:
     """Execute the notebooks of a study, and of those that its file names under `also`, and write their reports."""
-    studies = [read_params(args, path) for path in with_others(args)]
+    studies = read_all(args)
     folders = [params.study for params, _ in studies]
     if len(set(folders)) < len(folders):
         raise ParameterError(f"study = {folders[0]!r}: also names a study of that name; each needs its own folder")
     for _, given in studies:
         plan(given)
-    for params, given in studies:
-        status = execute(params, given, args.again)
-        if status:
-            return status
-    return 0
+    # The first that fails ends it: `any` asks no further.
+    return int(any(execute(params, given, args.again) for params, given in studies))
 
 
-def with_others(args: argparse.Namespace) -> list[Path]:
-    """The parameter file of a command and those that it names under `also`, which lie beside it.
-
-    Raises:
-        ParameterError: one of them names others in turn.
-    """
-    others = [args.params.parent / name for name in read_params(args, args.params)[0].also]
-    for path in others:
-        if read_params(args, path)[0].also:
-            raise ParameterError(f"{path}: it has a list `also` itself; name those files in {args.params}")
-    return [args.params, *others]
-
-
-def show_status(args: argparse.Namespace) -> int:
+def show_status(args: argparse.Namespace) -> None:
     """Print each run of a study and whether it is in the cache."""
-    params, given = read_params(args, args.params)
-    plan(given)
-
     from w2s.runs import store
     from w2s.study import Study
 
+    params, given = read_params(args, args.params)
+    plan(given)
     study = Study.open(params)
-    wanted = study.all_runs()
-    done = [store.is_done(spec, study.root) for spec in wanted]
-    for spec, there in zip(wanted, done, strict=True):
-        print("done   " if there else "to do  ", spec.name)
-    print(f"{sum(done)} of {len(done)} runs are in {study.root / 'runs'}")
-    return 0
+    done = {spec.name: store.is_done(spec, study.root) for spec in study.all_runs()}
+    for name, there in done.items():
+        print("done   " if there else "to do  ", name)
+    print(f"{sum(done.values())} of {len(done)} runs are in {study.root / 'runs'}")
 
 
-def freeze_study(args: argparse.Namespace) -> int:
+def freeze_study(args: argparse.Namespace) -> None:
     """Pack what the runs of a study, and of those under `also`, predict."""
     from w2s.runs import frozen
     from w2s.study import Study
 
-    for path in with_others(args):
-        study = Study.open(read_params(args, path)[0])
+    for params, _ in read_all(args):
+        study = Study.open(params)
         packed = frozen.pack(list(study.all_runs()), study.root, args.to or frozen.FOLDER)
         print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB")
-    return 0
 
 
-def fetch_files(args: argparse.Namespace) -> int:
+def fetch_files(args: argparse.Namespace) -> None:
     """Download what a study needs from the hub and is not here yet."""
-    params, _ = read_params(args, args.params)
-
     from w2s.sources.fetch import fetch
 
-    fetch(params)
-    return 0
+    fetch(read_params(args, args.params)[0])
 
 
-def list_zoo(args: argparse.Namespace) -> int:
+def list_zoo(args: argparse.Namespace) -> None:
     """Print the ladder: size, parameters, and the share of test pairs that its language models judge rightly."""
     from w2s import models, zoo
     from w2s.world import World
@@ -166,24 +144,20 @@ def list_zoo(args: argparse.Namespace) -> int:
     print(f"{'size':<12}{'parameters':>12}{'knowledge':>11}   (of {len(pairs)} test pairs, before any fine-tuning)")
     for name in zoo.ladder():
         print(f"{name:<12}{models.n_parameters(name):>12,}{zoo.judge(name, pairs)['correct'].mean():>11.3f}")
-    return 0
 
 
-def build_zoo(args: argparse.Namespace) -> int:
+def build_zoo(args: argparse.Namespace) -> None:
     """Pretrain the named sizes, or all."""
     from w2s import zoo
 
     zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device)
-    return 0
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
     """Run tests/benchmarks/bench.py, which a checkout of the kit has."""
     if not BENCHMARK.is_file():
         raise ParameterError(f"{BENCHMARK}: no benchmark there; run w2s bench from a checkout of the kit")
-    switches = [f"--{name}" for name in ("quick", "large", "write-docs") if getattr(args, name.replace("-", "_"))]
-    options = ["--to", args.to, "--repetitions", args.repetitions, "--device", args.device, *switches]
-    return subprocess.call([sys.executable, str(BENCHMARK), *args.only, *options])
+    return subprocess.call([sys.executable, str(BENCHMARK), "--to", "outputs/bench", *args.rest])
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
-import numpy as np
 import psutil
 import torch
 
@@ -19,9 +21,8 @@ from w2s.fast import packed
 from w2s.files import duration
 from w2s.params import Lora, ParameterError
 from w2s.predict import AT_ONCE
-from w2s.runs import execute, store
+from w2s.runs import execute, sharded, store
 from w2s.spec import SPLITS, RunSpec
-from w2s.train import fit, preference_objective, training_objective, training_texts
 
 GIB = 2**30
 PROCESS = 0.5 * GIB  # the interpreter with torch
@@ -32,59 +33,55 @@ KEPT_OF_TEXTS = 4  # of the width: what attention takes out of a packed row, and
 HALF, FROZEN = 0.65, 0.75  # the share of these bytes with bfloat16, and with LoRA
 HEAP_SHARE, HEAP_LIMIT = 1.2, 1.1 * GIB  # what the C library's heap holds on to of them, in blocks below 32 MiB
 
-MOMENT = 0.3  # seconds: shorter calls can be long for other reasons, on a busy machine
-PROBE_PAIRS = 256
-START_WORKERS = 6.0  # seconds
-CROWDING = 1.3  # runs at the same time share caches and memory, and take so much longer
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that training a model takes in one process, by what they hold."""
-
-    weights: float
-    optimizer: float
-    activations: float
-    heap: float
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.optimizer + self.activations + self.heap
-
-
-def memory(spec: RunSpec, root: Path) -> Memory:
-    """Bytes to train the model of a run, on each of its shards, without the process itself (PROCESS).
-
-    Weights are float32, or with LoRA the run's dtype; gradients and Adam's two moments take 12 bytes
-    for each weight that is trained. Shards split these, and each holds two whole layers at a time.
-
-    Of 38 trial runs on a CPU (GPT-2 and Llama shapes of 4 x 128 to 12 x 768, blocks of 1,024 to 16,384
-    tokens, reward and simpo, checkpointing, LoRA, bfloat16) this gave 0.9 to 1.4 times the peak of the
-    process, with padded texts; packed ones were measured once (tests/test_estimate.py). On a GPU it has
-    not been measured; there is no heap there.
-    """
-    config, half = _config(spec), 2 if spec.dtype == "bfloat16" else 4
-    total = models.n_parameters(spec.model, head=spec.method != "reward")
-    trained = models.n_adapter_parameters(spec.model, spec.lora) if spec.lora else total
-    weights = total * (half if spec.lora else 4) / spec.shards
-    if spec.shards > 1:
-        weights += 2 * half * total / config.num_hidden_layers
-    elif half == 2 and not spec.lora:
-        weights += half * total  # autocast's copy
-    kept = _kept(spec)
-    if config.model_type in packed.TESTED:  # which have the prompt of a pair once, but for attention
-        once = (1 + _response_share(spec.data, root)) / 2 if spec.method != "sft" else 1
-        texts = 4 * KEPT_OF_TEXTS * config.hidden_size * config.num_hidden_layers * spec.tokens_per_batch
-        kept = once * kept + texts
-    heap = 0.0 if spec.device.startswith("cuda") else min(HEAP_SHARE * kept, HEAP_LIMIT)
-    if spec.gradient_checkpointing:  # of each layer its input, and one layer at a time the rest
-        inputs = 4 * spec.tokens_per_batch * config.hidden_size * config.num_hidden_layers
-        kept = inputs + kept / config.num_hidden_layers
-    return Memory(weights, 12 * trained / spec.shards, kept + _logits(spec, root), heap)
+ALIKE = ("model_fingerprint", "data", "method", "lora", "batch_pairs", "max_length", "device", "dtype", "threads")
+CHARACTERS = 4  # of a token, about
+EFFICIENCY = 0.6  # of the rate of one large matrix product, while a model trains
+RUN, STEP, START = 0.5, 0.018, 6.0  # seconds of each run, of each block of a step, and to start workers
 
 
 def _config(spec: RunSpec):
     return models.load_config(spec.model).get_text_config()
+
+
+def _parameters(spec: RunSpec) -> tuple[int, int]:
+    """How many parameters the model of a run has, and how many it trains."""
+    total = models.n_parameters(spec.model, head=spec.method != "reward")
+    return total, models.n_adapter_parameters(spec.model, spec.lora) if spec.lora else total
+
+
+@lru_cache
+def _characters(data: str, root: Path) -> tuple[float, float]:
+    """The mean number of characters of a gt pair's prompt, and of its responses together."""
+    table = store.pair_table(root, data, "gt")
+    prompt, chosen, rejected = (float(table[text].str.len().mean()) for text in ("prompt", "chosen", "rejected"))
+    return prompt, chosen + rejected
+
+
+def memory(spec: RunSpec, root: Path) -> dict[str, float]:
+    """Bytes to train the model of a run, by what they hold, on each of its shards, without the process (PROCESS).
+
+    Weights are float32, or with LoRA the run's dtype; gradients and Adam's moments take 12 bytes for each trained one.
+    Shards split these, and each holds two whole layers at a time. docs/measurements.md has how close this comes.
+    """
+    config, half, (total, trained) = _config(spec), 2 if spec.dtype == "bfloat16" else 4, _parameters(spec)
+    tokens, layers = spec.tokens_per_batch, config.num_hidden_layers
+    prompt, responses = _characters(spec.data, root)
+    weights = total * (half if spec.lora else 4) / spec.shards
+    if spec.shards > 1:
+        weights += 2 * half * total / layers
+    elif half == 2 and not spec.lora:
+        weights += half * total  # autocast's copy
+    kept = _kept(spec)
+    if config.model_type in packed.TESTED:  # which have the prompt of a pair once, but for attention
+        once = 1 if spec.method == "sft" else (prompt + responses) / (2 * prompt + responses)
+        kept = once * kept + 4 * KEPT_OF_TEXTS * config.hidden_size * layers * tokens
+    heap = 0.0 if spec.device.startswith("cuda") else min(HEAP_SHARE * kept, HEAP_LIMIT)
+    if spec.gradient_checkpointing:  # of each layer its input, and one layer at a time the rest
+        kept = 4 * tokens * config.hidden_size * layers + kept / layers
+    if spec.method != "reward":  # log-probabilities of a block's responses, and of AT_ONCE tokens twice more
+        read = tokens * responses / (2 * prompt + responses)
+        kept += 4 * (read + 2 * min(read, AT_ONCE[torch.device(spec.device).type])) * config.vocab_size
+    return {"weights": weights, "optimizer": 12 * trained / spec.shards, "activations": kept, "heap": heap}
 
 
 def _kept(spec: RunSpec) -> float:
@@ -98,49 +95,31 @@ def _kept(spec: RunSpec) -> float:
     return 4 * share * numbers * config.num_hidden_layers * spec.tokens_per_batch
 
 
-def _logits(spec: RunSpec, root: Path) -> float:
-    """Bytes of log-probabilities in float32: those of a block's responses, and of AT_ONCE tokens twice more."""
-    if spec.method == "reward":
-        return 0.0
-    tokens = spec.tokens_per_batch * _response_share(spec.data, root)
-    return 4 * (tokens + 2 * min(tokens, AT_ONCE[torch.device(spec.device).type])) * _config(spec).vocab_size
-
-
-@lru_cache
-def _response_share(data: str, root: Path) -> float:
-    """The share of all characters of the gt texts that are in the responses."""
-    table = store.pair_table(root, data, "gt")
-    prompt, chosen, rejected = (table[column].str.len().sum() for column in ("prompt", "chosen", "rejected"))
-    return float((chosen + rejected) / (2 * prompt + chosen + rejected))
-
-
 def check(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None = None) -> None:
-    """Stop before anything is trained where the runs cannot fit.
-
-    Raises:
-        ParameterError: a text longer than a model's context, too few devices, too little memory, or too
-            little disk; with what to change.
-    """
+    """Raises ParameterError where runs cannot fit in context, devices, memory or disk, with what to change."""
     for spec in {(s.model, s.method): s for s in todo}.values():
         context = getattr(_config(spec), "max_position_embeddings", None)
         if context and spec.max_length > context:
-            raise ParameterError(
-                f"max_length = {spec.max_length}: model {spec.model!r} reads {context} tokens; set max_length to that"
-            )
+            what = f"max_length = {spec.max_length}: model {spec.model!r} reads {context} tokens"
+            raise ParameterError(f"{what}; set max_length to that")
     if todo and scheduler is None:  # what another machine has is not known here
-        if todo[0].shards > 1:
-            from w2s.runs import sharded
-
-            sharded.check_devices(todo[0])
-        _check_memory(max(todo, key=lambda s: memory(s, root).total), root, min(workers, len(todo)))
-    if todo:
-        _check_disk(todo, root)
+        sharded.check_devices(todo[0])
+        _check_memory(max(todo, key=lambda s: sum(memory(s, root).values())), root, min(workers, len(todo)))
+    saved = [4 * _parameters(spec)[1] for spec in todo if spec.save_model]  # all warm starts, and with save_models all
+    place = next(path for path in (root, *root.parents) if path.exists())
+    if saved and sum(saved) > (free := shutil.disk_usage(place).free):
+        raise ParameterError(
+            f"{root}: the models to save take about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "
+            "set output_dir to another disk, or lora, or fewer models"
+        )
 
 
 def _check_memory(spec: RunSpec, root: Path, workers: int) -> None:
-    each = memory(spec, root).total
+    def needed(**changes) -> float:
+        return sum(memory(replace(spec, **changes), root).values())
+
     at_once = workers * (spec.shards if spec.device == "cpu" else 1)  # which on a CPU share its memory
-    need, free = at_once * (each + PROCESS), free_memory(spec.device)
+    need, free = at_once * (needed() + PROCESS), free_memory(spec.device)
     if need <= free:
         return
     changes = {
@@ -148,10 +127,10 @@ def _check_memory(spec: RunSpec, root: Path, workers: int) -> None:
         "gradient_checkpointing: true": {"gradient_checkpointing": True},
         "lora: {rank: 8, alpha: 16}": {"lora": spec.lora or Lora(rank=8, alpha=16)},
         "dtype: bfloat16": {"dtype": "bfloat16"},
-        **({f"a higher shards (now {spec.shards})": {"shards": 2 * spec.shards}} if spec.device == "cuda" else {}),
+        f"a higher shards (now {spec.shards})": {"shards": 2 * spec.shards} if spec.device == "cuda" else {},
     }
     remedies = [f"workers: 1 (now {workers})"] if workers > 1 else []
-    remedies += [words for words, change in changes.items() if memory(replace(spec, **change), root).total < each]
+    remedies += [words for words, change in changes.items() if needed(**change) < needed()]
     raise ParameterError(
         f"model {spec.model!r}: {f'{at_once} processes need' if at_once > 1 else 'training needs'} about "
         f"{need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free on {spec.device}; "
@@ -164,111 +143,85 @@ def free_memory(device: str) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
 
-def _check_disk(todo: list[RunSpec], root: Path) -> None:
-    """Models that runs save: all warm starts, and every model with save_models."""
-    saved = [s for s in todo if s.save_model]
-    need = 4 * sum(
-        models.n_adapter_parameters(s.model, s.lora) if s.lora else models.n_parameters(s.model) for s in saved
-    )
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free
-    if need > free:
-        raise ParameterError(
-            f"{root}: the models to save take about {need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "
-            "set output_dir to another disk, or lora, or fewer models"
-        )
-
-
 def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, scheduler: str | None = None) -> str:
     """How many runs are to be trained and about how long that takes, then one line for each model."""
     if not todo:
         return f"all {wanted} runs are in the cache"
     workers, seconds = min(workers, len(todo)), {}
-    if scheduler is not None:
-        expected = "time not estimated, for the workers of the scheduler were not tried"
-    elif todo[0].shards > 1:
-        expected = "time not estimated, for runs of several shards are not tried"
+    if scheduler is not None or todo[0].shards > 1:
+        expected = f"time not estimated for {'runs of several shards' if scheduler is None else 'the scheduler'}"
     else:
-        seconds = {spec.name: run_seconds(spec, root) for spec in todo}
-        torch.cuda.empty_cache()  # what the trials took
+        rates = measured(root)
+        seconds = {spec.name: run_seconds(spec, root, rates) for spec in todo}
         expected = f"about {duration(total_seconds(todo, seconds, workers))} on {workers} workers"
-    by_model = [[spec for spec in todo if spec.model == name] for name in dict.fromkeys(s.model for s in todo)]
-    lines = [_model_line(specs, seconds, root) for specs in by_model]
+    by_model = {spec.model: [other for other in todo if other.model == spec.model] for spec in todo}
+    lines = [_model_line(specs, seconds, root) for specs in by_model.values()]
     return "\n".join([f"{len(todo)} runs to train, {wanted} wanted: {expected}", *lines])
 
 
 def _model_line(specs: list[RunSpec], seconds: dict[str, float], root: Path) -> str:
-    """A model's parameters, memory, runs, and the time of each."""
-    spec = max(specs, key=lambda s: memory(s, root).total)
-    parameters = f"{models.n_parameters(spec.model, head=spec.method != 'reward'):,} parameters"
-    if spec.lora:
-        parameters += f", {models.n_adapter_parameters(spec.model, spec.lora):,} of them trained"
-    where = f" on each of {spec.shards} shards" if spec.shards > 1 else ""
+    needs = {sum(memory(spec, root).values()): spec for spec in specs}
+    total, trained = _parameters(needs[max(needs)])
+    adapters = f", {trained:,} of them trained" if trained < total else ""
+    shards = f" on each of {specs[0].shards} shards" if specs[0].shards > 1 else ""
     each = f" of {duration(sum(seconds[s.name] for s in specs) / len(specs))} each" if seconds else ""
-    need = f"about {memory(spec, root).total / GIB:.2f} GiB to train{where}"
-    return f"  {Path(spec.model).name}: {parameters}, {need}, {len(specs)} runs{each}"
+    need = f"about {max(needs) / GIB:.2f} GiB to train{shards}"
+    return f"  {Path(specs[0].model).name}: {total:,} parameters{adapters}, {need}, {len(specs)} runs{each}"
 
 
 def total_seconds(todo: list[RunSpec], seconds: dict[str, float], workers: int) -> float:
     """The time of all runs, some at the same time, each after the runs that it needs (which stand before it)."""
-    if workers == 1:
-        return sum(seconds.values())
     ends: dict[str, float] = {}
     for spec in todo:
         ends[spec.name] = seconds[spec.name] + max((ends.get(run.name, 0.0) for run in spec.before), default=0.0)
     cores = (os.cpu_count() or 1) if todo[0].device == "cpu" else todo[0].threads  # a GPU computes one run at a time
-    share = min(workers, max(1, cores // todo[0].threads))
-    return START_WORKERS + CROWDING * max(sum(seconds.values()) / share, *ends.values())
+    at_once = min(workers, max(1, cores // todo[0].threads))
+    return START * (workers > 1) + max(sum(seconds.values()) / at_once, *ends.values())
 
 
-def run_seconds(spec: RunSpec, root: Path) -> float:
-    """Seconds that a run takes on one worker, by a trial of its model and method."""
-    alike = {"start": None, "teacher": None, "conflict": "none", "alpha": 0.0, "split": "gt", "seed": 0, "keep": "none"}
-    alike |= {"keep_threshold": None, "keep_by": None, "relabel": "none", "n_helpful": None, "helpful_from": None}
-    alike |= {"ensemble": (), "chance_by": None, "weighting": "none", "label_loss": "cross_entropy"}
-    alike |= {"confidence_weight": None, "gold_checks": 0}
-    to_load, per_pair, per_scored = _probe(replace(spec, **alike), root)
+def measured(root: Path) -> dict[str, float]:
+    """Seconds a pair that the training of finished runs took, their median, by their fields ALIKE."""
+    paces = defaultdict(list)
+    for done in root.glob("runs/*/DONE"):
+        identity = json.loads(done.with_name("spec.json").read_text(encoding="utf-8"))
+        log = done.with_name("log.jsonl").read_text(encoding="utf-8").splitlines()
+        if log and "gold_checks" not in identity:  # which are scoring
+            last = json.loads(log[-1])
+            paces[_alike(identity)].append(last["seconds"] / (last["steps"] * identity["batch_pairs"]))
+    return {alike: median(values) for alike, values in paces.items()}
+
+
+def _alike(identity: dict) -> str:
+    return json.dumps([identity.get(field) for field in ALIKE])
+
+
+def run_seconds(spec: RunSpec, root: Path, rates: Mapping[str, float] | None = None) -> float:
+    """About how long a run takes on one worker, by `measured` rates or `pair_seconds`; scoring takes a third."""
     size = {split: len(store.split_table(spec, root, split)) for split in SPLITS}
     helpful = size["helpful"] if spec.n_helpful is None else spec.n_helpful
     trained = (size[spec.split] + (helpful if spec.conflict == "implicit" else 0)) * spec.epochs
     scored = sum(size[split] for split in execute.scored_splits(spec)) + spec.gold_checks * size["validation"]
-    return to_load + per_pair * trained + per_scored * scored
+    return RUN + ((rates or {}).get(_alike(spec.identity)) or pair_seconds(spec, root)) * (trained + scored / 3)
+
+
+def pair_seconds(spec: RunSpec, root: Path) -> float:
+    """About how long training on a pair takes: 6 operations for each weight and token, and what each step costs."""
+    tokens = min(sum(_characters(spec.data, root)) / CHARACTERS, 2 * spec.max_length)
+    looked_up = _config(spec).vocab_size * _config(spec).hidden_size if spec.method == "reward" else 0
+    operations = 6 * (_parameters(spec)[0] - looked_up) * tokens
+    blocks = max(1 / spec.batch_pairs, tokens / spec.tokens_per_batch)
+    return operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads)) + STEP * blocks
 
 
 @lru_cache
-def _probe(spec: RunSpec, root: Path) -> tuple[float, float, float]:
-    """Seconds to load a model, to train on a pair, and to score one."""
-    torch.set_num_threads(spec.threads)
-    sample = store.pair_table(root, spec.data, spec.split).head(PROBE_PAIRS).assign(label=1.0)
-    device, dtype, started = torch.device(spec.device), getattr(torch, spec.dtype), time.perf_counter()
-    model, tokenizer = execute.load_model(spec, root).to(device), models.load_tokenizer(spec.model)
-    to_load = time.perf_counter() - started
-    texts = training_texts(spec, sample, tokenizer)
-    if spec.method in ("dpo", "simpo"):
-        objective = preference_objective(spec, sample, np.zeros(len(sample)), device)
-    else:
-        objective = training_objective(spec, sample, device)
-
-    def train(n: int) -> None:
-        step = (n, texts.batches(np.arange(n), spec.tokens_per_batch))
-        fit(model, [step], objective, execute.schedule(spec), 1, dtype)
-
-    scored = replace(spec, method="reward" if spec.method == "reward" else "simpo")  # dpo needs its warm start
-
-    def score(n: int) -> None:
-        execute.score(scored, model, sample.head(n), tokenizer, root)
-
-    pace = seconds_per_token(train, texts.length[: spec.batch_pairs]), seconds_per_token(score, texts.length)
-    return to_load, *(float(seconds * texts.length.mean()) for seconds in pace)
-
-
-def seconds_per_token(work: Callable[[int], None], lengths: np.ndarray) -> float:
-    """Seconds for each token that `work` takes, at its fastest on ever more pairs, until one call takes a moment."""
-    n, paces = 1, []
-    while True:
+def product_rate(device: str, dtype: str, threads: int) -> float:
+    """Operations a second of a product of two large matrices, the fastest of a few."""
+    n, before, seconds = 512 if device == "cpu" else 4096, torch.get_num_threads(), []
+    matrix = torch.ones(n, n, device=device, dtype=getattr(torch, dtype))
+    torch.set_num_threads(threads)
+    for _ in range(8):
         started = time.perf_counter()
-        work(n)
-        took = time.perf_counter() - started
-        paces.append(took / lengths[:n].sum())
-        if took > MOMENT or n == len(lengths):
-            return min(paces)
-        n = min(4 * n, len(lengths))
+        (matrix @ matrix)[0, 0].item()  # which a GPU ends before
+        seconds.append(time.perf_counter() - started)
+    torch.set_num_threads(before)
+    return 2 * n**3 / min(seconds)

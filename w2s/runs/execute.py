@@ -25,8 +25,19 @@ from w2s.train import BestWeights, Schedule, check_steps, fit, training_objectiv
 LOG_EVERY = 10
 
 
-def execute(spec: RunSpec, root: Path, after: object = None, report: Callable[[int, int], None] | None = None) -> str:
-    """Train and score one run unless its DONE mark is there; returns its name.
+def train_alone(spec: RunSpec, root: Path, folder: Path, report: Callable[[int, int], None] | None) -> None:
+    """Write a run's log and predictions, and its model where the spec asks for it."""
+    train_and_score(Alone(spec, root), folder, report)
+
+
+def execute(
+    spec: RunSpec,
+    root: Path,
+    after: object = None,
+    report: Callable[[int, int], None] | None = None,
+    train: Callable = train_alone,
+) -> str:
+    """Train and score one run by `train` unless its DONE mark is there; returns its name.
 
     A run that was broken off is trained anew. `after` orders runs in a Dask graph and is not used.
     """
@@ -37,21 +48,11 @@ def execute(spec: RunSpec, root: Path, after: object = None, report: Callable[[i
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
             write_json(folder / "spec.json", spec.identity)
-            _train_and_score(spec, root, folder, report)
+            train(spec, root, folder, report)
             right = load_predictions(spec, root).groupby("split")["correct"]
             write_json(folder / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
             write_atomic(folder / "DONE", lambda p: p.touch())
     return spec.name
-
-
-def _train_and_score(spec: RunSpec, root: Path, folder: Path, report) -> None:
-    """Write a run's log and predictions, and its model where the spec asks for it."""
-    if spec.shards == 1:
-        train_and_score(Alone(spec, root), folder, report)
-    else:
-        from w2s.runs import sharded
-
-        sharded.train(spec, root, folder, report)
 
 
 class Alone:
