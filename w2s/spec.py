@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from w2s.params import Lora
@@ -58,7 +59,7 @@ class RunSpec:
     shards: int = 1
     save_model: bool = False
 
-    @property
+    @cached_property
     def identity(self) -> dict:
         """The fields that change the result; one at its default is left out, so that a new field leaves old names."""
         identity = {}
@@ -72,7 +73,7 @@ class RunSpec:
                 identity["tokens_per_batch"] = self.tokens_per_batch
         return identity
 
-    @property
+    @cached_property
     def name(self) -> str:
         """A readable and unique folder name."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
@@ -85,12 +86,12 @@ class RunSpec:
             parts.append(f"lora{self.lora.rank}")
         return "-".join([*parts, f"s{self.seed}", digest])
 
-    @property
+    @cached_property
     def before(self) -> list[RunSpec]:
         """The runs that this one needs: its teachers, and the warm start of its weights."""
         return [run for run in (self.teacher, *self.ensemble, self.start) if run]
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """How many runs stand behind this one, one needing the next."""
         return max((1 + run.depth for run in self.before), default=0)

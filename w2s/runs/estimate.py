@@ -39,10 +39,12 @@ EFFICIENCY = 0.6  # of the rate of one large matrix product, while a model train
 RUN, STEP, START = 0.5, 0.018, 6.0  # seconds of each run, of each block of a step, and to start workers
 
 
+@lru_cache
 def _config(spec: RunSpec):
     return models.load_config(spec.model).get_text_config()
 
 
+@lru_cache
 def _parameters(spec: RunSpec) -> tuple[int, int]:
     """How many parameters the model of a run has, and how many it trains."""
     total = models.n_parameters(spec.model, head=spec.method != "reward")
@@ -57,6 +59,7 @@ def _characters(data: str, root: Path) -> tuple[float, float]:
     return prompt, chosen + rejected
 
 
+@lru_cache
 def memory(spec: RunSpec, root: Path) -> dict[str, float]:
     """Bytes to train the model of a run, by what they hold, on each of its shards, without the process (PROCESS).
 
