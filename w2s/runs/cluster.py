@@ -66,7 +66,7 @@ def helpful_pairs(study: Study, times: float) -> dict[str, Any]:
 
 
 def announce(specs: list[RunSpec], root: Path, workers: int, scheduler: str | None) -> list[RunSpec]:
-    """The runs still to do, as `pending` orders them and `estimate.check` lets them pass; prints what they will cost."""
+    """The runs still to do, as `pending` orders and `estimate.check` allows them; prints what they will cost."""
     todo = pending(specs, root)
     estimate.check(todo, root, workers, scheduler)
     print(estimate.forecast(todo, len(set(specs)), root, workers, scheduler), flush=True)
