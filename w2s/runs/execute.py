@@ -25,21 +25,17 @@ from w2s.train import BestWeights, Schedule, check_steps, fit, training_objectiv
 LOG_EVERY = 10
 
 
-def train_alone(spec: RunSpec, root: Path, folder: Path, report: Callable[[int, int], None] | None) -> None:
-    """Write a run's log and predictions, and its model where the spec asks for it."""
-    train_and_score(Alone(spec, root), folder, report)
-
-
 def execute(
     spec: RunSpec,
     root: Path,
     after: object = None,
     report: Callable[[int, int], None] | None = None,
-    train: Callable = train_alone,
+    train: Callable | None = None,
 ) -> str:
-    """Train and score one run by `train` unless its DONE mark is there; returns its name.
+    """Train and score one run unless its DONE mark is there; returns its name.
 
     A run that was broken off is trained anew. `after` orders runs in a Dask graph and is not used.
+    `train` is called in place of this process's own training (by `sharded.execute`).
     """
     folder = root / "runs" / spec.name
     with locked(folder):
@@ -48,11 +44,15 @@ def execute(
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
             write_json(folder / "spec.json", spec.identity)
-            train(spec, root, folder, report)
+            (train or _train_here)(spec, root, folder, report)
             right = load_predictions(spec, root).groupby("split")["correct"]
             write_json(folder / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
             write_atomic(folder / "DONE", lambda p: p.touch())
     return spec.name
+
+
+def _train_here(spec: RunSpec, root: Path, folder: Path, report) -> None:
+    train_and_score(Alone(spec, root), folder, report)
 
 
 class Alone:
