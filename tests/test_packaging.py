@@ -24,6 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = [Requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines]
 TOP_LEVEL = {
+    "ARCHITECTURE.md",
     *("notebooks", "w2s", "params", "outputs", "tests", "docs", ".ci", "environment.yml", "pyproject.toml"),
     *("constraints.txt", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".gitignore"),
 }
