@@ -1,7 +1,4 @@
-"""Figures of the analysis: one function each, plot_x(table, ax=None) -> Axes, on the tables of `w2s.analysis`.
-
-Intervals are those of the tables (95%). A function draws on `ax`, or makes a figure of its own.
-"""
+"""Figures of the tables of `w2s.analysis`, with their 95% intervals: plot_x(table, ax=None) -> Axes, new or given."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from matplotlib.patches import Rectangle
 from w2s.analysis.pooled import THRESHOLDS
 from w2s.deception import AREAS, areas, confidence
 from w2s.report import style
-from w2s.report.style import COLOURS, DOTTED, GREY, LABEL, PALETTE, SMALL, conflict_name, count, finish, points
+from w2s.report.style import COLOURS, DOTTED, GREY, PALETTE, SMALL, conflict_name, count, finish, points
 
 MIN_EVEN = 5  # expected tax pairs below which the lift of a cell is noise
 MAX_LIFT = 1.5  # where the colours of a lift end
@@ -70,14 +67,10 @@ def plot_areas(ceiling, weak, threshold=0.75, known_by="confidence", tax=None, a
 
 
 def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Tax rate in each area with Wilson intervals, one colour a conflict, for ONE weak-strong pair of `area_table`.
-
-    Raises ValueError where the table holds several pairs, roles or seeds.
-    """
-    several = [column for column in PATH if column in area_table and area_table[column].nunique() > 1]
+    """Tax rate in each area, one colour a conflict, for ONE weak-strong pair of `area_table`, else ValueError."""
+    several = ", ".join(name for name in PATH if name in area_table and area_table[name].nunique() > 1)
     if several:
-        names = ", ".join(several)
-        raise ValueError(f"area_table: several values of {names}; draw one figure for each, on its own rows")
+        raise ValueError(f"area_table: several values of {several}; draw one figure for each, on its own rows")
     ax = ax or style.new_axes(6.4, 3.8)
     taxed = area_table.groupby("conflict")["tax"].sum()
     conflicts = [c for c in COLOURS if taxed.get(c, 0) > 0]
@@ -96,10 +89,7 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_area_shares(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Where the pairs lie, as stacked shares of the four areas, one bar a confidence.
-
-    Columns: confidence, pairs (test pairs of one run), and each of AREAS (share, 0 to 1).
-    """
+    """Shares of the areas, one bar a confidence. Columns: confidence, pairs (of one run), each of AREAS (0 to 1)."""
     ax = ax or style.new_axes(6.8, 1.2 + 0.6 * len(table))
     style.stack(ax, table.set_index("confidence")[list(AREAS)], [PALETTE[k] for k in (2, 8, 4, 7)], 0.06)
     ax.invert_yaxis()
@@ -124,8 +114,8 @@ def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = No
     colours = {"vmin": 0, "vmax": 1, "cmap": "viridis", "cbar": True, "cbar_kws": {"label": "Deception Score"}}
     style.heat(ax, score, score.isna() & tax.notna(), "no tax", annot=texts, **colours)
     ax.tick_params("x", rotation=20)
-    ax.set_title(f"{conflict_name(conflict)} (n = {count(rows['pairs'])} test pairs)", fontsize=LABEL)
-    return finish(ax, "strong model", "weak model")
+    title = f"{conflict_name(conflict)} (n = {count(rows['pairs'])} test pairs)"
+    return finish(ax, "strong model", "weak model", title=title)
 
 
 def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.DataFrame | None = None) -> Axes:
@@ -156,8 +146,7 @@ def plot_surface(surface: pd.DataFrame, ax: Axes | None = None, at: float | None
     """Lift (colour) and Score (number) over the thresholds of weak model and ceiling, for one group of runs.
 
     Cells where an even tax would put fewer than MIN_EVEN pairs into the area are grey and hatched: their lift
-    is noise. `at` frames the cell in which both thresholds have this value.
-    Raises ValueError where the table holds several rows for one pair of thresholds.
+    is noise. `at` frames the cell of this value of both thresholds. ValueError for several rows of one cell.
     """
     if surface.duplicated(THRESHOLDS).any():
         raise ValueError("surface: several rows for one pair of thresholds; draw one figure for each group")
@@ -171,8 +160,8 @@ def plot_surface(surface: pd.DataFrame, ax: Axes | None = None, at: float | None
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", linewidth=2))
     ax.invert_yaxis()
     ax.tick_params("x", rotation=60)
-    ax.set_title(f"{title}\nn = {surface['tax'].max()} tax pairs".strip(), fontsize=LABEL)
-    return finish(ax, "weak threshold", "strong threshold")
+    title = f"{title}\nn = {surface['tax'].max()} tax pairs".strip()
+    return finish(ax, "weak threshold", "strong threshold", title=title)
 
 
 def lift_bar(axes: Sequence[Axes]) -> None:
@@ -184,10 +173,7 @@ def lift_bar(axes: Sequence[Axes]) -> None:
 
 
 def plot_mitigation(scores: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Direct and bootstrapped students side by side, two Axes: accuracy and Deception Score, with intervals.
-
-    Raises ValueError where the table holds no bootstrapped student.
-    """
+    """Accuracy and Score (two Axes) of direct and bootstrapped students; ValueError where none is bootstrapped."""
     chains = scores[scores["role"] == "bootstrapped"]
     if chains.empty:
         raise ValueError("scores: no bootstrapped student; name intermediate_models between weak and strong")

@@ -13,16 +13,15 @@ from w2s.deception import AREAS
 from w2s.report import style
 from w2s.report.plots import ON_LINES
 from w2s.report.sentences import MIN_TAX
-from w2s.report.style import COLOURS, DOTTED, GREY, LABEL, MARKERS, PALETTE, conflict_name, finish, new_axes, points
+from w2s.report.style import COLOURS, DOTTED, GREY, MARKERS, PALETTE, conflict_name, finish, new_axes, points
 
 WAYS = {"confidence": "confidence", "knowledge": "judged rightly", "sure_knowledge": "rightly, surely"}
 
 
 def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Tax share and Score by kind of labels, one colour a conflict, with intervals; diamonds are the null.
+    """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds are the null.
 
-    Rows of `pooled.pooled_table` by labels and conflict. A Score over fewer than MIN_TAX tax pairs is hollow: its
-    interval is not to be believed.
+    A Score over fewer than MIN_TAX tax pairs is hollow: its interval is not to be believed.
     """
     axes = np.asarray(new_axes(8.6, 3.6, columns=2, gap=0.3) if axes is None else axes)
     kinds = list(controls["labels"].unique())
@@ -42,11 +41,10 @@ def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
 
 
 def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Student accuracy against the strength of a conflict, one line a kind of labels, with intervals and chance.
+    """Student accuracy against the strength of a conflict, one line a kind of labels; bands are the range of seeds.
 
-    One panel for `alphas` (explicit conflict, column alpha) and one for `shares` (implicit conflict, column times:
-    of the study's pairs of the conflict), where there are any: rows of `pooled.pooled_table`. Bands are the range of
-    the seeds.
+    One panel for `alphas` (explicit, column alpha), and one for `shares` (implicit, column times: of the study's
+    pairs) where there are any: rows of `pooled.pooled_table`.
     """
     panels = [(alphas, "alpha", "weight of the explicit conflict, alpha")]
     if shares is not None and len(shares):
@@ -55,8 +53,8 @@ def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None
     for ax, (table, column, xlabel) in zip(axes, panels, strict=True):
         for k, (labels, rows) in enumerate(table.groupby("labels", sort=False)):
             points(ax, rows[column], rows, "student_accuracy", label=f"{labels} labels", **style.look(k))
-            band = (rows["student_accuracy_min"], rows["student_accuracy_max"])
-            ax.fill_between(rows[column], *band, color=PALETTE[k], alpha=0.15, linewidth=0)
+            low, high = (rows[f"student_accuracy_{end}"] for end in ("min", "max"))
+            ax.fill_between(rows[column], low, high, color=PALETTE[k], alpha=0.15, linewidth=0)
         ax.axhline(0.5, label="chance", **DOTTED)
         ax.set_ylim(-0.02, 1.02)
         first = ax is axes[0]
@@ -82,11 +80,12 @@ def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
             mark |= {"fmt": MARKERS[(k + k // len(PALETTE)) % len(MARKERS)], "label": name + " (gold)" * gold}
             bars = {"xerr": style.spread(row, "student_accuracy"), "color": colour, "elinewidth": 1}
             points(ax, row["student_accuracy"], row, "conflicting", zorder=2 + k / 100, **mark, **bars)
-        for line, value in ((ax.axvline, "student_accuracy"), (ax.axhline, "conflicting")):
-            line(rows.loc[names[0], value], **DOTTED | {"color": GREY, "zorder": 1})
-        ax.set_title(conflict_name(conflict), fontsize=LABEL)
-        pairs, others = int(rows["pairs"].iloc[0]), int(rows["conflicting_pairs"].iloc[0])
-        finish(ax, f"accuracy, target goal (n = {pairs})", f"accuracy, conflicting goal (n = {others})")
+        nothing = rows.loc[names[0]]
+        ax.axvline(nothing["student_accuracy"], **DOTTED)
+        ax.axhline(nothing["conflicting"], **DOTTED)
+        xlabel = f"accuracy, target goal (n = {nothing['pairs']:.0f})"
+        ylabel = f"accuracy, conflicting goal (n = {nothing['conflicting_pairs']:.0f})"
+        finish(ax, xlabel, ylabel, title=conflict_name(conflict))
     marks = axes[-1].containers  # shown without their bars
     place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "fontsize": style.SMALL, "frameon": False}
     axes[-1].legend([mark[0] for mark in marks], [mark.get_label() for mark in marks], **place)
@@ -94,18 +93,17 @@ def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
 
 
 def plot_knowledge(cross: pd.DataFrame, conflicts: pd.DataFrame, settings: pd.DataFrame) -> np.ndarray:
-    """Areas by confidence against areas by knowledge, and the lift by each way to know, two Axes.
+    """Areas by confidence and by knowledge (a `knowledge.cross_table`), and the lift by each way to know, two Axes.
 
-    `cross` is a table of `knowledge.cross_table` (its pairs are added up over the rows), `conflicts` and `settings`
-    are those of `knowledge.scores_by_knowledge` by conflict (with intervals) and by setting (dots).
+    `knowledge.scores_by_knowledge` gives `conflicts` (with intervals) and `settings` (dots).
     """
     left, right = axes = new_axes(11.0, 4.2, columns=2, gap=0.5)
     grid = cross.pivot_table(index="by_confidence", columns="by_knowledge", values="pairs", aggfunc="sum")
     grid = grid.loc[list(AREAS), list(knowledge.AREAS)].set_axis(ON_LINES) / grid.to_numpy().sum()
     columns = [name.replace("/", "\n") for name in knowledge.AREAS]
     style.heat(left, grid, annot=True, fmt=".1%", cmap="Blues", vmin=0, xticklabels=columns)
-    left.set_title(f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)", fontsize=LABEL)
-    finish(left, "area by knowledge", "area by confidence")
+    title = f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)"
+    finish(left, "area by knowledge", "area by confidence", title=title)
     _strips(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
     right.axvline(1, **DOTTED)
     finish(right, "lift: Score / even tax (dots: settings; 95% interval)", "known by", conflicts["conflict"].nunique())
@@ -122,8 +120,8 @@ def plot_followups(blind: dict[str, tuple], shared: tuple[pd.DataFrame, pd.DataF
     axes = new_axes(4.2 * len(drawn), 3.2, columns=len(drawn), gap=0.12)
     for ax, (title, measure, what, tables) in zip(axes, drawn, strict=True):
         _strips(ax, *(_by_model(table) for table in tables), "model", measure)
-        finish(ax, f"{what}\n(n = {tables[0]['pairs'].max()} pairs; 95% interval;\ndots: settings)", "")
-        ax.set_title(title, fontsize=LABEL)
+        xlabel = f"{what}\n(n = {tables[0]['pairs'].max()} pairs; 95% interval;\ndots: settings)"
+        finish(ax, xlabel, "", title=title)
         ax.axvline(0, **DOTTED)
     for ax in axes[1:]:
         ax.set_yticklabels([])

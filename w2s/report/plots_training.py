@@ -55,16 +55,12 @@ def plot_loss(log, ax: Axes | None = None, level: float = np.log(2), meaning="lo
 
 
 def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | None = None) -> Axes:
-    """How each run's P of the preferred response is distributed: share of its pairs in 20 bins.
-
-    Columns: run, probability. Dashed lines: where the confidence reaches the threshold. Soft weak
-    labels are these P; hard ones are 1 right of the dotted line and 0 left of it.
-    """
+    """Shares of P of the preferred response: soft labels; hard ones, 1 right of the dots. Columns: run, probability."""
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(predictions.groupby("run", sort=False)):
         shares, edges = np.histogram(rows["probability"], bins=20, range=(0, 1))
-        label = f"{run} (n = {len(rows)})"
-        ax.stairs(shares / len(rows), edges, color=PALETTE[k % len(PALETTE)], linewidth=1.5, label=label)
+        colour = PALETTE[k % len(PALETTE)]
+        ax.stairs(shares / len(rows), edges, color=colour, linewidth=1.5, label=f"{run} (n = {len(rows)})")
     for line, style in ((1 - threshold, "--"), (threshold, "--"), (0.5, ":")):
         ax.axvline(line, color="black", linestyle=style, linewidth=1)
     ax.set_xlim(0, 1)
@@ -73,10 +69,7 @@ def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | N
 
 
 def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, unit: str = "logit") -> np.ndarray:
-    """Loss and its derivative over the margin, two Axes, one line a conflict.
-
-    Columns: conflict, margin (in `unit`s: logit or nat), loss (nats), slope (nats a unit).
-    """
+    """Loss and slope over the margin, two Axes. Columns: conflict, margin (in `unit`s), loss (nats), slope (a unit)."""
     axes = np.array(new_axes(8.4, 3.4, 2, gap=0.3) if axes is None else axes)
     for ax, column, name in zip(axes, ("loss", "slope"), ("loss (nats)", f"derivative (nats a {unit})"), strict=True):
         for conflict, rows in table.groupby("conflict", sort=False):
@@ -101,16 +94,13 @@ def plot_reliability(predictions: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_frequency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Accuracy by how often the corpus mentions a substance, log axis.
-
-    Columns: model, mentions_bin (a number, the middle of the bin), accuracy, low, high, pairs.
-    """
+    """Accuracy by mentions of the substance. Columns: model, mentions_bin (its middle), accuracy, low, high, pairs."""
     ax = ax or new_axes(6.4, 4.0)
     for k, (model, rows) in enumerate(table.sort_values("mentions_bin").groupby("model", sort=False)):
         points(ax, rows["mentions_bin"], rows, "accuracy", label=f"{model} (n = {rows['pairs'].sum()})", **look(k))
     ax.axhline(0.5, label="chance", **DOTTED)
-    ticks = np.unique(table["mentions_bin"])
     ax.set_xscale("log")
+    ticks = np.unique(table["mentions_bin"])
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     return finish(ax, "mentions of the substance in the corpus", "accuracy (share of pairs; 95% interval)", 3)

@@ -29,11 +29,13 @@ def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08) -
     return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap})[1]
 
 
-def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0) -> Axes:
-    """Axis labels in print size, no frame, and a legend of so many columns above, where it hides no data."""
+def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = "") -> Axes:
+    """Labels in print size, no frame, and a title, or a legend of so many columns above, where it hides no data."""
     if columns:
         place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": columns, "columnspacing": 1}
         ax.legend(fontsize=SMALL, frameon=False, **place)
+    if title:
+        ax.set_title(title, fontsize=LABEL)
     ax.set_xlabel(xlabel, fontsize=LABEL)
     ax.set_ylabel(ylabel, fontsize=LABEL)
     ax.tick_params(labelsize=SMALL)
@@ -68,11 +70,10 @@ def name_rows(ax: Axes, labels: list[str]) -> None:
 
 def stack(ax: Axes, shares: pd.DataFrame, colours: list, least: float) -> None:
     """Stacked bars, one a row of `shares` and one colour a column, with the numbers of those above `least`."""
-    style = {"color": colours, "edgecolor": "black", "linewidth": 0.5, "width": 0.8, "legend": False}
-    shares.plot.barh(stacked=True, ax=ax, **style)
+    edges = {"edgecolor": "black", "linewidth": 0.5, "width": 0.8}
+    shares.plot.barh(stacked=True, ax=ax, color=colours, legend=False, **edges)
     for bars in ax.containers:
-        texts = [f"{share:.2f}" if share > least else "" for share in bars.datavalues]
-        ax.bar_label(bars, texts, label_type="center", fontsize=SMALL)
+        ax.bar_label(bars, fmt=lambda x: f"{x:.2f}" if x > least else "", label_type="center", fontsize=SMALL)
     ax.set_xlim(0, 1)
 
 
@@ -122,16 +123,15 @@ def count(pairs: pd.Series) -> str:
 
 
 def save(figure: Figure | Axes | np.ndarray, folder: str | Path, name: str, table=None, caption="") -> list[Path]:
-    """Write figures/<name>.png and .svg under `folder`, and the table as `save_table` does; the figure stays open.
+    """Write figures/<name>.png and .svg, and the table as `save_table` does; ValueError for no plain file name.
 
-    The caption is kept inside both pictures, where report.html finds it. The same figure gives the same bytes: no
-    dates, no versions, fixed ids in the SVG. Raises ValueError for a name that is not a plain file name.
+    Both pictures keep the caption, where report.html finds it, and are the same bytes again: no dates, fixed ids.
     """
     paths, figure = [], np.ravel(figure)[0].figure
     with plt.rc_context({"svg.hashsalt": "w2s", "svg.fonttype": "path"}):
         for kind, no_date in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            style = {"metadata": no_date | {"Description": caption or None}, "facecolor": "white", "dpi": 200}
-            draw = partial(figure.savefig, format=kind, bbox_inches="tight", **style)
+            metadata, print_size = no_date | {"Description": caption or None}, {"dpi": 200, "bbox_inches": "tight"}
+            draw = partial(figure.savefig, format=kind, metadata=metadata, facecolor="white", **print_size)
             paths.append(write_atomic(_path(folder, "figures", name, kind), draw))
     return paths if table is None else paths + save_table(table, folder, name)
 
