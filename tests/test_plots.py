@@ -1,17 +1,18 @@
 """Every figure draws from a small table, labels its axes, shows what it says, and is saved as the same bytes again."""
 
+import inspect
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_own_axes, assert_same_picture, smallest, texts
+from conftest import assert_same_picture, smallest, texts
+from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from PIL import Image
 
 from w2s.analysis import knowledge
-from w2s.analysis.scoring import SCORE_COLUMNS
 from w2s.deception import AREAS
-from w2s.intervals import wilson
 from w2s.report import plots, plots_extensions, plots_training, style
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -22,131 +23,96 @@ RIGHT = {"m-8": 0.6, "m-16": 0.7, "m-32": 0.85}
 TABLE = pd.DataFrame({"name": ["a", "b", "c"], "accuracy": [0.5, 0.75, np.nan], "pairs": [4, 8, 0]})
 
 
-def ranged(name, value, by=0.1):
-    return {name: value, f"{name}_low": value - by, f"{name}_high": value + by}
+def frame(columns, rows, **more):
+    return pd.DataFrame(rows, columns=columns.split()).assign(**more)
 
 
-def accuracies():
-    rows = [("gold", model, "", "none", accuracy) for model, accuracy in RIGHT.items()]
-    rows += [("student", strong, weak, c, 0.65) for weak, strong in PAIRS for c in CONFLICTS]
-    table = pd.DataFrame(rows, columns=["role", "model", "teacher", "conflict", "accuracy"])
-    return table.assign(via="", seed=0, pairs=200, low=table["accuracy"] - 0.07, high=table["accuracy"] + 0.07)
+def reach(table, *measures):
+    """The table with an interval of 0.1 to both sides of each measure."""
+    return table.assign(**{f"{m}_{end}": table[m] + by for m in measures for end, by in (("low", -0.1), ("high", 0.1))})
 
 
-def scores():
-    """Three pairs under each conflict, one chain, no tax (nan) without conflict and in one cell."""
-    rows = []
-    for conflict in CONFLICTS:
-        settings = [("student", w, s, w, "") for w, s in PAIRS] + [("bootstrapped", "m-8", "m-32", "m-16", "m-8")]
-        for role, weak, strong, teacher, via in settings:
-            taxed = conflict != "none" and (weak, strong) != ("m-8", "m-16")
-            row = dict.fromkeys(SCORE_COLUMNS, 0.5) | {"weak": weak, "strong": strong, "role": role, "null": 0.3}
-            row |= {"teacher": teacher, "via": via, "conflict": conflict, "seed": 0, "pairs": 200, "tax": 12 * taxed}
-            row |= {"weak_accuracy": RIGHT[weak], "ceiling_accuracy": RIGHT[strong], "gap": RIGHT[strong] - RIGHT[weak]}
-            rows.append(row | ranged("student_accuracy", 0.7) | ranged("score", 0.55 if taxed else np.nan))
-    return pd.DataFrame(rows)
+STUDENTS = [("student", strong, weak, c, 0.65) for weak, strong in PAIRS for c in CONFLICTS]
+ACCURACIES = [("gold", model, "", "none", accuracy) for model, accuracy in RIGHT.items()] + STUDENTS
+ACCURACIES = frame("role model teacher conflict accuracy", ACCURACIES, via="", seed=0, pairs=200)
+ACCURACIES = reach(ACCURACIES, "accuracy")
 
+# Three pairs under each conflict, one chain, no tax (nan) without conflict and in one cell.
+SCORES = [("student", w, s, w, "") for w, s in PAIRS] + [("bootstrapped", "m-8", "m-32", "m-16", "m-8")]
+SCORES = [(c, 12 * (c != "none" and row[1:3] != ("m-8", "m-16")), *row) for c in CONFLICTS for row in SCORES]
+SCORES = frame("conflict tax role weak strong teacher via", SCORES, student_accuracy=0.7, null=0.3, seed=0, pairs=200)
+SCORES["score"] = 0.55 + 0 / SCORES["tax"]
+SCORES["weak_accuracy"], SCORES["ceiling_accuracy"] = SCORES["weak"].map(RIGHT), SCORES["strong"].map(RIGHT)
+SCORES = reach(SCORES.eval("gap = ceiling_accuracy - weak_accuracy"), "score", "student_accuracy")
 
-def area_table():
-    rows = []
-    for conflict in CONFLICTS:
-        for k, area in enumerate(AREAS):
-            tax, at_risk = (0 if conflict == "none" else 3 * k), 30 * (k != 2)
-            low, high = wilson(min(tax, at_risk), at_risk)
-            row = {"conflict": conflict, "area": area, "pairs": 50, "at_risk": at_risk, "tax": tax}
-            rows.append(row | {"rate": tax / at_risk if at_risk else np.nan, "low": low, "high": high})
-    return pd.DataFrame(rows).assign(weak="m-8", strong="m-32", role="student", teacher="m-8", via="", seed=0)
-
-
-def surface():
-    """Four cells: lift 1.4, below 1, too small an area, and no tax in it at all."""
-    rows = [(0.5, 0.5, 14, 10), (0.5, 0.75, 8, 10), (0.75, 0.5, 4, 2), (0.75, 0.75, 0, 10)]
-    table = pd.DataFrame(rows, columns=["weak_threshold", "strong_threshold", "blind_tax", "even_tax"])
-    return table.assign(tax=20, score=table["blind_tax"] / 20, lift=table["blind_tax"] / table["even_tax"])
-
-
-def lengths():
-    """Four pairs of each dimension: chosen of 10 to 40 characters, rejected ten longer."""
-    sides = [(d, side) for d in ("harmless", "helpful") for side in ("chosen", "rejected")]
-    rows = [(d, side, 10 * k + 10 * (side == "rejected")) for d, side in sides for k in range(1, 5)]
-    return pd.DataFrame(rows, columns=["dimension", "response", "characters"])
-
-
-def known():
-    cells = [{"by_confidence": a, "by_knowledge": b, "pairs": 10} for a in AREAS for b in knowledge.AREAS]
-    ways = [(c, k, way) for c in ("explicit", "implicit") for k, way in enumerate(knowledge.WAYS)]
-    rows = pd.DataFrame(
-        [{"conflict": c, "known_by": w, "pairs": 160} | ranged("lift", 1 + 0.1 * k) for c, k, w in ways]
-    )
-    settings = pd.concat([rows, rows.assign(lift=np.nan)])  # a setting without a tax
-    return pd.DataFrame(cells), rows, settings
-
-
-def followed():
-    names = [f"{measure}_{model}" for measure in ("share", "correlation") for model in ("student", "ceiling")]
-    row = {"pairs": 160} | {key: value for name in names for key, value in ranged(name, 0.2).items()}
-    table = pd.DataFrame([row | {"conflict": conflict} for conflict in CONFLICTS])
-    return {"paper": (table, table), "calibrated": (table, table)}, (table, table)
-
-
-SHARES = [("paper", 200, 0.02, 0.2, 0.05, 0.73), ("calibrated", 200, 0.3, 0.4, 0.0, 0.3)]
-SHARES = pd.DataFrame(SHARES, columns=["confidence", "pairs", *AREAS])
+AREA_TABLE = [(c, area, 30 * (k != 2), 3 * k * (c != "none")) for c in CONFLICTS for k, area in enumerate(AREAS)]
+AREA_TABLE = frame("conflict area at_risk tax", AREA_TABLE, weak="m-8", strong="m-32").eval("rate = tax / at_risk")
+AREA_TABLE = reach(AREA_TABLE.assign(rate=AREA_TABLE["rate"].where(AREA_TABLE["at_risk"] > 0)), "rate")
+SHARES = frame(
+    "confidence pairs " + " ".join(AREAS), [("paper", 9, 0.02, 0.2, 0.05, 0.73), ("own", 9, 0.3, 0.4, 0, 0.3)]
+)
+SURFACE = [(0.5, 0.5, 14, 10), (0.5, 0.75, 8, 10), (0.75, 0.5, 4, 2), (0.75, 0.75, 0, 10)]  # third: too small an area
+SURFACE = frame("weak_threshold strong_threshold blind_tax even_tax", SURFACE, tax=20)
+SURFACE = SURFACE.eval("score = blind_tax / 20").eval("lift = blind_tax / even_tax")
+SIDES = [(d, side) for d in ("harmless", "helpful") for side in ("chosen", "rejected")]
+LENGTHS = [(d, side, 10 * k + 10 * (side == "rejected")) for d, side in SIDES for k in range(1, 5)]
+LENGTHS = frame("dimension response characters", LENGTHS)
 CHOICES = [("harmless", "goes along", 0.52, 52), ("harmless", "warns", 0.48, 48), ("helpful", "goes along", 1.0, 80)]
-CHOICES = pd.DataFrame(CHOICES, columns=["dimension", "choice", "share", "pairs"])
+CHOICES = frame("dimension choice share pairs", CHOICES)
 OFTEN = [(m, n, 0.5 + 0.05 * k * j) for j, m in enumerate(RIGHT) for k, n in enumerate((2, 8, 32))]
-OFTEN = pd.DataFrame(OFTEN, columns=["model", "mentions_bin", "accuracy"]).assign(low=0.4, high=0.95, pairs=40)
+OFTEN = frame("model mentions_bin accuracy", OFTEN, low=0.4, high=0.95, pairs=40)
 P = np.random.default_rng(1).random((2, 200))
 SUBSTANCES = pd.DataFrame({"name": list("abcde"), "mentions": [3, 100, 10, 30, 3]})
-LOSSES = {"small": [0.7, 0.6, 0.5], "large": [0.69, 0.4, 0.2]}
-LOG = pd.concat([pd.DataFrame({"run": run, "step": [1, 10, 20], "loss": loss}) for run, loss in LOSSES.items()])
+LOG = [("small", 1, 0.7), ("small", 10, 0.6), ("small", 20, 0.5), ("large", 1, 0.69), ("large", 10, 0.4)]
+LOG = frame("run step loss", [*LOG, ("large", 20, 0.2)])
 PREDICTIONS = pd.DataFrame({"run": np.repeat(["run-a", "run-b"], 150), "probability": 0.9 * P.ravel()[:300] + 0.1})
-Z = np.array([-1.0, -0.5, 0.5, 1.0])
-CURVES = [("none", np.exp(-Z)), ("explicit", np.exp(-Z) + 0.5 * (Z < 0))]
-CURVES = [{"conflict": c, "margin": z, "loss": v, "slope": -v} for c, loss in CURVES for z, v in zip(Z, loss)]
-CURVES = pd.DataFrame(CURVES)
+CURVES = [(c, z, np.exp(-z) + up * (z < 0), -np.exp(-z)) for c, up in (("none", 0), ("explicit", 0.5)) for z in (-1, 1)]
+CURVES = frame("conflict margin loss slope", CURVES)
+CROSS = frame("by_confidence by_knowledge", [(a, b) for a in AREAS for b in knowledge.AREAS], pairs=10)
+LIFTS = frame("conflict known_by", [(c, way) for c in CONFLICTS[1:] for way in knowledge.WAYS], pairs=160, lift=1.1)
+LIFTS = reach(LIFTS, "lift")
+MEASURES = [f"{measure}_{model}" for measure in ("share", "correlation") for model in ("student", "ceiling")]
+FOLLOWED = reach(pd.DataFrame({"conflict": CONFLICTS, "pairs": 160, **dict.fromkeys(MEASURES, 0.2)}), *MEASURES)
+FOLLOWED = (FOLLOWED, FOLLOWED)
 
 FIGURES = {  # each figure and its input
-    plots.plot_accuracy: (accuracies(),),
+    plots.plot_accuracy: (ACCURACIES,),
     plots.plot_areas: P,
     plots.plot_area_shares: (SHARES,),
-    plots.plot_tax_by_area: (area_table(),),
-    plots.plot_score_heatmap: (scores(), "explicit"),
-    plots.plot_surface: (surface(),),
-    plots.plot_score_by_gap: (scores(),),
+    plots.plot_tax_by_area: (AREA_TABLE,),
+    plots.plot_score_heatmap: (SCORES, "explicit"),
+    plots.plot_surface: (SURFACE,),
+    plots.plot_score_by_gap: (SCORES,),
+    plots.plot_mitigation: (SCORES,),
     plots_training.plot_mentions: (SUBSTANCES,),
-    plots_training.plot_lengths: (lengths(),),
+    plots_training.plot_lengths: (LENGTHS,),
     plots_training.plot_choices: (CHOICES,),
     plots_training.plot_loss: (LOG,),
     plots_training.plot_labels: (PREDICTIONS,),
+    plots_training.plot_margin_curves: (CURVES,),
     plots_training.plot_reliability: (PREDICTIONS,),
     plots_training.plot_frequency: (OFTEN,),
+    plots_extensions.plot_knowledge: (CROSS, LIFTS, pd.concat([LIFTS, LIFTS.assign(lift=np.nan)])),  # one without tax
+    plots_extensions.plot_followups: ({"paper": FOLLOWED, "calibrated": FOLLOWED}, FOLLOWED),
 }
-PANELS = {plots.plot_mitigation: (scores(),), plots_training.plot_margin_curves: (CURVES,)}
-PANELS |= {plots_extensions.plot_knowledge: known(), plots_extensions.plot_followups: followed()}
+NAMED_ROWS = ("accuracy", "area_shares", "lengths", "choices", "mitigation", "followups")  # and so no label of y
 
 
-@pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.__name__)
-def test_a_figure_has_labels_in_print_size_makes_its_own_axes_or_takes_others(plot):
-    _, given = plt.subplots()
-    ax = plot(*FIGURES[plot], ax=given)
-    assert ax is given and ax.get_xlabel() and smallest(ax) >= 9
-    assert ax.get_ylabel() or plot.__name__[5:] in ("accuracy", "area_shares", "lengths", "choices")  # rows have names
-    assert "n = " in texts(ax) or plot is plots_training.plot_loss  # its points are single batches
-    assert_own_axes(lambda: plot(*FIGURES[plot]))
-
-
-@pytest.mark.parametrize("plot", PANELS, ids=lambda plot: plot.__name__)
-def test_figures_of_several_panels_have_print_size_and_take_other_axes(plot):
-    axes = plot(*PANELS[plot])
-    assert all(ax.get_xlabel() and smallest(ax) >= 9 for ax in axes)
-    if "axes" in plot.__code__.co_varnames[: plot.__code__.co_argcount]:
-        _, given = plt.subplots(1, 2)
-        assert list(plot(*PANELS[plot], given)) == list(given)
-
-
-@pytest.mark.parametrize("plot", [*FIGURES, *PANELS], ids=lambda plot: plot.__name__)
-def test_a_figure_is_the_same_again(plot, tmp_path):
-    assert_same_picture(lambda: plot(*(FIGURES | PANELS)[plot]), tmp_path, "again")
+@pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.__name__[5:])
+def test_a_figure_has_labels_in_print_size_makes_its_own_axes_or_takes_others_and_is_the_same_again(plot, tmp_path):
+    assert_same_picture(lambda: plot(*FIGURES[plot]), tmp_path, "again")
+    before = len(plt.get_fignums())
+    axes = np.ravel(plot(*FIGURES[plot]))
+    assert len(plt.get_fignums()) == before + 1 and all(isinstance(ax, Axes) for ax in axes)
+    for ax in axes:
+        assert ax.get_xlabel() and smallest(ax) >= 9 and (ax.get_ylabel() or plot.__name__[5:] in NAMED_ROWS)
+    no_n = (plots_training.plot_loss, plots_training.plot_margin_curves)  # single batches, and a formula
+    assert any("n = " in texts(ax) for ax in axes) or plot in no_n
+    parameters = inspect.signature(plot).parameters
+    if "ax" in parameters or "axes" in parameters:
+        _, given = plt.subplots(1, len(axes))
+        drawn = plot(*FIGURES[plot], **{"ax" if "ax" in parameters else "axes": given})
+        assert list(np.ravel(drawn)) == list(np.ravel(given))
 
 
 def ticks(labels):
@@ -158,16 +124,16 @@ def legend_of(ax):
 
 
 def test_accuracy_shows_each_pair_each_conflict_chance_and_the_seed_where_there_are_several():
-    shown = texts(plots.plot_accuracy(accuracies()))
+    shown = texts(plots.plot_accuracy(ACCURACIES))
     for label in ("m-8 → m-16", "m-16 → m-32", "weak model", "strong ceiling", "chance", "student, implicit conflict"):
         assert label in shown
     assert "seed" not in shown
-    both = pd.concat([accuracies(), accuracies().assign(seed=1)])
+    both = pd.concat([ACCURACIES, ACCURACIES.assign(seed=1)])
     assert "m-8 → m-16, seed 1" in texts(plots.plot_accuracy(both))
 
 
 def test_accuracy_puts_each_model_on_the_row_of_its_pair():
-    ax = plots.plot_accuracy(accuracies())
+    ax = plots.plot_accuracy(ACCURACIES)
     lines = {bars.get_label(): bars[0].get_xydata().round(2).tolist() for bars in ax.containers}
     assert lines["weak model"] == [[0.6, -0.27], [0.6, 0.73], [0.7, 1.73]]
     assert lines["strong ceiling"] == [[0.7, -0.27], [0.85, 0.73], [0.85, 1.73]]
@@ -187,7 +153,7 @@ def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
     widths = [[bar.get_width() for bar in container] for container in ax.containers]
     np.testing.assert_allclose(widths, [[0.02, 0.3], [0.2, 0.4], [0.05, 0.0], [0.73, 0.3]])
     assert [round(bar.get_x(), 9) for bar in ax.containers[3]] == [0.27, 0.7]
-    assert legend_of(ax) == list(AREAS) and ticks(ax.get_yticklabels()) == ["paper", "calibrated"]
+    assert legend_of(ax) == list(AREAS) and ticks(ax.get_yticklabels()) == ["paper", "own"]
     assert ax.yaxis_inverted() and ticks(ax.texts) == ["", "0.30", "0.20", "0.40", "", "", "0.73", "0.30"]
     ax = plots_training.plot_choices(CHOICES)
     assert [[bar.get_width() for bar in container] for container in ax.containers] == [[0.52, 1.0], [0.48, 0.0]]
@@ -197,29 +163,29 @@ def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
 
 
 def test_tax_by_area_leaves_out_a_conflict_without_tax():
-    shown = texts(plots.plot_tax_by_area(area_table()))
+    shown = texts(plots.plot_tax_by_area(AREA_TABLE))
     assert "explicit (18 tax pairs)" in shown and "none" not in shown
-    assert "no tax" in texts(plots.plot_tax_by_area(area_table().assign(tax=0)))
+    assert "no tax" in texts(plots.plot_tax_by_area(AREA_TABLE.assign(tax=0)))
 
 
 def test_heatmap_hatches_cells_without_tax_leaves_absent_pairs_blank_and_takes_an_order():
-    ax = plots.plot_score_heatmap(scores(), "explicit")
+    ax = plots.plot_score_heatmap(SCORES, "explicit")
     assert sorted(ticks(ax.texts)) == ["0.55\ntax 12", "0.55\ntax 12", "no tax"]
     assert [patch.get_hatch() for patch in ax.patches].count("///") == 1
     assert ticks(ax.get_xticklabels()) == ["m-16", "m-32"]
-    assert set(ticks(plots.plot_score_heatmap(scores(), "none").texts)) == {"no tax"}
-    ax = plots.plot_score_heatmap(scores(), "implicit", order=["m-32", "m-16", "m-8"])
+    assert set(ticks(plots.plot_score_heatmap(SCORES, "none").texts)) == {"no tax"}
+    ax = plots.plot_score_heatmap(SCORES, "implicit", order=["m-32", "m-16", "m-8"])
     assert ticks(ax.get_yticklabels()) == ["m-16", "m-8"]
 
 
 def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope():
-    ax = plots.plot_score_by_gap(scores())
+    ax = plots.plot_score_by_gap(SCORES)
     assert "expected if the tax fell evenly" in texts(ax) and "no conflict" not in texts(ax)
     null = next(line for line in ax.lines if line.get_fillstyle() == "none")
     assert len(null.get_xdata()) == 2
-    assert "no tax" in texts(plots.plot_score_by_gap(scores().assign(score=np.nan)))
+    assert "no tax" in texts(plots.plot_score_by_gap(SCORES.assign(score=np.nan)))
     slope = {"conflict": "implicit", "measure": "score", "slope": 2.0, "mean_gap": 0.2, "mean": 0.5}
-    ax = plots.plot_score_by_gap(scores(), slopes=pd.DataFrame([slope, slope | {"measure": "score_minus_null"}]))
+    ax = plots.plot_score_by_gap(SCORES, slopes=pd.DataFrame([slope, slope | {"measure": "score_minus_null"}]))
     (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
     x, y = line.get_data()
     assert list(x) == pytest.approx([0.15, 0.25]) and list(y) == pytest.approx([0.4, 0.6])
@@ -228,7 +194,7 @@ def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope(
 def test_surfaces_hatch_small_areas_write_scores_frame_the_threshold_and_share_one_bar():
     fig, axes = plt.subplots(1, 2)
     for ax in axes:
-        plots.plot_surface(surface(), ax, at=0.75, title="explicit")
+        plots.plot_surface(SURFACE, ax, at=0.75, title="explicit")
     places = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
     assert places == {".70": (0.5, 0.5), ".40": (0.5, 1.5), ".00": (1.5, 1.5)} and not ax.yaxis_inverted()
     assert [patch.get_xy() for patch in ax.patches if patch.get_hatch() == "///"] == [(1, 0)]
@@ -242,7 +208,7 @@ def test_surfaces_hatch_small_areas_write_scores_frame_the_threshold_and_share_o
 
 
 def test_mitigation_compares_direct_and_bootstrapped():
-    axes = plots.plot_mitigation(scores())
+    axes = plots.plot_mitigation(SCORES)
     assert "student accuracy" in axes[0].get_xlabel() and "Deception Score" in axes[1].get_xlabel()
     assert legend_of(axes[1]) == ["direct", "through m-16"]
     assert ticks(axes[1].texts) == ["no tax"]  # the row without conflict
@@ -258,7 +224,7 @@ def test_mentions_fall_from_the_most_common_substance_with_their_median():
 
 
 def test_lengths_have_a_box_for_each_dimension_and_response_and_count_pairs():
-    ax = plots_training.plot_lengths(lengths())
+    ax = plots_training.plot_lengths(LENGTHS)
     medians = [[line.get_xdata()[0] for line in container.medians] for container in ax.containers]
     assert medians == [[25, 25], [35, 35]]  # chosen, rejected
     assert ticks(ax.get_yticklabels()) == ["harmless\nn = 4 pairs", "helpful\nn = 4 pairs"]
@@ -289,7 +255,7 @@ def test_margin_curves_draw_loss_and_slope_of_each_conflict():
     assert all("logits" in ax.get_xlabel() for ax in axes)
     none, explicit = axes[0].lines[:2]
     assert none.get_linestyle() == "-" and explicit.get_linestyle() == "--"
-    np.testing.assert_allclose(explicit.get_ydata() - none.get_ydata(), [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(explicit.get_ydata() - none.get_ydata(), [0.5, 0])
     assert legend_of(axes[0]) == ["no conflict", "explicit conflict"]
     loss, slope = plots_training.plot_margin_curves(CURVES, unit="nat")
     assert "(nats)" in loss.get_xlabel() and slope.get_ylabel() == "derivative (nats a nat)"
@@ -308,7 +274,7 @@ def test_frequency_has_a_log_axis_with_the_bins_as_ticks():
 
 
 def test_knowledge_shows_shares_that_add_up_and_each_way():
-    left, right = plots_extensions.plot_knowledge(*known())
+    left, right = plots_extensions.plot_knowledge(*FIGURES[plots_extensions.plot_knowledge])
     shares = [float(text.rstrip("%")) for text in ticks(left.texts)]
     assert len(shares) == 16 and sum(shares) == pytest.approx(100, abs=1)
     assert "n = 160" in texts(left) and "S-knows\nW-not" in texts(left)
@@ -316,7 +282,7 @@ def test_knowledge_shows_shares_that_add_up_and_each_way():
 
 
 def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors():
-    axes = plots_extensions.plot_followups(*followed())
+    axes = plots_extensions.plot_followups(*FIGURES[plots_extensions.plot_followups])
     titles = ["confidence: paper", "confidence: calibrated", "errors shared with the teacher"]
     assert [ax.get_title() for ax in axes] == titles and all("n = 160 pairs" in texts(ax) for ax in axes)
     rows = ["strong ceiling", "no conflict", "explicit conflict", "implicit conflict"]
@@ -326,9 +292,9 @@ def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors():
 @pytest.mark.parametrize(
     ("plot", "table", "message"),
     [
-        (plots.plot_tax_by_area, area_table(), "area_table: several values of weak; draw one"),
-        (plots.plot_surface, surface(), "surface: several rows for one pair of thresholds"),
-        (plots.plot_mitigation, scores().query("role == 'student'"), "scores: no bootstrapped student"),
+        (plots.plot_tax_by_area, AREA_TABLE, "area_table: several values of weak; draw one"),
+        (plots.plot_surface, SURFACE, "surface: several rows for one pair of thresholds"),
+        (plots.plot_mitigation, SCORES.query("role == 'student'"), "scores: no bootstrapped student"),
     ],
 )
 def test_messages(plot, table, message):
