@@ -48,9 +48,8 @@ SCORES = reach(SCORES.eval("gap = ceiling_accuracy - weak_accuracy"), "score", "
 AREA_TABLE = [(c, area, 30 * (k != 2), 3 * k * (c != "none")) for c in CONFLICTS for k, area in enumerate(AREAS)]
 AREA_TABLE = frame("conflict area at_risk tax", AREA_TABLE, weak="m-8", strong="m-32").eval("rate = tax / at_risk")
 AREA_TABLE = reach(AREA_TABLE.assign(rate=AREA_TABLE["rate"].where(AREA_TABLE["at_risk"] > 0)), "rate")
-SHARES = frame(
-    "confidence pairs " + " ".join(AREAS), [("paper", 9, 0.02, 0.2, 0.05, 0.73), ("own", 9, 0.3, 0.4, 0, 0.3)]
-)
+SHARES = [("paper", 9, 0.02, 0.2, 0.05, 0.73), ("own", 9, 0.3, 0.4, 0, 0.3)]
+SHARES = frame("confidence pairs " + " ".join(AREAS), SHARES)
 SURFACE = [(0.5, 0.5, 14, 10), (0.5, 0.75, 8, 10), (0.75, 0.5, 4, 2), (0.75, 0.75, 0, 10)]  # third: too small an area
 SURFACE = frame("weak_threshold strong_threshold blind_tax even_tax", SURFACE, tax=20)
 SURFACE = SURFACE.eval("score = blind_tax / 20").eval("lift = blind_tax / even_tax")
@@ -130,10 +129,7 @@ def test_accuracy_shows_each_pair_each_conflict_chance_and_the_seed_where_there_
     assert "seed" not in shown
     both = pd.concat([ACCURACIES, ACCURACIES.assign(seed=1)])
     assert "m-8 → m-16, seed 1" in texts(plots.plot_accuracy(both))
-
-
-def test_accuracy_puts_each_model_on_the_row_of_its_pair():
-    ax = plots.plot_accuracy(ACCURACIES)
+    ax = plots.plot_accuracy(ACCURACIES)  # each model on the row of its pair
     lines = {bars.get_label(): bars[0].get_xydata().round(2).tolist() for bars in ax.containers}
     assert lines["weak model"] == [[0.6, -0.27], [0.6, 0.73], [0.7, 1.73]]
     assert lines["strong ceiling"] == [[0.7, -0.27], [0.85, 0.73], [0.85, 1.73]]
@@ -215,15 +211,12 @@ def test_mitigation_compares_direct_and_bootstrapped():
     assert all(len(c[0].get_xdata()) == 3 for c in axes[0].containers)
 
 
-def test_mentions_fall_from_the_most_common_substance_with_their_median():
+def test_mentions_fall_with_their_median_and_lengths_have_a_box_for_each_dimension_and_response():
     ax = plots_training.plot_mentions(SUBSTANCES)
     curve, median = ax.lines
     assert curve.get_xdata().tolist() == [1, 2, 3, 4, 5] and curve.get_ydata().tolist() == [100, 30, 10, 3, 3]
     assert set(median.get_ydata()) == {10} and "median: 10 mentions" in texts(ax)
     assert ax.get_xscale() == ax.get_yscale() == "log" and "n = 5 substances" in texts(ax)
-
-
-def test_lengths_have_a_box_for_each_dimension_and_response_and_count_pairs():
     ax = plots_training.plot_lengths(LENGTHS)
     medians = [[line.get_xdata()[0] for line in container.medians] for container in ax.containers]
     assert medians == [[25, 25], [35, 35]]  # chosen, rejected
@@ -261,27 +254,21 @@ def test_margin_curves_draw_loss_and_slope_of_each_conflict():
     assert "(nats)" in loss.get_xlabel() and slope.get_ylabel() == "derivative (nats a nat)"
 
 
-def test_reliability_names_its_runs_and_needs_no_run_column():
+def test_reliability_names_its_runs_and_needs_no_run_column_and_frequency_has_its_bins_as_ticks():
     shown = texts(plots_training.plot_reliability(PREDICTIONS))
     assert "run-a (n = 150)" in shown and "calibrated" in shown
     assert "this run (n = 300)" in texts(plots_training.plot_reliability(PREDICTIONS.drop(columns="run")))
-
-
-def test_frequency_has_a_log_axis_with_the_bins_as_ticks():
     ax = plots_training.plot_frequency(OFTEN)
     assert ax.get_xscale() == "log" and "m-16 (n = 120)" in texts(ax)
     assert ticks(ax.get_xticklabels()) == ["2", "8", "32"]
 
 
-def test_knowledge_shows_shares_that_add_up_and_each_way():
+def test_knowledge_shows_shares_that_add_up_and_each_way_and_followups_each_confidence():
     left, right = plots_extensions.plot_knowledge(*FIGURES[plots_extensions.plot_knowledge])
     shares = [float(text.rstrip("%")) for text in ticks(left.texts)]
     assert len(shares) == 16 and sum(shares) == pytest.approx(100, abs=1)
     assert "n = 160" in texts(left) and "S-knows\nW-not" in texts(left)
     assert all(name in texts(right) for name in ("judged rightly", "explicit conflict", "implicit conflict", "lift"))
-
-
-def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors():
     axes = plots_extensions.plot_followups(*FIGURES[plots_extensions.plot_followups])
     titles = ["confidence: paper", "confidence: calibrated", "errors shared with the teacher"]
     assert [ax.get_title() for ax in axes] == titles and all("n = 160 pairs" in texts(ax) for ax in axes)
@@ -289,20 +276,18 @@ def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors():
     assert ticks(axes[0].get_yticklabels()) == rows and not any(ticks(axes[1].get_yticklabels()))
 
 
-@pytest.mark.parametrize(
-    ("plot", "table", "message"),
-    [
-        (plots.plot_tax_by_area, AREA_TABLE, "area_table: several values of weak; draw one"),
-        (plots.plot_surface, SURFACE, "surface: several rows for one pair of thresholds"),
-        (plots.plot_mitigation, SCORES.query("role == 'student'"), "scores: no bootstrapped student"),
-    ],
-)
-def test_messages(plot, table, message):
+MESSAGES = {
+    plots.plot_tax_by_area: (AREA_TABLE, "area_table: several values of weak; draw one"),
+    plots.plot_surface: (SURFACE, "surface: several rows for one pair of thresholds"),
+    plots.plot_mitigation: (SCORES[SCORES["role"] == "student"], "scores: no bootstrapped student"),
+}
+
+
+@pytest.mark.parametrize("plot", MESSAGES)
+def test_messages(plot):
+    table, message = MESSAGES[plot]
     with pytest.raises(ValueError, match=message):
         plot(pd.concat([table, table.assign(weak="x")]))  # the rows of one weak model and again those of another
-
-
-# What figures share, and saving.
 
 
 @pytest.fixture
@@ -312,15 +297,12 @@ def ax():
     return style.finish(ax, "pairs", "accuracy", 1)
 
 
-def test_every_conflict_has_a_name_and_a_colour_of_its_own_and_they_differ_in_lightness():
+def test_conflicts_have_names_and_colours_that_differ_in_lightness_and_new_axes_their_size():
     assert list(style.COLOURS) == ["none", "explicit", "implicit"]
     lightness = sorted(np.dot(colour, (0.2126, 0.7152, 0.0722)) for colour in style.COLOURS.values())
     assert np.diff(lightness).min() > 0.02  # in print without colours they are not one grey
     names = [style.conflict_name(conflict, "student, ") for conflict in style.COLOURS]
     assert names == ["student, no conflict", "student, explicit conflict", "student, implicit conflict"]
-
-
-def test_new_axes_have_the_size_in_inches_and_the_columns():
     assert tuple(style.new_axes(5, 2).figure.get_size_inches()) == (5, 2)
     near, far = (style.new_axes(6, 2, 2, gap) for gap in (0.1, 0.5))
     assert near.shape == far.shape == (2,)
@@ -359,10 +341,7 @@ def test_save_writes_figure_and_table_keeps_the_figure_open_and_gives_the_same_b
     for given in (ax.figure, np.array([ax])):  # a figure, or the array of its axes, is saved the same
         again = style.save(given, tmp_path / "b", "accuracy", TABLE, "Pairs & models.")
         assert [path.read_bytes() for path in again] == first
-
-
-def test_pictures_keep_the_caption_but_no_date_and_no_version(ax, tmp_path):
-    png, svg = style.save(ax, tmp_path, "accuracy", caption="Pairs & models.")
+    png, svg = paths[:2]  # they keep the caption, but no date and no version
     assert Image.open(png).text["Description"] == "Pairs & models."
     assert "Pairs &amp; models." in svg.read_text(encoding="utf-8")
     assert b"Software" not in png.read_bytes() and b"tIME" not in png.read_bytes()
