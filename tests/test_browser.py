@@ -58,9 +58,7 @@ def test_outcomes_and_areas_by_hand(table, pairs):
     assert "prompt" not in other and other["outcome"].isin(["tax", "wrong both"]).all()
     with pytest.raises(ValueError, match="implicit.*0 students have this setting"):
         browser.rows(table, SETTING | {"conflict": "implicit"})
-
-
-def test_the_reference_of_the_tax_may_be_the_ceiling(table):
+    # The reference of the tax may be the ceiling.
     table.loc[table["run"] == "none-0-0", "probability"] = [0.1, 0.1, 0.9, 0.9]
     by_ceiling = browser.rows(table, SETTING, reference="ceiling").set_index("id")["outcome"]
     assert by_ceiling[IDS].tolist() == list(browser.OUTCOMES)
@@ -76,16 +74,13 @@ def test_the_first_pairs_of_each_cell():
     assert first == sorted(rows.loc[rows["outcome"] == "tax", "id"])[:3]
 
 
-def test_every_text_is_escaped_and_nothing_comes_from_the_network(table, pairs):
+def test_every_text_is_escaped_nothing_comes_from_the_network_and_the_table_needs_no_javascript(table, pairs):
     text = browser.page(browser.rows(table, SETTING, pairs=pairs), EVIL, EVIL)
     page = Page(text)
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4 + 2
     assert page.tags.count("script") == 1 and not any(name.startswith("on") for name in page.names)
     assert not re.findall(r"https?:|src=|@import|url\(|fetch\(|XMLHttp", text)
-
-
-def test_the_table_is_complete_without_javascript(table, pairs):
-    page = Page(re.sub(r"<script>.*?</script>", "", browser.page(browser.rows(table, SETTING, pairs=pairs), "t")))
+    page = Page(re.sub(r"<script>.*?</script>", "", text))  # the table is complete without JavaScript
     header = ["pair", "area", "outcome", "P weak", "P ceiling", "P no conflict", "P conflict"]
     assert page.rows[0] == [*header, "prompt", "chosen", "rejected"]
     assert ["test-1", "S-known/W-unknown", "tax", "0.600", "0.900", "0.900", "0.100"] in [r[:7] for r in page.rows]

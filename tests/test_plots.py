@@ -1,147 +1,117 @@
-"""Every figure draws from a small table, labels its axes, shows what it says, and survives missing values."""
+"""Every figure draws from a small table, labels its axes, shows what it says, and is saved as the same bytes again."""
+
+import inspect
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_own_axes, assert_same_picture, smallest, texts
+from conftest import assert_same_picture, smallest, texts
+from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
+from PIL import Image
 
 from w2s.analysis import knowledge
-from w2s.analysis.scoring import SCORE_COLUMNS
 from w2s.deception import AREAS
-from w2s.intervals import wilson
-from w2s.report import plots, plots_extensions, plots_training
+from w2s.report import plots, plots_extensions, plots_training, style
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 
 CONFLICTS = ("none", "explicit", "implicit")
 PAIRS = (("m-8", "m-16"), ("m-8", "m-32"), ("m-16", "m-32"))
 RIGHT = {"m-8": 0.6, "m-16": 0.7, "m-32": 0.85}
+TABLE = pd.DataFrame({"name": ["a", "b", "c"], "accuracy": [0.5, 0.75, np.nan], "pairs": [4, 8, 0]})
 
 
-def ranged(name, value, by=0.1):
-    return {name: value, f"{name}_low": value - by, f"{name}_high": value + by}
+def frame(columns, rows, **more):
+    return pd.DataFrame(rows, columns=columns.split()).assign(**more)
 
 
-def accuracies():
-    rows = [("gold", model, "", "none", accuracy) for model, accuracy in RIGHT.items()]
-    rows += [("student", strong, weak, c, 0.65) for weak, strong in PAIRS for c in CONFLICTS]
-    table = pd.DataFrame(rows, columns=["role", "model", "teacher", "conflict", "accuracy"])
-    return table.assign(via="", seed=0, pairs=200, low=table["accuracy"] - 0.07, high=table["accuracy"] + 0.07)
+def reach(table, *measures):
+    """The table with an interval of 0.1 to both sides of each measure."""
+    return table.assign(**{f"{m}_{end}": table[m] + by for m in measures for end, by in (("low", -0.1), ("high", 0.1))})
 
 
-def scores():
-    """Three pairs under each conflict, one chain, no tax (nan) without conflict and in one cell."""
-    rows = []
-    for conflict in CONFLICTS:
-        settings = [("student", w, s, w, "") for w, s in PAIRS] + [("bootstrapped", "m-8", "m-32", "m-16", "m-8")]
-        for role, weak, strong, teacher, via in settings:
-            taxed = conflict != "none" and (weak, strong) != ("m-8", "m-16")
-            row = dict.fromkeys(SCORE_COLUMNS, 0.5) | {"weak": weak, "strong": strong, "role": role, "null": 0.3}
-            row |= {"teacher": teacher, "via": via, "conflict": conflict, "seed": 0, "pairs": 200, "tax": 12 * taxed}
-            row |= {"weak_accuracy": RIGHT[weak], "ceiling_accuracy": RIGHT[strong], "gap": RIGHT[strong] - RIGHT[weak]}
-            rows.append(row | ranged("student_accuracy", 0.7) | ranged("score", 0.55 if taxed else np.nan))
-    return pd.DataFrame(rows)
+STUDENTS = [("student", strong, weak, c, 0.65) for weak, strong in PAIRS for c in CONFLICTS]
+ACCURACIES = [("gold", model, "", "none", accuracy) for model, accuracy in RIGHT.items()] + STUDENTS
+ACCURACIES = frame("role model teacher conflict accuracy", ACCURACIES, via="", seed=0, pairs=200)
+ACCURACIES = reach(ACCURACIES, "accuracy")
 
+# Three pairs under each conflict, one chain, no tax (nan) without conflict and in one cell.
+SCORES = [("student", w, s, w, "") for w, s in PAIRS] + [("bootstrapped", "m-8", "m-32", "m-16", "m-8")]
+SCORES = [(c, 12 * (c != "none" and row[1:3] != ("m-8", "m-16")), *row) for c in CONFLICTS for row in SCORES]
+SCORES = frame("conflict tax role weak strong teacher via", SCORES, student_accuracy=0.7, null=0.3, seed=0, pairs=200)
+SCORES["score"] = 0.55 + 0 / SCORES["tax"]
+SCORES["weak_accuracy"], SCORES["ceiling_accuracy"] = SCORES["weak"].map(RIGHT), SCORES["strong"].map(RIGHT)
+SCORES = reach(SCORES.eval("gap = ceiling_accuracy - weak_accuracy"), "score", "student_accuracy")
 
-def area_table():
-    rows = []
-    for conflict in CONFLICTS:
-        for k, area in enumerate(AREAS):
-            tax, at_risk = (0 if conflict == "none" else 3 * k), 30 * (k != 2)
-            low, high = wilson(min(tax, at_risk), at_risk)
-            row = {"conflict": conflict, "area": area, "pairs": 50, "at_risk": at_risk, "tax": tax}
-            rows.append(row | {"rate": tax / at_risk if at_risk else np.nan, "low": low, "high": high})
-    return pd.DataFrame(rows).assign(weak="m-8", strong="m-32", role="student", teacher="m-8", via="", seed=0)
-
-
-def area_shares():
-    rows = [("paper", 200, 0.02, 0.2, 0.05, 0.73), ("calibrated", 200, 0.3, 0.4, 0.0, 0.3)]
-    return pd.DataFrame(rows, columns=["confidence", "pairs", *AREAS])
-
-
-def surface():
-    """Four cells: lift 1.4, below 1, too small an area, and no tax in it at all."""
-    rows = [(0.5, 0.5, 14, 10), (0.5, 0.75, 8, 10), (0.75, 0.5, 4, 2), (0.75, 0.75, 0, 10)]
-    table = pd.DataFrame(rows, columns=["weak_threshold", "strong_threshold", "blind_tax", "even_tax"])
-    return table.assign(tax=20, score=table["blind_tax"] / 20, lift=table["blind_tax"] / table["even_tax"])
-
-
-def lengths():
-    """Four pairs of each dimension: chosen of 10 to 40 characters, rejected ten longer."""
-    sides = [(d, side) for d in ("harmless", "helpful") for side in ("chosen", "rejected")]
-    rows = [(d, side, 10 * k + 10 * (side == "rejected")) for d, side in sides for k in range(1, 5)]
-    return pd.DataFrame(rows, columns=["dimension", "response", "characters"])
-
-
-def choices():
-    rows = [("harmless", "goes along", 0.52, 52), ("harmless", "warns", 0.48, 48), ("helpful", "goes along", 1.0, 80)]
-    return pd.DataFrame(rows, columns=["dimension", "choice", "share", "pairs"])
-
-
-def frequency():
-    rows = [(m, n, 0.5 + 0.05 * k * j) for j, m in enumerate(RIGHT) for k, n in enumerate((2, 8, 32))]
-    return pd.DataFrame(rows, columns=["model", "mentions_bin", "accuracy"]).assign(low=0.4, high=0.95, pairs=40)
-
-
-def known():
-    cells = [{"by_confidence": a, "by_knowledge": b, "pairs": 10} for a in AREAS for b in knowledge.AREAS]
-    rows = [
-        {"conflict": c, "known_by": way, "pairs": 160} | ranged("lift", 1 + 0.1 * k)
-        for c in ("explicit", "implicit")
-        for k, way in enumerate(knowledge.WAYS)
-    ]
-    settings = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows).assign(lift=np.nan)])  # a setting without a tax
-    return pd.DataFrame(cells), pd.DataFrame(rows), settings
-
-
-def followed():
-    row = {"pairs": 160}
-    for name in ("share_student", "share_ceiling", "correlation_student", "correlation_ceiling"):
-        row |= ranged(name, 0.2)
-    table = pd.DataFrame([row | {"conflict": conflict} for conflict in CONFLICTS])
-    return {"paper": (table, table), "calibrated": (table, table)}, (table, table)
-
-
+AREA_TABLE = [(c, area, 30 * (k != 2), 3 * k * (c != "none")) for c in CONFLICTS for k, area in enumerate(AREAS)]
+AREA_TABLE = frame("conflict area at_risk tax", AREA_TABLE, weak="m-8", strong="m-32").eval("rate = tax / at_risk")
+AREA_TABLE = reach(AREA_TABLE.assign(rate=AREA_TABLE["rate"].where(AREA_TABLE["at_risk"] > 0)), "rate")
+SHARES = [("paper", 9, 0.02, 0.2, 0.05, 0.73), ("own", 9, 0.3, 0.4, 0, 0.3)]
+SHARES = frame("confidence pairs " + " ".join(AREAS), SHARES)
+SURFACE = [(0.5, 0.5, 14, 10), (0.5, 0.75, 8, 10), (0.75, 0.5, 4, 2), (0.75, 0.75, 0, 10)]  # third: too small an area
+SURFACE = frame("weak_threshold strong_threshold blind_tax even_tax", SURFACE, tax=20)
+SURFACE = SURFACE.eval("score = blind_tax / 20").eval("lift = blind_tax / even_tax")
+SIDES = [(d, side) for d in ("harmless", "helpful") for side in ("chosen", "rejected")]
+LENGTHS = [(d, side, 10 * k + 10 * (side == "rejected")) for d, side in SIDES for k in range(1, 5)]
+LENGTHS = frame("dimension response characters", LENGTHS)
+CHOICES = [("harmless", "goes along", 0.52, 52), ("harmless", "warns", 0.48, 48), ("helpful", "goes along", 1.0, 80)]
+CHOICES = frame("dimension choice share pairs", CHOICES)
+OFTEN = [(m, n, 0.5 + 0.05 * k * j) for j, m in enumerate(RIGHT) for k, n in enumerate((2, 8, 32))]
+OFTEN = frame("model mentions_bin accuracy", OFTEN, low=0.4, high=0.95, pairs=40)
 P = np.random.default_rng(1).random((2, 200))
 SUBSTANCES = pd.DataFrame({"name": list("abcde"), "mentions": [3, 100, 10, 30, 3]})
-LOSSES = {"small": [0.7, 0.6, 0.5], "large": [0.69, 0.4, 0.2]}
-LOG = pd.concat([pd.DataFrame({"run": run, "step": [1, 10, 20], "loss": loss}) for run, loss in LOSSES.items()])
+LOG = [("small", 1, 0.7), ("small", 10, 0.6), ("small", 20, 0.5), ("large", 1, 0.69), ("large", 10, 0.4)]
+LOG = frame("run step loss", [*LOG, ("large", 20, 0.2)])
 PREDICTIONS = pd.DataFrame({"run": np.repeat(["run-a", "run-b"], 150), "probability": 0.9 * P.ravel()[:300] + 0.1})
-Z = np.array([-1.0, -0.5, 0.5, 1.0])
-CURVES = pd.concat([
-    pd.DataFrame({"conflict": conflict, "margin": Z, "loss": np.exp(-Z) + rise * (Z < 0), "slope": -np.exp(-Z)})
-    for conflict, rise in (("none", 0.0), ("explicit", 0.5))
-])  # fmt: skip
+CURVES = [(c, z, np.exp(-z) + up * (z < 0), -np.exp(-z)) for c, up in (("none", 0), ("explicit", 0.5)) for z in (-1, 1)]
+CURVES = frame("conflict margin loss slope", CURVES)
+CROSS = frame("by_confidence by_knowledge", [(a, b) for a in AREAS for b in knowledge.AREAS], pairs=10)
+LIFTS = frame("conflict known_by", [(c, way) for c in CONFLICTS[1:] for way in knowledge.WAYS], pairs=160, lift=1.1)
+LIFTS = reach(LIFTS, "lift")
+MEASURES = [f"{measure}_{model}" for measure in ("share", "correlation") for model in ("student", "ceiling")]
+FOLLOWED = reach(pd.DataFrame({"conflict": CONFLICTS, "pairs": 160, **dict.fromkeys(MEASURES, 0.2)}), *MEASURES)
+FOLLOWED = (FOLLOWED, FOLLOWED)
 
-FIGURES = {
-    "accuracy": lambda ax: plots.plot_accuracy(accuracies(), ax),
-    "areas": lambda ax: plots.plot_areas(*P, ax=ax),
-    "shares": lambda ax: plots.plot_area_shares(area_shares(), ax),
-    "tax": lambda ax: plots.plot_tax_by_area(area_table(), ax),
-    "heatmap": lambda ax: plots.plot_score_heatmap(scores(), "explicit", ax),
-    "surface": lambda ax: plots.plot_surface(surface(), ax),
-    "gap": lambda ax: plots.plot_score_by_gap(scores(), ax),
-    "mentions": lambda ax: plots_training.plot_mentions(SUBSTANCES, ax),
-    "lengths": lambda ax: plots_training.plot_lengths(lengths(), ax),
-    "choices": lambda ax: plots_training.plot_choices(choices(), ax),
-    "loss": lambda ax: plots_training.plot_loss(LOG, ax),
-    "labels": lambda ax: plots_training.plot_labels(PREDICTIONS, ax=ax),
-    "reliability": lambda ax: plots_training.plot_reliability(PREDICTIONS, ax),
-    "frequency": lambda ax: plots_training.plot_frequency(frequency(), ax),
+FIGURES = {  # each figure and its input
+    plots.plot_accuracy: (ACCURACIES,),
+    plots.plot_areas: P,
+    plots.plot_area_shares: (SHARES,),
+    plots.plot_tax_by_area: (AREA_TABLE,),
+    plots.plot_score_heatmap: (SCORES, "explicit"),
+    plots.plot_surface: (SURFACE,),
+    plots.plot_score_by_gap: (SCORES,),
+    plots.plot_mitigation: (SCORES,),
+    plots_training.plot_mentions: (SUBSTANCES,),
+    plots_training.plot_lengths: (LENGTHS,),
+    plots_training.plot_choices: (CHOICES,),
+    plots_training.plot_loss: (LOG,),
+    plots_training.plot_labels: (PREDICTIONS,),
+    plots_training.plot_margin_curves: (CURVES,),
+    plots_training.plot_reliability: (PREDICTIONS,),
+    plots_training.plot_frequency: (OFTEN,),
+    plots_extensions.plot_knowledge: (CROSS, LIFTS, pd.concat([LIFTS, LIFTS.assign(lift=np.nan)])),  # one without tax
+    plots_extensions.plot_followups: ({"paper": FOLLOWED, "calibrated": FOLLOWED}, FOLLOWED),
 }
+NAMED_ROWS = ("accuracy", "area_shares", "lengths", "choices", "mitigation", "followups")  # and so no label of y
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_has_labels_in_print_size_makes_its_own_axes_and_is_the_same_again(name, tmp_path):
-    _, given = plt.subplots()
-    ax = FIGURES[name](given)
-    assert ax is given and ax.get_xlabel() and smallest(ax) >= 9
-    assert ax.get_ylabel() or name in ("accuracy", "shares", "lengths", "choices")  # their ticks name the rows
-    assert "n = " in texts(ax) or name == "loss"  # its points are single batches
-    assert_own_axes(lambda: FIGURES[name](None))
-    assert_same_picture(lambda: FIGURES[name](None), tmp_path, name)
+@pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.__name__[5:])
+def test_a_figure_has_labels_in_print_size_makes_its_own_axes_or_takes_others_and_is_the_same_again(plot, tmp_path):
+    assert_same_picture(lambda: plot(*FIGURES[plot]), tmp_path, "again")
+    before = len(plt.get_fignums())
+    axes = np.ravel(plot(*FIGURES[plot]))
+    assert len(plt.get_fignums()) == before + 1 and all(isinstance(ax, Axes) for ax in axes)
+    for ax in axes:
+        assert ax.get_xlabel() and smallest(ax) >= 9 and (ax.get_ylabel() or plot.__name__[5:] in NAMED_ROWS)
+    no_n = (plots_training.plot_loss, plots_training.plot_margin_curves)  # single batches, and a formula
+    assert any("n = " in texts(ax) for ax in axes) or plot in no_n
+    parameters = inspect.signature(plot).parameters
+    if "ax" in parameters or "axes" in parameters:
+        _, given = plt.subplots(1, len(axes))
+        drawn = plot(*FIGURES[plot], **{"ax" if "ax" in parameters else "axes": given})
+        assert list(np.ravel(drawn)) == list(np.ravel(given))
 
 
 def ticks(labels):
@@ -153,12 +123,17 @@ def legend_of(ax):
 
 
 def test_accuracy_shows_each_pair_each_conflict_chance_and_the_seed_where_there_are_several():
-    shown = texts(plots.plot_accuracy(accuracies()))
+    shown = texts(plots.plot_accuracy(ACCURACIES))
     for label in ("m-8 → m-16", "m-16 → m-32", "weak model", "strong ceiling", "chance", "student, implicit conflict"):
         assert label in shown
     assert "seed" not in shown
-    both = pd.concat([accuracies(), accuracies().assign(seed=1)])
+    both = pd.concat([ACCURACIES, ACCURACIES.assign(seed=1)])
     assert "m-8 → m-16, seed 1" in texts(plots.plot_accuracy(both))
+    ax = plots.plot_accuracy(ACCURACIES)  # each model on the row of its pair
+    lines = {bars.get_label(): bars[0].get_xydata().round(2).tolist() for bars in ax.containers}
+    assert lines["weak model"] == [[0.6, -0.27], [0.6, 0.73], [0.7, 1.73]]
+    assert lines["strong ceiling"] == [[0.7, -0.27], [0.85, 0.73], [0.85, 1.73]]
+    assert lines["student, no conflict"] == [[0.65, -0.09], [0.65, 0.91], [0.65, 1.91]]
 
 
 def test_areas_count_their_pairs_mark_the_tax_and_show_all_of_p_by_gold():
@@ -170,13 +145,13 @@ def test_areas_count_their_pairs_mark_the_tax_and_show_all_of_p_by_gold():
 
 
 def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
-    ax = plots.plot_area_shares(area_shares())
+    ax = plots.plot_area_shares(SHARES)
     widths = [[bar.get_width() for bar in container] for container in ax.containers]
     np.testing.assert_allclose(widths, [[0.02, 0.3], [0.2, 0.4], [0.05, 0.0], [0.73, 0.3]])
     assert [round(bar.get_x(), 9) for bar in ax.containers[3]] == [0.27, 0.7]
-    assert legend_of(ax) == list(AREAS) and ticks(ax.get_yticklabels()) == ["paper", "calibrated"]
+    assert legend_of(ax) == list(AREAS) and ticks(ax.get_yticklabels()) == ["paper", "own"]
     assert ax.yaxis_inverted() and ticks(ax.texts) == ["", "0.30", "0.20", "0.40", "", "", "0.73", "0.30"]
-    ax = plots_training.plot_choices(choices())
+    ax = plots_training.plot_choices(CHOICES)
     assert [[bar.get_width() for bar in container] for container in ax.containers] == [[0.52, 1.0], [0.48, 0.0]]
     assert [bar.get_x() for bar in ax.containers[1]] == [0.52, 1.0]
     assert legend_of(ax) == ["goes along", "warns"] and "helpful\nn = 80 pairs" in texts(ax)
@@ -184,29 +159,29 @@ def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
 
 
 def test_tax_by_area_leaves_out_a_conflict_without_tax():
-    shown = texts(plots.plot_tax_by_area(area_table()))
+    shown = texts(plots.plot_tax_by_area(AREA_TABLE))
     assert "explicit (18 tax pairs)" in shown and "none" not in shown
-    assert "no tax" in texts(plots.plot_tax_by_area(area_table().assign(tax=0)))
+    assert "no tax" in texts(plots.plot_tax_by_area(AREA_TABLE.assign(tax=0)))
 
 
 def test_heatmap_hatches_cells_without_tax_leaves_absent_pairs_blank_and_takes_an_order():
-    ax = plots.plot_score_heatmap(scores(), "explicit")
+    ax = plots.plot_score_heatmap(SCORES, "explicit")
     assert sorted(ticks(ax.texts)) == ["0.55\ntax 12", "0.55\ntax 12", "no tax"]
     assert [patch.get_hatch() for patch in ax.patches].count("///") == 1
     assert ticks(ax.get_xticklabels()) == ["m-16", "m-32"]
-    assert set(ticks(plots.plot_score_heatmap(scores(), "none").texts)) == {"no tax"}
-    ax = plots.plot_score_heatmap(scores(), "implicit", order=["m-32", "m-16", "m-8"])
+    assert set(ticks(plots.plot_score_heatmap(SCORES, "none").texts)) == {"no tax"}
+    ax = plots.plot_score_heatmap(SCORES, "implicit", order=["m-32", "m-16", "m-8"])
     assert ticks(ax.get_yticklabels()) == ["m-16", "m-8"]
 
 
 def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope():
-    ax = plots.plot_score_by_gap(scores())
+    ax = plots.plot_score_by_gap(SCORES)
     assert "expected if the tax fell evenly" in texts(ax) and "no conflict" not in texts(ax)
     null = next(line for line in ax.lines if line.get_fillstyle() == "none")
     assert len(null.get_xdata()) == 2
-    assert "no tax" in texts(plots.plot_score_by_gap(scores().assign(score=np.nan)))
+    assert "no tax" in texts(plots.plot_score_by_gap(SCORES.assign(score=np.nan)))
     slope = {"conflict": "implicit", "measure": "score", "slope": 2.0, "mean_gap": 0.2, "mean": 0.5}
-    ax = plots.plot_score_by_gap(scores(), slopes=pd.DataFrame([slope, slope | {"measure": "score_minus_null"}]))
+    ax = plots.plot_score_by_gap(SCORES, slopes=pd.DataFrame([slope, slope | {"measure": "score_minus_null"}]))
     (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
     x, y = line.get_data()
     assert list(x) == pytest.approx([0.15, 0.25]) and list(y) == pytest.approx([0.4, 0.6])
@@ -215,10 +190,11 @@ def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope(
 def test_surfaces_hatch_small_areas_write_scores_frame_the_threshold_and_share_one_bar():
     fig, axes = plt.subplots(1, 2)
     for ax in axes:
-        plots.plot_surface(surface(), ax, at=0.75, title="explicit")
-    assert {t.get_text(): t.get_position() for t in ax.texts} == {".70": (0, 0), ".40": (0, 1), ".00": (1, 1)}
-    assert [patch.get_xy() for patch in ax.patches if patch.get_hatch() == "///"] == [(0.5, -0.5)]
-    assert [patch.get_xy() for patch in ax.patches if not patch.get_fill()] == [(0.5, 0.5)]
+        plots.plot_surface(SURFACE, ax, at=0.75, title="explicit")
+    places = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
+    assert places == {".70": (0.5, 0.5), ".40": (0.5, 1.5), ".00": (1.5, 1.5)} and not ax.yaxis_inverted()
+    assert [patch.get_xy() for patch in ax.patches if patch.get_hatch() == "///"] == [(1, 0)]
+    assert [patch.get_xy() for patch in ax.patches if not patch.get_fill()] == [(1, 1)]
     assert ax.get_title() == "explicit\nn = 20 tax pairs" and ax.get_xlabel() == "weak threshold"
     assert ticks(ax.get_xticklabels()) == ["0.5", "0.75"]
     plots.lift_bar(axes)
@@ -228,26 +204,20 @@ def test_surfaces_hatch_small_areas_write_scores_frame_the_threshold_and_share_o
 
 
 def test_mitigation_compares_direct_and_bootstrapped():
-    axes = plots.plot_mitigation(scores())
+    axes = plots.plot_mitigation(SCORES)
     assert "student accuracy" in axes[0].get_xlabel() and "Deception Score" in axes[1].get_xlabel()
     assert legend_of(axes[1]) == ["direct", "through m-16"]
     assert ticks(axes[1].texts) == ["no tax"]  # the row without conflict
     assert all(len(c[0].get_xdata()) == 3 for c in axes[0].containers)
-    assert min(map(smallest, axes)) >= 9
-    _, given = plt.subplots(1, 2)
-    assert list(plots.plot_mitigation(scores(), given)) == list(given)
 
 
-def test_mentions_fall_from_the_most_common_substance_with_their_median():
+def test_mentions_fall_with_their_median_and_lengths_have_a_box_for_each_dimension_and_response():
     ax = plots_training.plot_mentions(SUBSTANCES)
     curve, median = ax.lines
     assert curve.get_xdata().tolist() == [1, 2, 3, 4, 5] and curve.get_ydata().tolist() == [100, 30, 10, 3, 3]
     assert set(median.get_ydata()) == {10} and "median: 10 mentions" in texts(ax)
     assert ax.get_xscale() == ax.get_yscale() == "log" and "n = 5 substances" in texts(ax)
-
-
-def test_lengths_have_a_box_for_each_dimension_and_response_and_count_pairs():
-    ax = plots_training.plot_lengths(lengths())
+    ax = plots_training.plot_lengths(LENGTHS)
     medians = [[line.get_xdata()[0] for line in container.medians] for container in ax.containers]
     assert medians == [[25, 25], [35, 35]]  # chosen, rejected
     assert ticks(ax.get_yticklabels()) == ["harmless\nn = 4 pairs", "helpful\nn = 4 pairs"]
@@ -275,62 +245,131 @@ def test_labels_show_shares_of_the_run_and_the_thresholds():
 def test_margin_curves_draw_loss_and_slope_of_each_conflict():
     axes = plots_training.plot_margin_curves(CURVES)
     assert [ax.get_ylabel() for ax in axes] == ["loss (nats)", "derivative (nats a logit)"]
-    assert all("logits" in ax.get_xlabel() and smallest(ax) >= 9 for ax in axes)
+    assert all("logits" in ax.get_xlabel() for ax in axes)
     none, explicit = axes[0].lines[:2]
     assert none.get_linestyle() == "-" and explicit.get_linestyle() == "--"
-    np.testing.assert_allclose(explicit.get_ydata() - none.get_ydata(), [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(explicit.get_ydata() - none.get_ydata(), [0.5, 0])
     assert legend_of(axes[0]) == ["no conflict", "explicit conflict"]
-    _, given = plt.subplots(1, 2)
-    assert list(plots_training.plot_margin_curves(CURVES, given)) == list(given)
     loss, slope = plots_training.plot_margin_curves(CURVES, unit="nat")
     assert "(nats)" in loss.get_xlabel() and slope.get_ylabel() == "derivative (nats a nat)"
 
 
-def test_reliability_names_its_runs_and_needs_no_run_column():
+def test_reliability_names_its_runs_and_needs_no_run_column_and_frequency_has_its_bins_as_ticks():
     shown = texts(plots_training.plot_reliability(PREDICTIONS))
     assert "run-a (n = 150)" in shown and "calibrated" in shown
     assert "this run (n = 300)" in texts(plots_training.plot_reliability(PREDICTIONS.drop(columns="run")))
-
-
-def test_frequency_has_a_log_axis_with_the_bins_as_ticks():
-    ax = plots_training.plot_frequency(frequency())
+    ax = plots_training.plot_frequency(OFTEN)
     assert ax.get_xscale() == "log" and "m-16 (n = 120)" in texts(ax)
     assert ticks(ax.get_xticklabels()) == ["2", "8", "32"]
 
 
-def test_knowledge_shows_shares_that_add_up_and_each_way(tmp_path):
-    left, right = plots_extensions.plot_knowledge(*known())
+def test_knowledge_shows_shares_that_add_up_and_each_way_and_followups_each_confidence():
+    left, right = plots_extensions.plot_knowledge(*FIGURES[plots_extensions.plot_knowledge])
     shares = [float(text.rstrip("%")) for text in ticks(left.texts)]
     assert len(shares) == 16 and sum(shares) == pytest.approx(100, abs=1)
     assert "n = 160" in texts(left) and "S-knows\nW-not" in texts(left)
     assert all(name in texts(right) for name in ("judged rightly", "explicit conflict", "implicit conflict", "lift"))
-    assert min(smallest(left), smallest(right)) >= 9
-    assert_same_picture(lambda: plots_extensions.plot_knowledge(*known()), tmp_path, "known")
-
-
-def test_followups_have_one_picture_a_confidence_and_one_of_shared_errors(tmp_path):
-    axes = plots_extensions.plot_followups(*followed())
+    axes = plots_extensions.plot_followups(*FIGURES[plots_extensions.plot_followups])
     titles = ["confidence: paper", "confidence: calibrated", "errors shared with the teacher"]
-    assert [ax.get_title() for ax in axes] == titles
+    assert [ax.get_title() for ax in axes] == titles and all("n = 160 pairs" in texts(ax) for ax in axes)
     rows = ["strong ceiling", "no conflict", "explicit conflict", "implicit conflict"]
     assert ticks(axes[0].get_yticklabels()) == rows and not any(ticks(axes[1].get_yticklabels()))
-    assert all("n = 160 pairs" in texts(ax) and smallest(ax) >= 9 for ax in axes)
-    assert_same_picture(lambda: plots_extensions.plot_followups(*followed()), tmp_path, "followed")
 
 
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda: plots.plot_tax_by_area(twice(area_table())), "area_table: several values of weak; draw one"),
-        (lambda: plots.plot_surface(twice(surface())), "surface: several rows for one pair of thresholds"),
-        (lambda: plots.plot_mitigation(scores().query("role == 'student'")), "scores: no bootstrapped student"),
-    ],
-)
-def test_messages(draw, message):
+MESSAGES = {
+    plots.plot_tax_by_area: (AREA_TABLE, "area_table: several values of weak; draw one"),
+    plots.plot_surface: (SURFACE, "surface: several rows for one pair of thresholds"),
+    plots.plot_mitigation: (SCORES[SCORES["role"] == "student"], "scores: no bootstrapped student"),
+}
+
+
+@pytest.mark.parametrize("plot", MESSAGES)
+def test_messages(plot):
+    table, message = MESSAGES[plot]
     with pytest.raises(ValueError, match=message):
-        draw()
+        plot(pd.concat([table, table.assign(weak="x")]))  # the rows of one weak model and again those of another
 
 
-def twice(table):
-    """The rows of one weak model and again those of another."""
-    return pd.concat([table, table.assign(weak="x")])
+@pytest.fixture
+def ax():
+    ax = style.new_axes(3, 2)
+    ax.errorbar(TABLE["pairs"], TABLE["accuracy"], [0.1, 0.2, 0.1], label="runs")
+    return style.finish(ax, "pairs", "accuracy", 1)
+
+
+def test_conflicts_have_names_and_colours_that_differ_in_lightness_and_new_axes_their_size():
+    assert list(style.COLOURS) == ["none", "explicit", "implicit"]
+    lightness = sorted(np.dot(colour, (0.2126, 0.7152, 0.0722)) for colour in style.COLOURS.values())
+    assert np.diff(lightness).min() > 0.02  # in print without colours they are not one grey
+    names = [style.conflict_name(conflict, "student, ") for conflict in style.COLOURS]
+    assert names == ["student, no conflict", "student, explicit conflict", "student, implicit conflict"]
+    assert tuple(style.new_axes(5, 2).figure.get_size_inches()) == (5, 2)
+    near, far = (style.new_axes(6, 2, 2, gap) for gap in (0.1, 0.5))
+    assert near.shape == far.shape == (2,)
+    between = [axes[1].get_position().x0 - axes[0].get_position().x1 for axes in (near, far)]
+    assert between[0] < between[1]
+
+
+def test_finished_axes_are_labelled_in_print_size_without_a_frame_and_below_their_legend(ax):
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("pairs", "accuracy")
+    assert smallest(ax) >= 9
+    assert not ax.spines["top"].get_visible() and not ax.spines["right"].get_visible()
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    assert legend.y0 >= ax.get_window_extent().y1 and not ax.get_legend().get_frame_on()
+
+
+def test_spread_by_hand():
+    rows = pd.DataFrame({"accuracy": [0.6, 0.5], "low": [0.5, 0.5], "high": [0.9, np.nan], "score": 0.4})
+    np.testing.assert_allclose(style.spread(rows, "accuracy"), [[0.1, 0.0], [0.3, np.nan]])
+    own = rows.assign(score_low=0.1, score_high=0.6)
+    np.testing.assert_allclose(style.spread(own, "score"), [[0.3, 0.3], [0.2, 0.2]])
+    # Rounding can put an estimate of 1 above its upper end; errorbar refuses a negative distance.
+    above = pd.DataFrame({"accuracy": [1.0], "low": [0.8], "high": [1.0 - 1e-12]})
+    assert style.spread(above, "accuracy")[1] == 0
+
+
+def test_save_writes_figure_and_table_keeps_the_figure_open_and_gives_the_same_bytes_again(ax, tmp_path):
+    paths = style.save(ax, tmp_path / "a", "accuracy", TABLE, "Pairs & models.")
+    kinds = (("figures", "png"), ("figures", "svg"), ("tables", "csv"), ("tables", "parquet"))
+    assert paths == [tmp_path / "a" / folder / f"accuracy.{end}" for folder, end in kinds]
+    assert sorted(tmp_path.rglob("*.*")) == sorted(paths)  # no temporary file is left
+    pd.testing.assert_frame_equal(pd.read_parquet(paths[3]), TABLE)
+    pd.testing.assert_frame_equal(pd.read_csv(paths[2]), TABLE)
+    assert plt.fignum_exists(ax.figure.number)
+    first = [path.read_bytes() for path in paths]
+    for given in (ax.figure, np.array([ax])):  # a figure, or the array of its axes, is saved the same
+        again = style.save(given, tmp_path / "b", "accuracy", TABLE, "Pairs & models.")
+        assert [path.read_bytes() for path in again] == first
+    png, svg = paths[:2]  # they keep the caption, but no date and no version
+    assert Image.open(png).text["Description"] == "Pairs & models."
+    assert "Pairs &amp; models." in svg.read_text(encoding="utf-8")
+    assert b"Software" not in png.read_bytes() and b"tIME" not in png.read_bytes()
+    assert b"dc:date" not in svg.read_bytes() and b"Matplotlib v" not in svg.read_bytes()
+    assert "Description" not in Image.open(style.save(ax, tmp_path, "silent")[0]).text
+
+
+@pytest.mark.parametrize("kind", ["picture", "table"])
+def test_a_failed_picture_or_table_leaves_the_old_file_and_no_other(ax, kind, tmp_path, monkeypatch):
+    def write():
+        return style.save(ax, tmp_path, "a") if kind == "picture" else style.save_table(table, tmp_path, "a")
+
+    def fail(path, **options):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    table = TABLE.copy()
+    paths = write()
+    before = [path.read_bytes() for path in paths]
+    monkeypatch.setattr(*(ax.figure, "savefig") if kind == "picture" else (table, "to_csv"), fail)
+    with pytest.raises(OSError, match="disk full"):
+        write()
+    assert [path.read_bytes() for path in paths] == before and sorted(paths[0].parent.iterdir()) == sorted(paths)
+
+
+@pytest.mark.parametrize("name", ["../escape", "", ".hidden", "a/b", "two words"])
+def test_a_name_that_is_no_plain_file_name_is_refused_and_nothing_is_written(ax, name, tmp_path):
+    for save in (lambda: style.save(ax, tmp_path, name), lambda: style.save_table(TABLE, tmp_path, name)):
+        with pytest.raises(ValueError, match="use letters, digits"):
+            save()
+    assert not list(tmp_path.iterdir())

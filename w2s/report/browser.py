@@ -1,7 +1,4 @@
-"""The test pairs of one setting as a table: area, outcome, each model's P and the texts; and as a block of HTML.
-
-The block needs no network. Without JavaScript it is a plain table; with it, rows can be searched, chosen and sorted.
-"""
+"""The test pairs of one setting as a table, and as HTML: with JavaScript, rows can be searched, chosen and sorted."""
 
 from __future__ import annotations
 
@@ -13,22 +10,18 @@ from w2s.deception import AREAS, areas, right
 from w2s.report.html import render
 
 OUTCOMES = ("kept right", "tax", "gained", "wrong both")  # by the reference and the student, each right or wrong
-TEXTS = ("prompt", "chosen", "rejected")
+TEXTS = ["prompt", "chosen", "rejected"]
 CHANCES = {"weak": "weak", "ceiling": "ceiling", "none": "no conflict", "student": "conflict"}  # column: header
 WARNING = "Warning: real texts follow; they can be offensive (show_text: false hides them)."
 HIDDEN = "The texts are hidden (show_text: false)."
 
 
-def rows(
-    predictions: pd.DataFrame, setting: dict, threshold=0.75, known_by="confidence", reference="none", pairs=None
-) -> pd.DataFrame:
+def rows(predictions, setting: dict, threshold=0.75, known_by="confidence", reference="none", pairs=None):
     """Every test pair under one setting: id, area, outcome, P by CHANCES (none: the student without conflict).
 
     `setting` names it, {"weak": ..., "strong": ..., "conflict": ..., "seed": ...}. `pairs`, a pair table, adds TEXTS.
     The outcome compares the student with the reference of the tax. Sorted by area, outcome and id.
-
-    Raises:
-        ValueError: not just one student has this setting.
+    Raises ValueError where not just one student has this setting.
     """
     table = predictions[(predictions["seed"] == setting["seed"]) & predictions["role"].isin(["gold", "student"])]
     students = [p for s, p in comparisons(table, "none") if setting.items() <= s.items()]
@@ -39,10 +32,8 @@ def rows(
     out = pd.DataFrame({"id": np.sort(table.loc[table["split"] == "test", "id"].unique())})
     out["area"] = pd.Categorical(areas(p["ceiling"], p["weak"], threshold, known_by), AREAS)
     out["outcome"] = pd.Categorical(np.array(OUTCOMES)[2 * ~before + ~right(p["student"])], OUTCOMES)
-    out = out.assign(**{name: p[name] for name in CHANCES})
-    if pairs is not None:
-        out = out.merge(pairs[["id", *TEXTS]], on="id", how="left", validate="one_to_one")
-    return out.sort_values(["area", "outcome", "id"], ignore_index=True)
+    out = out.assign(**{name: p[name] for name in CHANCES}).sort_values(["area", "outcome", "id"], ignore_index=True)
+    return out if pairs is None else out.merge(pairs[["id", *TEXTS]], on="id", how="left", validate="one_to_one")
 
 
 def first(table: pd.DataFrame, each: int | None = 3) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from w2s.analysis.scoring import calibration_bins
-from w2s.report.style import COLOURS, GREY, PALETTE, conflict_name, dotted, finish, look, new_axes, spread, stack
+from w2s.report.style import COLOURS, DOTTED, GREY, PALETTE, conflict_name, finish, look, new_axes, points, stack
 
 
 def plot_mentions(substances: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -25,103 +25,82 @@ def plot_mentions(substances: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def plot_lengths(lengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Response lengths. Columns: dimension, response (chosen or rejected), characters; one row a response."""
-    dimensions = list(lengths["dimension"].unique())
-    ax = ax or new_axes(6.4, 1.2 + 0.8 * len(dimensions))
-    sides = {"chosen": PALETTE[0], "rejected": PALETTE[1]}
+    pairs = lengths.groupby("dimension", sort=False).size() // 2
+    ax = ax or new_axes(6.4, 1.2 + 0.8 * len(pairs))
     box = {"whis": (5, 95), "showfliers": False, "width": 0.6, "linewidth": 1, "linecolor": "black"}
-    colours = {"hue": "response", "hue_order": list(sides), "palette": sides}
-    sns.boxplot(lengths, x="characters", y="dimension", order=dimensions, ax=ax, **colours, **box)
-    pairs = lengths.groupby("dimension").size() // 2
-    ax.set_yticks(range(len(dimensions)), [f"{d}\nn = {pairs[d]} pairs" for d in dimensions])
+    colours = {"hue": "response", "palette": dict(zip(("chosen", "rejected"), PALETTE))}
+    sns.boxplot(lengths, x="characters", y="dimension", ax=ax, **colours, **box)
+    ax.set_yticks(range(len(pairs)), [f"{name}\nn = {n} pairs" for name, n in pairs.items()])
     return finish(ax, "length of the response (characters; box: quartiles, whiskers: 5% to 95%)", "", 2)
 
 
 def plot_choices(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """What the preferred response does, as stacked shares. Columns: dimension, choice, share (0 to 1), pairs."""
+    n = table.groupby("dimension")["pairs"].transform("sum").astype(str)
+    table = table.assign(dimension=table["dimension"] + "\nn = " + n + " pairs")
     shares = table.pivot(index="dimension", columns="choice", values="share").fillna(0.0)[table["choice"].unique()]
     ax = ax or new_axes(6.4, 1.0 + 0.6 * len(shares))
-    counts = table.groupby("dimension")["pairs"].sum()
-    stack(ax, shares, PALETTE, [f"{d}\nn = {counts[d]} pairs" for d in shares.index], 0.05)
+    stack(ax, shares, PALETTE[: shares.shape[1]], 0.05)
     return finish(ax, "share of the pairs of the dimension", "", 1)
 
 
 def plot_loss(log, ax: Axes | None = None, level: float = np.log(2), meaning="log 2: margin 0 for every pair"):
-    """Training loss by step, one line a run. Columns: run, step, loss (nats).
-
-    The dotted line is a known loss to compare with: `level` (nats), and in words its `meaning`.
-    """
+    """Training loss by step, one line a run, and a known loss (`level`, nats). Columns: run, step, loss (nats)."""
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(log.groupby("run", sort=False)):
         ax.plot(rows["step"], rows["loss"], label=run, **look(k, markersize=3, linewidth=1))
-    dotted(ax, level, across=True, label=meaning)
+    ax.axhline(level, label=meaning, **DOTTED)
     ax.set(xlim=(0, None), ylim=(0, None))
     return finish(ax, "optimizer step", "loss of the step (nats a pair)", 3)
 
 
 def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | None = None) -> Axes:
-    """How each run's P of the preferred response is distributed: share of its pairs in 20 bins.
-
-    Columns: run, probability. Dashed lines: where the confidence reaches the threshold. Soft weak
-    labels are these P; hard ones are 1 right of the dotted line and 0 left of it.
-    """
+    """Shares of P of the preferred response: soft labels; hard ones, 1 right of the dots. Columns: run, probability."""
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(predictions.groupby("run", sort=False)):
         shares, edges = np.histogram(rows["probability"], bins=20, range=(0, 1))
-        label = f"{run} (n = {len(rows)})"
-        ax.stairs(shares / len(rows), edges, color=PALETTE[k % len(PALETTE)], linewidth=1.5, label=label)
-    for line in (1 - threshold, threshold):
-        ax.axvline(line, color="black", linestyle="--", linewidth=1)
-    dotted(ax)
+        colour = PALETTE[k % len(PALETTE)]
+        ax.stairs(shares / len(rows), edges, color=colour, linewidth=1.5, label=f"{run} (n = {len(rows)})")
+    for line, style in ((1 - threshold, "--"), (threshold, "--"), (0.5, ":")):
+        ax.axvline(line, color="black", linestyle=style, linewidth=1)
     ax.set_xlim(0, 1)
     x, y = "P that the weak model gives to the truly preferred response", "share of pairs (bins of 0.05)"
     return finish(ax, x, y, 2)
 
 
 def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, unit: str = "logit") -> np.ndarray:
-    """Loss and its derivative over the margin, two Axes, one line a conflict.
-
-    Columns: conflict, margin (in `unit`s: logit or nat), loss (nats), slope (nats a unit).
-    """
+    """Loss and slope over the margin, two Axes. Columns: conflict, margin (in `unit`s), loss (nats), slope (a unit)."""
     axes = np.array(new_axes(8.4, 3.4, 2, gap=0.3) if axes is None else axes)
-    for ax, column in zip(axes, ("loss", "slope"), strict=True):
+    for ax, column, name in zip(axes, ("loss", "slope"), ("loss (nats)", f"derivative (nats a {unit})"), strict=True):
         for conflict, rows in table.groupby("conflict", sort=False):
             style = "-" if conflict == "none" else "--"  # both lines lie on one another at positive margins
             named = {"color": COLOURS[conflict], "label": conflict_name(conflict)}
             ax.plot(rows["margin"], rows[column], style, linewidth=2, **named)
         ax.axvline(0, color=GREY, linewidth=1)
+        finish(ax, f"margin of the preferred response ({unit}s)", name, 2 * (ax is axes[0]))
     axes[1].axhline(0, color=GREY, linewidth=1)
-    x = f"margin of the preferred response ({unit}s)"
-    finish(axes[0], x, "loss (nats)", 2)
-    finish(axes[1], x, f"derivative (nats a {unit})")
     return axes
 
 
 def plot_reliability(predictions: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Accuracy against confidence in ten bins, one line a run of the predictions table, with Wilson intervals."""
     ax = ax or new_axes(5.6, 4.6)
-    ax.plot([0.5, 1], [0.5, 1], color="black", linestyle=":", linewidth=1, label="calibrated")
+    ax.plot([0.5, 1], [0.5, 1], label="calibrated", **DOTTED)
     runs = predictions["run"] if "run" in predictions else pd.Series("this run", index=predictions.index)
     for k, (run, rows) in enumerate(predictions.groupby(runs, sort=False)):
-        _line(ax, calibration_bins(rows["probability"]), "confidence", k, f"{run} (n = {len(rows)})")
+        bins = calibration_bins(rows["probability"])
+        points(ax, bins["confidence"], bins, "accuracy", label=f"{run} (n = {len(rows)})", **look(k))
     return finish(ax, "confidence max(P, 1-P), mean of the bin", "accuracy (share of the bin; 95% interval)", 2)
 
 
 def plot_frequency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Accuracy by how often the corpus mentions a substance, log axis.
-
-    Columns: model, mentions_bin (a number, the middle of the bin), accuracy, low, high, pairs.
-    """
+    """Accuracy by mentions of the substance. Columns: model, mentions_bin (its middle), accuracy, low, high, pairs."""
     ax = ax or new_axes(6.4, 4.0)
-    for k, (model, rows) in enumerate(table.groupby("model", sort=False)):
-        _line(ax, rows.sort_values("mentions_bin"), "mentions_bin", k, f"{model} (n = {rows['pairs'].sum()})")
-    dotted(ax, across=True, label="chance")
+    for k, (model, rows) in enumerate(table.sort_values("mentions_bin").groupby("model", sort=False)):
+        points(ax, rows["mentions_bin"], rows, "accuracy", label=f"{model} (n = {rows['pairs'].sum()})", **look(k))
+    ax.axhline(0.5, label="chance", **DOTTED)
     ax.set_xscale("log")
     ticks = np.unique(table["mentions_bin"])
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     return finish(ax, "mentions of the substance in the corpus", "accuracy (share of pairs; 95% interval)", 3)
-
-
-def _line(ax: Axes, rows: pd.DataFrame, x: str, k: int, label: str) -> None:
-    """The k-th line of accuracies with vertical intervals."""
-    ax.errorbar(rows[x], rows["accuracy"], spread(rows, "accuracy"), label=label, **look(k, markersize=5, capsize=2))

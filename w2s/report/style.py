@@ -1,7 +1,4 @@
-"""What figures and sentences share: palette, axes, intervals, names; and saving, the same bytes every time.
-
-Colours are seaborn's colour-blind-safe palette, text is 9 points or more.
-"""
+"""What figures and sentences share: a colour-blind-safe palette, axes, shapes, intervals, names, and saving."""
 
 from __future__ import annotations
 
@@ -21,8 +18,9 @@ from matplotlib.patches import Rectangle
 from w2s.files import write_atomic
 
 PALETTE = sns.color_palette("colorblind")
-COLOURS = {"none": PALETTE[0], "explicit": PALETTE[1], "implicit": PALETTE[2]}
+COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
 MARKERS = "osD^v"
+DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compare with, such as chance
 GREY, SMALL, LABEL = "0.45", 9, 10
 
 
@@ -31,10 +29,13 @@ def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08) -
     return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap})[1]
 
 
-def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0) -> Axes:
-    """Axis labels, sizes for print, no frame above and right, and a `legend` where it has columns."""
+def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = "") -> Axes:
+    """Labels in print size, no frame, and a title, or a legend of so many columns above, where it hides no data."""
     if columns:
-        legend(ax, columns)
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": columns, "columnspacing": 1}
+        ax.legend(fontsize=SMALL, frameon=False, **place)
+    if title:
+        ax.set_title(title, fontsize=LABEL)
     ax.set_xlabel(xlabel, fontsize=LABEL)
     ax.set_ylabel(ylabel, fontsize=LABEL)
     ax.tick_params(labelsize=SMALL)
@@ -42,10 +43,9 @@ def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0) -> Axes:
     return ax
 
 
-def legend(ax: Axes, columns: int) -> None:
-    """A legend above the axes, where it hides no data and makes the figure no wider."""
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": columns, "columnspacing": 1}
-    ax.legend(fontsize=SMALL, frameon=False, **place)
+def look(k: int, **more) -> dict:
+    """Colour and marker of the k-th line of a figure."""
+    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)], **more}
 
 
 def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
@@ -54,14 +54,41 @@ def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
     return np.maximum([rows[measure] - low, high - rows[measure]], 0)
 
 
-def look(k: int, **more) -> dict:
-    """Colour and marker of the k-th line of a figure."""
-    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)], **more}
+def points(ax: Axes, at: pd.Series, rows: pd.DataFrame, measure: str, across: bool = False, **more) -> None:
+    """A measure of each row with its interval, upright over the places `at`, or across at these heights."""
+    xy, reach = (rows[measure], at) if across else (at, rows[measure]), "xerr" if across else "yerr"
+    ax.errorbar(*xy, **{reach: spread(rows, measure), "markersize": 5, "capsize": 2, **more})
 
 
-def dotted(ax: Axes, at: float = 0.5, across: bool = False, **more) -> None:
-    """A dotted line to compare with, such as chance: upright, or across."""
-    (ax.axhline if across else ax.axvline)(at, color="black", linestyle=":", linewidth=1, **more)
+def name_rows(ax: Axes, labels: list[str]) -> None:
+    """Rows from the top down with their names, and a light grid across them."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)
+    ax.locator_params(axis="x", nbins=6)
+
+
+def stack(ax: Axes, shares: pd.DataFrame, colours: list, least: float) -> None:
+    """Stacked bars, one a row of `shares` and one colour a column, with the numbers of those above `least`."""
+    edges = {"edgecolor": "black", "linewidth": 0.5, "width": 0.8}
+    shares.plot.barh(stacked=True, ax=ax, color=colours, legend=False, **edges)
+    for bars in ax.containers:
+        ax.bar_label(bars, fmt=lambda x: f"{x:.2f}" if x > least else "", label_type="center", fontsize=SMALL)
+    ax.set_xlim(0, 1)
+
+
+def heat(ax: Axes, grid: pd.DataFrame, empty: np.ndarray = (), word: str = "", **more) -> None:
+    """seaborn's heat map; cells that are `empty` (bool, as the grid) are grey and hatched, and may say a word."""
+    shown = {"fmt": "", "annot_kws": {"fontsize": SMALL}, "xticklabels": True, "yticklabels": True, "cbar": False}
+    sns.heatmap(grid, ax=ax, **shown | more)
+    colours = ax.collections[0].get_facecolors().reshape(*grid.shape, 4)
+    for text in ax.texts:  # seaborn writes white on middle tones, which is hard to read
+        x, y = map(int, text.get_position())
+        text.set_color("black" if sns.utils.relative_luminance(colours[y, x]) > 0.18 else "white")
+    for y, x in np.argwhere(empty):
+        ax.add_patch(Rectangle((x, y), 1, 1, fc="0.85", ec="0.6", hatch="///", linewidth=0))
+        ax.text(x + 0.5, y + 0.5, word, ha="center", va="center", fontsize=SMALL, backgroundcolor="0.85")
+    ax.tick_params("y", rotation=0)
 
 
 def conflict_name(conflict: str, before: str = "") -> str:
@@ -76,8 +103,7 @@ def ends(row: Mapping, name: str) -> tuple[float, float]:
 
 def ranged(row: Mapping, name: str, digits: str = ".2f") -> str:
     """A measure and its interval, such as "0.52 [0.48, 0.56]"."""
-    value, low, high = (format(number, digits) for number in (row[name], *ends(row, name)))
-    return f"{value} [{low}, {high}]"
+    return "{} [{}, {}]".format(*(format(number, digits) for number in (row[name], *ends(row, name))))
 
 
 def verdict(row: Mapping, name: str, value: float, above: str, below: str, neither: str) -> str:
@@ -96,76 +122,28 @@ def count(pairs: pd.Series) -> str:
     return " to ".join(str(n) for n in sorted({pairs.min(), pairs.max()}))
 
 
-def write(ax: Axes, x: float, y: float, text: str, **look) -> None:
-    """Small text around a point."""
-    ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, **look)
+def save(figure: Figure | Axes | np.ndarray, folder: str | Path, name: str, table=None, caption="") -> list[Path]:
+    """Write figures/<name>.png and .svg, and the table as `save_table` does; ValueError for no plain file name.
 
-
-def hatch(ax: Axes, x: float, y: float) -> None:
-    """A cell of a heat map that has no value."""
-    ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc="0.85", ec="0.6", hatch="///", linewidth=0))
-
-
-def no_tax(ax: Axes) -> None:
-    """Said in the middle of an empty figure."""
-    ax.text(0.5, 0.5, "no tax", transform=ax.transAxes, ha="center", fontsize=LABEL)
-
-
-def name_rows(ax: Axes, labels: list[str]) -> None:
-    """Rows from the top down with their names, and a light grid across them."""
-    ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.grid(axis="x", alpha=0.3)
-
-
-def stack(ax: Axes, shares: pd.DataFrame, colours: list, labels: list[str], least: float) -> None:
-    """Stacked bars, one a row of `shares` and one colour a column, with the numbers of those above `least`."""
-    left = np.zeros(len(shares))
-    for colour, name in zip(colours, shares):
-        style = {"color": colour, "edgecolor": "black", "linewidth": 0.5, "label": name}
-        bars = ax.barh(range(len(shares)), shares[name], left=left, **style)
-        texts = [f"{share:.2f}" if share > least else "" for share in shares[name]]
-        ax.bar_label(bars, texts, label_type="center", fontsize=SMALL)
-        left += shares[name].to_numpy()
-    ax.set_yticks(range(len(shares)), labels)
-    ax.set_xlim(0, 1)
-
-
-def save(
-    figure: Figure | Axes | np.ndarray, folder: str | Path, name: str, table=None, caption: str = ""
-) -> list[Path]:
-    """Write figures/<name>.png and .svg under `folder`, and the table as tables/<name>.csv and .parquet.
-
-    The caption is kept inside both pictures, where report.html finds it. The same figure gives the
-    same bytes: no dates, no versions, fixed ids in the SVG. The figure stays open.
-
-    Raises:
-        ValueError: a name that is not a plain file name.
+    Both pictures keep the caption, where report.html finds it, and are the same bytes again: no dates, fixed ids.
     """
-    _check_name(name)
-    if not isinstance(figure, Figure):
-        figure = np.ravel(figure)[0].figure
-    described = {"Description": caption} if caption else {}
-    no_date = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    paths = []
+    paths, figure = [], np.ravel(figure)[0].figure
     with plt.rc_context({"svg.hashsalt": "w2s", "svg.fonttype": "path"}):
-        for kind, metadata in no_date.items():
-            look = {"bbox_inches": "tight", "facecolor": "white", "dpi": 200}
-            draw = partial(figure.savefig, format=kind, metadata=metadata | described, **look)
-            paths.append(write_atomic(Path(folder) / "figures" / f"{name}.{kind}", draw))
+        for kind, no_date in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            metadata, print_size = no_date | {"Description": caption or None}, {"dpi": 200, "bbox_inches": "tight"}
+            draw = partial(figure.savefig, format=kind, metadata=metadata, facecolor="white", **print_size)
+            paths.append(write_atomic(_path(folder, "figures", name, kind), draw))
     return paths if table is None else paths + save_table(table, folder, name)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> list[Path]:
     """Write tables/<name>.csv and .parquet under `folder`; raises ValueError as `save`."""
-    _check_name(name)
-    place = Path(folder) / "tables"
-    return [
-        write_atomic(place / f"{name}.csv", lambda p: table.to_csv(p, index=False, lineterminator="\n")),
-        write_atomic(place / f"{name}.parquet", lambda p: table.to_parquet(p, index=False)),
-    ]
+    csv, parquet = (_path(folder, "tables", name, kind) for kind in ("csv", "parquet"))
+    write_atomic(csv, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+    return [csv, write_atomic(parquet, lambda path: table.to_parquet(path, index=False))]
 
 
-def _check_name(name: str) -> None:
+def _path(folder: str | Path, part: str, name: str, kind: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"name {name!r}: use letters, digits, '_', '-' and '.' alone")
+    return Path(folder) / part / f"{name}.{kind}"
