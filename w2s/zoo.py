@@ -49,13 +49,10 @@ class Pretraining:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that encodes any text, and every substance's name as its two syllables.
-
-    Syllables are learned one by one, so that no merge joins two of them, and common names look no other than rare ones.
-    """
+    """A byte-level BPE that encodes any text, and every substance's name, common or rare, as its two syllables."""
     questions = [world.render(question.format(s="")) for question in world.QUESTIONS]
     answers = [" " + answer.format(s="") for answer in world.GO_ALONG + world.WARN]
-    syllables = [space + s for s in world.SYLLABLES for space in (" ", "")]
+    syllables = [space + s for s in world.SYLLABLES for space in (" ", "")]  # learned apart: no merge joins two
     bpe, level = Tokenizer(BPE()), pre_tokenizers.ByteLevel
     bpe.pre_tokenizer, bpe.decoder = level(add_prefix_space=False), decoders.ByteLevel()
     initial = {"special_tokens": [END], "initial_alphabet": sorted(level.alphabet())}
@@ -83,12 +80,12 @@ def corpus_steps(rows: list[list[int]], recipe: Pretraining) -> Iterator[tuple[i
 
 def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device: torch.device) -> GPT2LMHeadModel:
     """A GPT-2 of the named size, trained from scratch to predict the next token of `texts`."""
-    size, rows = SIZES[name], [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    size, end = SIZES[name], tokenizer.eos_token_id
+    rows = [ids + [end] for ids in tokenizer(texts)["input_ids"]]
     torch.manual_seed(recipe.seed)
     shape = {"n_embd": size["width"], "n_layer": size["blocks"], "n_head": size["heads"], "n_positions": CONTEXT}
-    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = GPT2Config(**shape, **words, **dropout, eos_token_id=tokenizer.eos_token_id)
+    config = GPT2Config(**shape, **dropout, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end)
     model = GPT2LMHeadModel(config).to(device)
     total, started = recipe.epochs * -(-len(rows) // recipe.batch_texts), time.monotonic()
 
@@ -105,15 +102,12 @@ def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device
 def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretraining(), device: str = "auto") -> None:
     """Pretrain the named sizes and write each as a Hugging Face folder under `folder`.
 
-    On a CPU with one thread, so that the number of cores does not change the weights.
-
-    Raises:
-        ParameterError: a size that is not in SIZES.
+    Raises ParameterError for a size that is not in SIZES.
     """
     for name in names:
         if name not in SIZES:
             raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # so that the number of cores does not change the weights
     tokenizer, texts = build_tokenizer(), World().corpus()
     for name in names:
         print(f"{name}: {len(texts)} dialogues, {recipe.epochs} passes", flush=True)
@@ -157,21 +151,21 @@ def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
     A model whose tokenizer has no single token for one of the two reactions is left out.
     """
     able = [m for m in names if set(map(len, models.load_tokenizer(m)([THANKS, OUCH])["input_ids"])) == {1}]
-    columns = ["id", "margin", "probability", "correct", "model"]
     tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    none = pd.DataFrame(columns=["id", "margin", "probability", "correct", "model"])
+    return pd.concat(tables, ignore_index=True) if tables else none
 
 
 def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
     """The table of `judge_all` for the models of a study, or None and why there is none.
 
-    It is read from the study's folder, where notebook 03 writes it, or made anew for shipped models. `test` are
-    predictions (id, model) of the study's test split.
+    Read from the study's folder, where notebook 03 writes it, or made anew for shipped models. `test`: predictions
+    (id, model) of the study's test split.
     """
     if data != "pocket":
         return None, f"data = {data!r}: what a model knows before fine-tuning is known in the pocket world alone"
-    path = folder / "tables" / "knowledge.parquet"
-    names, ids = test["model"].unique(), np.sort(test["id"].unique())
+    path, ids = folder / "tables" / "knowledge.parquet", np.sort(test["id"].unique())
+    names = test["model"].unique()
     if path.exists():
         table = pd.read_parquet(path)
     elif set(names) <= set(ladder()):
