@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -28,8 +29,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_json(path: Path, content) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8"))
 
 
 def write_table(path: Path, table) -> None:
@@ -41,21 +41,17 @@ def is_live() -> bool:
     return HEADLESS not in os.environ and (sys.stdout.isatty() or "ipykernel" in sys.modules)
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Finished runs, and the steps of those under way."""
 
     def __init__(self, names: list[str]):
         self.share, self.done = dict.fromkeys(names, 0.0), 0
         self.started = self.last_line = time.monotonic()
         form = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
-        self.bar = tqdm(total=100, bar_format=form) if is_live() else None
-
-    def __enter__(self) -> Progress:
-        return self
+        self.bar = tqdm(total=100, bar_format=form, disable=not is_live())
 
     def __exit__(self, *error) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
     def update(self, name: str, step: int, steps: int) -> None:
         self.share[name] = step / steps if steps else 0.0
@@ -67,7 +63,7 @@ class Progress:
 
     def _show(self, what: str, force: bool = False) -> None:
         percent, runs = 100 * sum(self.share.values()) / len(self.share), f"{self.done}/{len(self.share)} runs"
-        if self.bar is not None:
+        if not self.bar.disable:
             self.bar.update(percent - self.bar.n)
             self.bar.set_postfix_str(runs)
         elif force or time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:

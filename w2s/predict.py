@@ -41,9 +41,7 @@ def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
 
 @fast_products()
 @torch.no_grad()
-def predict(
-    model: RewardModel, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
-) -> pd.DataFrame:
+def predict(model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype=torch.float32) -> pd.DataFrame:
     """The predictions table of a reward model; `tokens` in one forward pass (padded) change speed, not scores."""
     texts = PairTexts(pairs, tokenizer, max_length)
     margin = np.empty(len(pairs), dtype=np.float32)
@@ -55,10 +53,8 @@ def predict(
 
 @fast_products()
 @torch.no_grad()
-def predict_logps(
-    model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
-) -> pd.DataFrame:
-    """A language model's table: id, and of each side its logp (nats, summed) and tokens."""
+def predict_logps(model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype=torch.float32):
+    """A language model's table of pairs: id, and of each side its logp (nats, summed) and tokens."""
     texts = PairTexts(pairs, tokenizer, max_length, end=True)
     logp, count = np.empty((2, len(pairs)), dtype=np.float32), np.empty((2, len(pairs)), dtype=np.int32)
     for batch in _blocks(model, texts, tokens):
@@ -78,8 +74,8 @@ def _blocks(model, texts: PairTexts, tokens: int) -> Iterator[Batch]:
 
 def predictions(ids, margin: np.ndarray) -> pd.DataFrame:
     """The predictions table from margins (n,): id, margin, probability (of the preferred response), correct."""
-    known = {"margin": margin, "probability": sigmoid(margin), "correct": np.asarray(margin) > 0}
-    return pd.DataFrame({"id": list(ids)} | known)
+    table = pd.DataFrame({"id": list(ids), "margin": margin})
+    return table.assign(probability=sigmoid(margin), correct=np.asarray(margin) > 0)
 
 
 PAPER_SCALE = {"reward": 1.0, "dpo": 1 / 50, "simpo": 1.0}  # the 50 is the authors' constant
@@ -106,40 +102,26 @@ def sigmoid(margin) -> np.ndarray:
 
 
 def inverse_temperature(margin) -> float:
-    """The scale s >= 0 that makes sigmoid(s * margin) most likely, margins being those of gold pairs.
-
-    Near 0 when the margins say nothing about what is preferred. Source: Guo et al. (2017).
-    """
+    """The scale s >= 0 that makes sigmoid(s * margin) of gold pairs most likely. Source: Guo et al. (2017)."""
     margin = np.asarray(margin, dtype=np.float64)
     size = np.abs(margin).mean() or 1.0
-
-    def loss(log_scale: float) -> float:
-        return np.logaddexp(0, -np.exp(log_scale) / size * margin).mean()
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-12, 12), method="bounded").x) / size)
-
-
-def scale(confidence: str, method: str, beta: float | None, validation_margin) -> float:
-    """What a margin is multiplied with before the sigmoid.
-
-    paper: PAPER_SCALE. implicit_reward: beta, the scale inside the loss. calibrated: `inverse_temperature` of the
-    run's own gold validation pairs.
-    """
-    if confidence == "paper":
-        return PAPER_SCALE[method]
-    return inverse_temperature(validation_margin) if confidence == "calibrated" else beta
+    fit = minimize_scalar(
+        lambda x: np.logaddexp(0, -np.exp(x) / size * margin).mean(), bounds=(-12, 12), method="bounded"
+    )
+    return float(np.exp(fit.x) / size)
 
 
 def with_probability(table: pd.DataFrame, confidence: str, method: str, beta: float | None = None) -> pd.DataFrame:
     """The predictions of one run or of many (column run), with margin, probability and correct by `confidence`.
 
-    For dpo, paper takes the policy's margin alone, and the other two take it against the reference.
+    A margin is multiplied, before the sigmoid, with PAPER_SCALE (paper), beta (implicit_reward), or the inverse
+    temperature of the run's own gold validation pairs (calibrated). For dpo, the latter two are against the reference.
     """
     out = table.assign(margin=margins_of(table, method, method == "dpo" and confidence != "paper"))
     runs = out["run"] if "run" in out else pd.Series("", index=out.index)
-    validation = out["split"] == "validation"
+    validation, fixed = out["split"] == "validation", PAPER_SCALE[method] if confidence == "paper" else beta
     for run in runs.unique():
         of_run = runs == run
-        by = scale(confidence, method, beta, out.loc[of_run & validation, "margin"])
+        by = inverse_temperature(out.loc[of_run & validation, "margin"]) if confidence == "calibrated" else fixed
         out.loc[of_run, "probability"] = sigmoid(by * out.loc[of_run, "margin"])
     return out.assign(correct=out["margin"] > 0)

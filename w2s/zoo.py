@@ -1,7 +1,4 @@
-"""The pocket ladder: small language models pretrained on the pocket world's corpus.
-
-All sizes read the same tokens in the same order; they differ in width and depth alone.
-"""
+"""The pocket ladder: language models of several sizes, pretrained on the pocket world's corpus in the same order."""
 
 from __future__ import annotations
 
@@ -100,10 +97,7 @@ def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device
 
 
 def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretraining(), device: str = "auto") -> None:
-    """Pretrain the named sizes and write each as a Hugging Face folder under `folder`.
-
-    Raises ParameterError for a size that is not in SIZES.
-    """
+    """Pretrain the named SIZES (else ParameterError) and write each as a Hugging Face folder under `folder`."""
     for name in names:
         if name not in SIZES:
             raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
@@ -131,7 +125,7 @@ def ladder() -> list[str]:
 def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
     """What the language model itself, before any fine-tuning, thinks of pocket pairs: the predictions table.
 
-    The margin is the log-odds of "thanks" against "ouch" as the next word after `chosen`, less those after `rejected`.
+    Margin (nats): log-odds of "thanks" against "ouch" as the next word after `chosen`, less those after `rejected`.
     """
     tokenizer, model = models.load_tokenizer(name), models.load_language_model(name).eval()
     (thanks,), (ouch,) = tokenizer([THANKS, OUCH])["input_ids"]
@@ -146,10 +140,7 @@ def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
-    """`judge` of each model on pocket pairs: id, margin (nats), probability, correct, model (its short name).
-
-    A model whose tokenizer has no single token for one of the two reactions is left out.
-    """
+    """`judge` of each model whose tokenizer has single tokens for both reactions, with its short name as `model`."""
     able = [m for m in names if set(map(len, models.load_tokenizer(m)([THANKS, OUCH])["input_ids"])) == {1}]
     tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
     none = pd.DataFrame(columns=["id", "margin", "probability", "correct", "model"])
@@ -157,16 +148,12 @@ def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
-    """The table of `judge_all` for the models of a study, or None and why there is none.
-
-    Read from the study's folder, where notebook 03 writes it, or made anew for shipped models. `test`: predictions
-    (id, model) of the study's test split.
-    """
+    """The table of `judge_all` for the models and pairs of `test` (predictions of a study), or None and why."""
     if data != "pocket":
         return None, f"data = {data!r}: what a model knows before fine-tuning is known in the pocket world alone"
     path, ids = folder / "tables" / "knowledge.parquet", np.sort(test["id"].unique())
     names = test["model"].unique()
-    if path.exists():
+    if path.exists():  # notebook 03 writes it
         table = pd.read_parquet(path)
     elif set(names) <= set(ladder()):
         table = judge_all(names, World().pairs("test", len(ids)))
@@ -180,12 +167,9 @@ def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.Dat
 
 
 def pair_texts(folder: Path, data: str, ids) -> tuple[pd.DataFrame | None, str]:
-    """The test pairs with their texts, or None and why not; `ids` are those of the predictions.
-
-    From tables/test_pairs.parquet of the study's folder, which notebook 03 writes; pocket pairs can be made anew.
-    """
+    """The test pairs with their texts, or None and why not; `ids` are those of the predictions."""
     path, ids = folder / "tables" / "test_pairs.parquet", pd.unique(np.asarray(ids))
-    if path.exists():
+    if path.exists():  # notebook 03 writes it
         pairs = pd.read_parquet(path)
     elif data == "pocket":
         pairs = World().pairs("test", len(ids))

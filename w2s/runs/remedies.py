@@ -38,8 +38,8 @@ class Remedy:
 def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[str, str]]:
     """The remedies of one pair of models, doing nothing first, and those left out with the reason.
 
-    The weak models' gold runs must be in the cache, since the filters count what they would keep. Doing nothing
-    filters nothing, whatever the study's weak_filter. Every student keeps its model, for `scores_elsewhere`.
+    The weak models' gold runs must be in the cache: the filters count what they would keep. Doing nothing ignores the
+    study's weak_filter. Every student keeps its model, for `scores_elsewhere`.
     """
     p = study.params
     unfiltered = replace(study, params=p.model_copy(update={"weak_filter": "none"}))
@@ -121,10 +121,7 @@ def cost_table(study: Study, offered: list[Remedy]) -> pd.DataFrame:
 
 
 def held_out_helpful(study: Study) -> tuple[pd.DataFrame, str]:
-    """Pairs of the conflicting dimension whose prompts no run has seen, and why there are none, else "".
-
-    The source is read again for twice as many helpful pairs.
-    """
+    """Pairs of the conflicting dimension whose prompts no run has seen, and why there are none, or ""."""
     p, helpful = study.params, study.data.helpful
     if not p.n_helpful:
         return helpful.head(0), "n_helpful is 0"
@@ -137,10 +134,7 @@ def held_out_helpful(study: Study) -> tuple[pd.DataFrame, str]:
 
 
 def scores_elsewhere(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Predictions (id, margin, probability, correct, ...) of a finished run's saved model on another pair table.
-
-    Kept beside the run, under the fingerprint of the pairs. Raises FileNotFoundError where it has not kept its model.
-    """
+    """Predictions of a finished run's saved model on another pair table, kept beside it by their fingerprint."""
     folder = root / "runs" / spec.name
     if not (folder / "model").is_dir():
         raise FileNotFoundError(f"{folder / 'model'}: no model there; train the run with save_model=True")
