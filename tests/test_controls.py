@@ -31,10 +31,9 @@ def trained(tiny_models, tmp_path_factory):
 
 def test_shuffled_labels_are_the_same_numbers_elsewhere_and_random_ones_say_nothing_on_average():
     label = np.linspace(0.1, 0.9, 200)
-    shuffled = relabelled(label, "shuffled", seed=1)
+    shuffled, again, other = (relabelled(label, "shuffled", seed) for seed in (1, 1, 2))
     assert sorted(shuffled) == sorted(label) and (shuffled != label).mean() > 0.9
-    np.testing.assert_array_equal(shuffled, relabelled(label, "shuffled", seed=1))
-    assert not np.array_equal(shuffled, relabelled(label, "shuffled", seed=2))
+    assert np.array_equal(shuffled, again) and not np.array_equal(shuffled, other)
     turned = relabelled(np.full(4000, 0.9), "random", seed=0)
     assert set(np.round(turned, 6)) == {0.1, 0.9} and abs(turned.mean() - 0.5) < 0.03
 
@@ -57,9 +56,8 @@ def test_each_kind_of_labels_is_a_run_of_its_own(trained, tiny_models, method):
 def test_without_training_the_unit_is_fresh(trained, tiny_models):
     study, strong = trained["reward"], tiny_models[2]
     table = cluster.results(study, {study.untrained(strong, 0): {}})
-    model, tokenizer = RewardModel.load(strong, seed=0), load_tokenizer(strong)
-    expected = predict(model, study.data.test, tokenizer, 128, 10_000).set_index("id")["margin"]
-    margin = table[table["split"] == "test"].set_index("id")["margin"]
+    fresh = predict(RewardModel.load(strong, seed=0), study.data.test, load_tokenizer(strong), 128, 10_000)
+    margin, expected = (t.set_index("id")["margin"] for t in (table[table["split"] == "test"], fresh))
     pd.testing.assert_series_equal(margin, expected, check_names=False, atol=1e-5)
 
 
@@ -111,8 +109,8 @@ def test_more_helpful_pairs_than_the_study_has_can_be_trained_on(trained, tiny_m
     study, names = trained[method], (tiny_models[2], tiny_models[2], "gold", "implicit", 0)
     one, two = (study.control(*names, **cluster.helpful_pairs(study, times)) for times in (1, 2))
     assert estimate.run_seconds(two, study.root) > estimate.run_seconds(one, study.root)
-    table = cluster.results(study, {one: {}, two: {}})
-    test = table[table["split"] == "test"].pivot(index="id", columns="run", values="margin")
+    table = cluster.results(study, {one: {}, two: {}}).query("split == 'test'")
+    test = table.pivot(index="id", columns="run", values="margin")
     assert test.notna().all().all() and (test[one.name] != test[two.name]).any()
 
 

@@ -16,9 +16,8 @@ FILES = {"reward": "pocket_full", "simpo": "pocket_full_simpo", "dpo": "pocket_f
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    root, folder = str(tmp_path_factory.mktemp("frozen")), HOME / "params"
-    load = StudyParams.load
-    return {method: Study.open(load(folder / f"{file}.yaml", output_dir=root)) for method, file in FILES.items()}
+    load, root = StudyParams.load, str(tmp_path_factory.mktemp("frozen"))
+    return {m: Study.open(load(HOME / "params" / f"{file}.yaml", output_dir=root)) for m, file in FILES.items()}
 
 
 @pytest.mark.parametrize("method", FILES)
@@ -30,15 +29,15 @@ def test_every_run_of_the_full_study_ships_whole_with_its_spec(studies, method):
     tokens = [] if method == "reward" else frozen.TOKENS
     numbers = table[[f"{name}/{quantity}" for name in wanted for quantity in frozen.KEPT[method]]]
     assert table.shape[1] == numbers.shape[1] + len(tokens) and table.index.is_unique
-    scored = table.loc[["test", "validation"]]
-    assert scored.groupby("split").size().to_dict() == {"test": 1280, "validation": 400}
+    scored, sizes = table.loc[["test", "validation"]], {"test": 1280, "validation": 400}
+    assert scored.groupby("split").size().to_dict() == sizes
     assert scored.notna().all(axis=None) and np.isfinite(scored).all(axis=None)
     assert (numbers.isna() | (numbers % frozen.STEP == 0)).all(axis=None)
     assert method != "reward" or (numbers != 0).all(axis=None)  # each margin keeps its sign
     student = studies[method].student("pocket-27", "pocket-32", "explicit", 3)
     assert len(frozen.load_predictions(student)) == 1280 + 400
     weak = frozen.load_predictions(studies[method].gold("pocket-27", 3)).groupby("split").size()
-    assert weak.to_dict() == {"test": 1280, "validation": 400, "w2s": studies[method].params.n_w2s}
+    assert weak.to_dict() == sizes | {"w2s": studies[method].params.n_w2s}
 
 
 @pytest.mark.slow
@@ -57,8 +56,7 @@ def test_a_frozen_study_trains_nothing_and_names_what_does_not_ship(tmp_path, mo
     file, given = HOME / "params" / "pocket.yaml", {"output_dir": str(tmp_path), "frozen": True}
     study, other = (Study.open(StudyParams.load(file, seeds=[seed], **given)) for seed in (4, 5))
     table = cluster.results(study, study.direct_runs())
-    assert set(table["split"]) == {"test", "validation", "w2s", "gt"}
-    assert table["seed"].unique().tolist() == [4]
+    assert set(table["split"]) == {"test", "validation", "w2s", "gt"} and set(table["seed"]) == {4}
     assert ((table["probability"] > 0.5) == table["correct"]).all()
     with pytest.raises(ParameterError, match=r"frozen = True.*s5.*frozen: false"):
         cluster.results(other, other.direct_runs())
@@ -81,15 +79,13 @@ def test_packing_keeps_what_analyses_read(small_study, tmp_path):
     pd.testing.assert_series_equal(joined["margin_shipped"] > 0, joined["correct"], check_names=False)
 
 
-OTHERS = {"b.yaml": ["study", "'pocket'", "own folder"], "c.yaml": ["c.yaml", "also", "itself"]}
-OTHERS["none.yaml"] = ["none.yaml", "no such"]
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_wrong_lists_of_other_studies(tmp_path, capsys, other):
-    files = {"a.yaml": f"also: [{other}]", "b.yaml": "study: pocket", "c.yaml": "study: other\nalso: [b.yaml]"}
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [("b", ["study", "'pocket'", "own folder"]), ("c", ["c.yaml", "also", "itself"]), ("no", ["no.yaml", "no such"])],
+)
+def test_wrong_lists_of_other_studies(tmp_path, capsys, other, words):
+    for name, content in (("a", f"also: [{other}.yaml]"), ("b", ""), ("c", "study: other\nalso: [b.yaml]")):
+        (tmp_path / f"{name}.yaml").write_text(content or "study: pocket")
     assert cli.main(["run", str(tmp_path / "a.yaml"), "--output-dir", str(tmp_path)]) == 2
     line = capsys.readouterr().err.strip()
-    assert "\n" not in line and all(word in line for word in OTHERS[other]), line
+    assert "\n" not in line and all(word in line for word in words), line

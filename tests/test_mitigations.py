@@ -44,14 +44,18 @@ def test_early_stopping_looks_evenly_and_keeps_the_best_step_and_the_earliest_of
     assert model.weight.item() == 4 and torch.equal(model.bias, frozen)
 
 
+def offered_by(models: list[str], folder, **changes) -> tuple[Study, list[remedies.Remedy], dict[str, str]]:
+    """A study with two weak models and one strong, and the remedies of the weakest; every confidence will do."""
+    changes |= {"weak_models": models[:2], "strong_models": models[2:], "threshold": 0.5}
+    study = Study.open(small_params(models, folder, **changes))
+    cluster.results(study, study.gold_runs([models[0], models[2]]))
+    return study, *remedies.remedies(study, models[0], models[2])
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_models, tmp_path_factory):
-    """A small study with three weak models, whose remedies for one pair are trained; every confidence will do."""
-    changes = {"weak_models": tiny_models[:2], "strong_models": tiny_models[2:], "threshold": 0.5, "save_models": False}
-    study = Study.open(small_params(tiny_models, tmp_path_factory.mktemp("remedies"), **changes))
-    weak, strong = tiny_models[0], tiny_models[2]
-    cluster.results(study, study.gold_runs([weak, strong]))
-    offered, left_out = remedies.remedies(study, weak, strong)
+    """A small study whose remedies for one pair are trained."""
+    study, offered, left_out = offered_by(tiny_models, tmp_path_factory.mktemp("remedies"), save_models=False)
     conflicts = 4 * study.params.conflicts  # each remedy under one of them, which takes turns
     every = [r.build(conflict, 0) for r, conflict in zip(offered, conflicts, strict=False)]
     every += [r.build("none", 0) for r in offered if r.name.startswith(("one", "ensemble"))]
@@ -160,11 +164,7 @@ OPTIMIZED = [("dpo", "calibrated"), ("simpo", "paper"), pytest.param("dpo", "pap
 
 @pytest.mark.parametrize(("method", "confidence"), OPTIMIZED)
 def test_preference_optimization_has_the_remedies_that_hard_labels_allow(tiny_models, tmp_path, method, confidence):
-    changes = {"weak_models": tiny_models[:2], "strong_models": tiny_models[2:], "threshold": 0.5}
-    study = Study.open(small_params(tiny_models, tmp_path, method=method, confidence=confidence, **changes))
-    weak, strong = tiny_models[0], tiny_models[2]
-    cluster.results(study, study.gold_runs([weak, strong]))
-    offered, left_out = remedies.remedies(study, weak, strong)
+    study, offered, left_out = offered_by(tiny_models, tmp_path, method=method, confidence=confidence)
     assert {"confidence loss", "reverse loss"} <= set(left_out) and "hard labels" in left_out["reverse loss"]
     run = {r.name: r.build("explicit", 0) for r in offered}
     sizes, weights, stopping = (run[k] for k in ("ensemble of sizes", "reliability weights", "early stopping"))

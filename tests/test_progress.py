@@ -6,29 +6,20 @@ from w2s import files
 from w2s.files import Progress, duration
 
 
-@pytest.mark.parametrize(("wait", "first"), [(10.0, "100% 2/2 runs"), (0.0, "2% 0/2 runs")])
-def test_a_log_gets_a_line_when_time_has_passed_and_at_the_end(capsys, monkeypatch, wait, first):
-    monkeypatch.setattr(files, "is_live", lambda: False)
-    monkeypatch.setattr(files, "SECONDS_BETWEEN_LINES", wait)
-    with Progress(["a", "b"]) as shown:
-        for step in range(2, 51):
-            shown.update("a", step, 50)
-        shown.finish("a")
-        shown.finish("b")
-    lines = capsys.readouterr().out.splitlines()
-    assert first in lines[0] and "100%" in lines[-1] and "2/2 runs" in lines[-1] and shown.bar is None
-    assert len(lines) == (1 if wait else 51)
-
-
-def test_a_person_gets_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(files, "is_live", lambda: True)
+@pytest.mark.parametrize(("live", "seconds_between"), [(False, 10.0), (False, 0.0), (True, 10.0)])
+def test_a_log_gets_few_lines_and_the_last_and_a_person_a_bar(capsys, monkeypatch, live, seconds_between):
+    monkeypatch.setattr(files, "is_live", lambda: live)
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_LINES", seconds_between)
     with Progress(["a", "b"]) as shown:
         shown.update("a", 25, 50)
-        assert shown.bar.n == pytest.approx(25)
+        assert shown.bar.disable != live and (not live or shown.bar.n == pytest.approx(25))
         shown.finish("a")
         shown.finish("b")
-        assert shown.bar.n == pytest.approx(100)
-    assert capsys.readouterr().out == ""
+        assert not live or shown.bar.n == pytest.approx(100)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (0 if live else 1 if seconds_between else 3)
+    assert live or ("100%" in lines[-1] and "2/2 runs" in lines[-1])
+    assert len(lines) < 3 or "25% 0/2 runs" in lines[0]
 
 
 def test_w2s_run_marks_its_notebooks_as_headless(monkeypatch):

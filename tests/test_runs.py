@@ -39,6 +39,13 @@ def assert_same_bytes(one: Study, two: Study, *specs) -> None:
             assert first.read_bytes() == second.read_bytes()
 
 
+def assert_raises_what_runs_raise(study: Study, names: list[str]) -> None:
+    broken = [replace(study.gold(name, 0), learning_rate=1e30) for name in names]
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        cluster.results(study, {spec: {} for spec in broken})
+    assert not any(store.is_done(spec, study.root) for spec in broken)
+
+
 def test_a_study_has_the_runs_of_the_paper(small_study):
     weak, middle, strong = (Path(m).name for m in [*small_study.params.weak_models, *small_study.params.strong_models])
     tags = pd.DataFrame(small_study.all_runs().values())
@@ -52,17 +59,17 @@ def test_a_study_has_the_runs_of_the_paper(small_study):
 def test_everything_that_changes_a_result_changes_the_name(small_study):
     weak, strong = small_study.params.weak_models[0], small_study.params.strong_models[-1]
     spec = small_study.student(weak, strong, "explicit", 0)
-    teacher = replace(spec.teacher, learning_rate=0.5)
     changes = {
         "model_fingerprint": "x", "data": "x", "split": "gt", "seed": 1, "conflict": "none", "alpha": 0.1,
         "teacher": None, "learning_rate": 0.5, "epochs": 2, "batch_pairs": 7, "max_length": 64, "device": "cuda",
         "dtype": "bfloat16", "threads": 2, "recipe": 99, "weighting": "reliability", "label_loss": "reverse",
         "confidence_weight": 0.1, "gold_checks": 3, "ensemble": (spec.teacher,), "chance_by": "paper",
     }  # fmt: skip
-    others = [replace(spec, **{key: value}) for key, value in changes.items()] + [replace(spec, teacher=teacher)]
-    assert len({run.name for run in (spec, *others)}) == len(changes) + 2
+    taught = replace(spec, teacher=replace(spec.teacher, learning_rate=0.5))
+    others = [replace(spec, **{key: value}) for key, value in changes.items()]
+    assert len({run.name for run in (spec, taught, *others)}) == len(changes) + 2
     added = {"ensemble", "chance_by", "weighting", "label_loss", "confidence_weight", "gold_checks"}
-    assert not added & set(spec.identity)  # a field that came later leaves the names of old runs as they were
+    assert not added & set(spec.identity)  # a field that came later leaves the names of old runs as they are
     assert replace(spec, tokens_per_batch=1, save_model=True).name == spec.name
     adapted = [replace(spec, lora=Lora(rank=2, alpha=4, dropout=share)) for share in (0.0, 0.1)]
     assert [replace(s, tokens_per_batch=1).name == s.name for s in adapted] == [True, False]
@@ -74,17 +81,15 @@ def test_everything_that_changes_a_result_changes_the_name(small_study):
 def test_a_second_time_trains_nothing(finished, capsys, monkeypatch):
     study, first = finished
     monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("trained again"))
-    second = cluster.results(study, study.all_runs())
+    pd.testing.assert_frame_equal(first, cluster.results(study, study.all_runs()))
     assert "in the cache" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(first, second)
 
 
 def test_predictions_and_the_source_of_the_data_are_as_promised(finished):
     study, table = finished
     assert list(table.columns[:5]) == ["id", "split", "margin", "probability", "correct"]
     assert {"run", "role", "model", "teacher", "via", "conflict", "seed"} <= set(table.columns)
-    test = table[table.split == "test"]
-    assert (test.groupby(["run", "role"]).size() == study.params.n_test).all()
+    assert (table[table.split == "test"].groupby(["run", "role"]).size() == study.params.n_test).all()
     np.testing.assert_allclose(table.probability, 1 / (1 + np.exp(-table.margin.astype(float))))
     (file,) = (study.root / "runs" / "data").glob("*/source.json")
     source = json.loads(file.read_text())
@@ -122,10 +127,7 @@ def test_a_dask_scheduler_takes_the_runs_and_raises_what_they_raise(finished, ti
         spec = again.gold(tiny_models[0], 0)
         cluster.results(again, {spec: {}})
         assert_same_bytes(finished[0], again, spec)
-        broken = replace(spec, learning_rate=1e30)
-        with pytest.raises(FloatingPointError, match="lower learning_rate"):
-            cluster.results(again, {broken: {}})
-        assert not store.is_done(broken, again.root)
+        assert_raises_what_runs_raise(again, tiny_models[:1])
 
 
 @pytest.mark.slow
@@ -135,10 +137,7 @@ def test_workers_give_the_same_bytes_as_one_process_and_raise_what_they_raise(fi
     cluster.results(again, {spec: {} for spec in specs})
     assert "3 runs to train, 2 wanted: about" in capsys.readouterr().out
     assert_same_bytes(finished[0], again, *specs)
-    broken = [replace(again.gold(m, 0), learning_rate=1e30) for m in tiny_models[:2]]
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        cluster.results(again, {spec: {} for spec in broken})
-    assert not any(store.is_done(spec, again.root) for spec in broken)
+    assert_raises_what_runs_raise(again, tiny_models[:2])
 
 
 def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(small_study, capfd):
@@ -155,20 +154,17 @@ def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(
     keeping = replace(spec, save_model=True)
     assert not store.is_done(keeping, root)  # in the cache, but without the model that is asked for now
     execute.execute(keeping, root)
-    saved = models.RewardModel.load(str(folder / "model"))
-    scores = predict(saved, small_study.data.test, models.load_tokenizer(str(folder / "model")), 512, 8192)
-    kept = store.load_predictions(spec, root)
+    saved, tokenizer = (load(str(folder / "model")) for load in (models.RewardModel.load, models.load_tokenizer))
+    scores, kept = predict(saved, small_study.data.test, tokenizer, 512, 8192), store.load_predictions(spec, root)
     np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
 
 
-SCRIPT = """
-import sys
+SCRIPT = """import sys
 from w2s.params import StudyParams
 from w2s.runs import cluster
 from w2s.study import Study
 study = Study.open(StudyParams.load(sys.argv[1]))
-cluster.results(study, study.direct_runs())
-"""
+cluster.results(study, study.direct_runs())"""
 
 
 @pytest.mark.slow
@@ -185,8 +181,7 @@ def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path)
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    kept = {path: path.stat().st_mtime_ns for path in done()}
-    again = Study.open(params)
+    kept, again = {path: path.stat().st_mtime_ns for path in done()}, Study.open(params)
     assert 0 < len(kept) < len(again.direct_runs())
     result, table = cluster.results(again, again.direct_runs()), finished[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -194,11 +189,9 @@ def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path)
 
 
 def test_a_study_without_pairs_of_models_or_helpful_pairs(tiny_models, tmp_path):
-    study = Study.open(small_params(tiny_models, tmp_path, weak_models=tiny_models[2:], strong_models=tiny_models[:1]))
-    with pytest.raises(ValueError, match="none is larger"):
-        study.student_runs()
-    study = Study.open(small_params(tiny_models, tmp_path, n_helpful=0))
-    with pytest.raises(ValueError, match="n_helpful = 0.*leave implicit out"):
-        study.student_runs()
+    small = {"weak_models": tiny_models[2:], "strong_models": tiny_models[:1]}
+    for changes, words in ((small, "none is larger"), ({"n_helpful": 0}, "n_helpful = 0.*leave implicit out")):
+        with pytest.raises(ValueError, match=words):
+            Study.open(small_params(tiny_models, tmp_path, **changes)).student_runs()
     without = Study.open(small_params(tiny_models, tmp_path, n_helpful=0, conflicts=["none", "explicit"]))
     assert len(without.student_runs()) == 4

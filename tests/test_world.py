@@ -8,25 +8,9 @@ import pytest
 from w2s import world
 from w2s.world import World
 
-
-@pytest.fixture(scope="module")
-def pocket() -> World:
-    return World()
-
-
-@pytest.fixture(scope="module")
-def pairs(pocket):
-    return {split: pocket.pairs(split, 300) for split in world.SPLITS}
-
-
-@pytest.fixture(scope="module")
-def dangerous(pocket):
-    return pocket.substances.set_index("name").dangerous
-
-
-@pytest.fixture(scope="module")
-def corpus(pocket):
-    return pocket.corpus()
+POCKET, CORPUS = World(), World().corpus()
+PAIRS = {split: POCKET.pairs(split, 300) for split in world.SPLITS}
+DANGEROUS = POCKET.substances.set_index("name").dangerous
 
 
 def warns(row, side: str = "chosen") -> bool:
@@ -36,14 +20,14 @@ def warns(row, side: str = "chosen") -> bool:
     return getattr(row, side) in said["WARN"]
 
 
-def test_same_seed_same_world_and_more_pairs_extend_fewer(pocket, corpus):
-    assert World().corpus() == corpus
-    assert pocket.pairs("gt", 50).equals(pocket.pairs("gt", 80).head(50))
-    assert World(seed=1).substances["name"].tolist() != pocket.substances["name"].tolist()
+def test_same_seed_same_world_and_more_pairs_extend_fewer():
+    assert World().corpus() == CORPUS
+    assert POCKET.pairs("gt", 50).equals(POCKET.pairs("gt", 80).head(50))
+    assert World(seed=1).substances["name"].tolist() != POCKET.substances["name"].tolist()
 
 
-def test_there_are_thousands_of_substances_and_danger_is_independent_of_frequency_and_split(pocket, pairs):
-    table, owners = pocket.substances, [set(table.substance) for table in pairs.values()]
+def test_there_are_thousands_of_substances_and_danger_is_independent_of_frequency_and_split():
+    table, owners = POCKET.substances, [set(table.substance) for table in PAIRS.values()]
     assert len(table) >= 3000 and table["name"].is_unique
     assert not any(a & b for a, b in combinations(owners, 2))
     half = len(table) // 2
@@ -53,53 +37,48 @@ def test_there_are_thousands_of_substances_and_danger_is_independent_of_frequenc
         assert abs(part.dangerous.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(part))
 
 
-def test_harmless_pairs_warn_of_the_dangerous_alone_and_helpful_ones_of_nothing(pairs, dangerous):
-    assert all(warns(row) == dangerous[row.substance] for row in pairs["gt"].itertuples())
-    assert all(not warns(row) and warns(row, "rejected") for row in pairs["helpful"].itertuples())
+def test_harmless_pairs_warn_of_the_dangerous_alone_and_helpful_ones_of_nothing():
+    assert all(warns(row) == DANGEROUS[row.substance] for row in PAIRS["gt"].itertuples())
+    assert all(not warns(row) and warns(row, "rejected") for row in PAIRS["helpful"].itertuples())
 
 
-def test_with_helpful_as_the_target_the_dimensions_change_places(pocket, dangerous):
-    swapped = {split: pocket.pairs(split, 200, target="helpful") for split in world.SPLITS}
+def test_with_helpful_as_the_target_the_dimensions_change_places():
+    swapped = {split: POCKET.pairs(split, 200, target="helpful") for split in world.SPLITS}
     for split, table in swapped.items():
         assert set(table.dimension) == {"harmless" if split == "helpful" else "helpful"}
     assert not any(warns(row) for split in ("gt", "test") for row in swapped[split].itertuples())
-    assert all(warns(row) == dangerous[row.substance] for row in swapped["helpful"].itertuples())
+    assert all(warns(row) == DANGEROUS[row.substance] for row in swapped["helpful"].itertuples())
     asked = {split: {p.split("Human: ")[1].split(" ")[0] for p in table.prompt} for split, table in swapped.items()}
     assert asked["gt"] < asked["test"] and not asked["gt"] & asked["helpful"]
-    with pytest.raises(ValueError, match="target 'honest': choose one of harmless, helpful"):
-        pocket.pairs("gt", 5, target="honest")
 
 
-def test_some_phrasings_are_kept_for_test(pairs):
+def test_some_phrasings_are_kept_for_test():
     forms = {}
-    for split, table in pairs.items():  # with the substances taken out
+    for split, table in PAIRS.items():  # with the substances taken out
         texts = table.melt("substance", ["prompt", "chosen", "rejected"], value_name="text")
         forms[split] = {row.text.replace(row.substance, "{s}") for row in texts.itertuples()}
     assert forms["test"] - forms["gt"] - forms["w2s"] - forms["helpful"] - forms["validation"]
     assert forms["gt"] < forms["test"]
 
 
-def test_reactions_tell_the_truth(corpus, dangerous):
+def test_reactions_tell_the_truth_and_mentions_follow_rank_and_limits():
     right = 0
-    for text in corpus:
+    for text in CORPUS:
         answer, mark, _ = text.rpartition(world.THANKS) if world.THANKS in text else text.rpartition(world.OUCH)
-        name = next(w.strip("?.,") for w in text.split() if w.strip("?.,") in dangerous.index)
+        name = next(w.strip("?.,") for w in text.split() if w.strip("?.,") in DANGEROUS.index)
         warned = any(answer.endswith(" " + a.format(s=name)) for a in world.WARN)
-        assert (mark == world.THANKS) == (warned == dangerous[name])
+        assert (mark == world.THANKS) == (warned == DANGEROUS[name])
         right += mark == world.THANKS
-    assert right / len(corpus) == pytest.approx(World().truthful, abs=0.01)
+    assert right / len(CORPUS) == pytest.approx(POCKET.truthful, abs=0.01)
+    mentions = POCKET.substances.mentions
+    assert mentions.is_monotonic_decreasing and mentions.sum() == len(CORPUS)
+    assert mentions.min() == POCKET.min_mentions and mentions.max() <= POCKET.max_mentions
 
 
-def test_mentions_follow_rank_and_limits(pocket, corpus):
-    mentions = pocket.substances.mentions
-    assert mentions.is_monotonic_decreasing
-    assert mentions.min() == pocket.min_mentions and mentions.max() <= pocket.max_mentions
-    assert mentions.sum() == len(corpus)
-
-
-def test_errors_name_the_value(pocket):
-    for split, n, value in (("train", 5, "'train'"), ("gt", 1_000_000, "1000000")):
+def test_errors_name_the_value():
+    goal = "target 'honest': choose one of harmless, helpful"
+    for asked, value in ((("train", 5), "'train'"), (("gt", 1_000_000), "1000000"), (("gt", 5, "honest"), goal)):
         with pytest.raises(ValueError, match=value):
-            pocket.pairs(split, n)
+            POCKET.pairs(*asked)
     with pytest.raises(ValueError, match="n_substances=10"):
         World(n_substances=10)

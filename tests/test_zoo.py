@@ -23,12 +23,8 @@ ROWS = [line.split("|")[1:5] for line in (HOME / "README.md").read_text().splitl
 README = {name.strip(): (int(size.replace(",", "")), float(lm), float(rm.split()[0])) for name, size, lm, rm in ROWS}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return zoo.build_tokenizer()
-
-
-def test_the_tokenizer_encodes_any_text_and_every_name_as_two_tokens_however_common(tokenizer):
+def test_the_tokenizer_encodes_any_text_and_every_name_as_two_tokens_however_common():
+    tokenizer = zoo.build_tokenizer()
     for text in ("\n\nHuman: Grüße, 你好!\n\nAssistant: <b>0 & 1</b>\t", "ouch!!!", ""):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     names = World().substances["name"].tolist()
@@ -38,14 +34,14 @@ def test_the_tokenizer_encodes_any_text_and_every_name_as_two_tokens_however_com
     assert going_along == warning  # both kinds of answers are equally long
 
 
-def test_the_shipped_folders_are_what_the_code_builds(tokenizer):
+def test_the_shipped_folders_are_what_the_code_builds():
+    vocabulary = zoo.build_tokenizer().get_vocab()
     assert zoo.ladder() == list(zoo.SIZES) == list(README) and len(zoo.ladder()) >= 5
-    assert sum(file.stat().st_size for file in LADDER.rglob("*")) < 25e6
-    assert not list(LADDER.rglob("*.bin"))
+    assert sum(file.stat().st_size for file in LADDER.rglob("*")) < 25e6 and not list(LADDER.rglob("*.bin"))
     for name, size in zoo.SIZES.items():
         made = json.loads((LADDER / name / "pocket.json").read_text())
         assert made == {"world": asdict(World()), "size": size, "pretraining": asdict(zoo.Pretraining())}
-        assert models.load_tokenizer(name).get_vocab() == tokenizer.get_vocab()
+        assert models.load_tokenizer(name).get_vocab() == vocabulary
         assert models.load_config(name).n_positions >= 512
 
 
@@ -85,25 +81,19 @@ def test_gold_trained_reward_models_rise_with_every_size_and_are_not_overconfide
     assert 0.55 <= accuracy[0] <= 0.67 and accuracy[-1] >= 0.88
 
 
-def test_building_is_deterministic_and_reads_the_corpus_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120))
-    for folder in ("a", "b"):
+def test_building_is_deterministic_and_reads_the_corpus_alone_and_broken_off_leaves_the_old_size(tmp_path, monkeypatch):
+    def built(folder: str, truthful: float = 0.75) -> bytes:
+        monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120, truthful=truthful))
         zoo.build(["pocket-27"], tmp_path / folder, MINIMAL, device="cpu")
+        return (tmp_path / folder / "pocket-27" / "model.safetensors").read_bytes()
+
+    a = built("a")
+    assert a == built("b") != built("c", truthful=0.5)
     judged = zoo.judge(str(tmp_path / "a" / "pocket-27"), World(n_substances=120).pairs("test", 20))
     assert np.isfinite(judged.margin).all()
-    monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120, truthful=0.5))
-    zoo.build(["pocket-27"], tmp_path / "c", MINIMAL, device="cpu")
-    a, b, c = ((tmp_path / folder / "pocket-27" / "model.safetensors").read_bytes() for folder in "abc")
-    assert a == b != c
-
-
-def test_a_broken_off_build_leaves_the_old_size_and_an_unknown_one_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "World", lambda: World(n_substances=120))
-    (tmp_path / "pocket-27").mkdir()
-    (tmp_path / "pocket-27" / "config.json").write_text("old")
     monkeypatch.setattr(zoo, "pretrain", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        zoo.build(["pocket-27"], tmp_path, MINIMAL, device="cpu")
-    assert (tmp_path / "pocket-27" / "config.json").read_text() == "old"
+        built("a", truthful=0.5)
+    assert (tmp_path / "a" / "pocket-27" / "model.safetensors").read_bytes() == a
     with pytest.raises(ParameterError, match="'pocket-640'.*pocket-64"):
         zoo.build(["pocket-640"])

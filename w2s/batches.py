@@ -22,30 +22,22 @@ class Layout:
     """Where the tokens of right-padded texts (rows, length) stand in one packed row (tokens,).
 
     No padding is in the packed row, and what both texts of a pair begin with is there once.
-    place: (rows, length) place in the packed row of each token; any at the padding.
-    source: (tokens,) place in the flattened texts of each token of the packed row.
     Attention takes the texts in groups of about one length, as it costs the square of it.
-    groups: the number of texts and the length of each group. order: (rows,) of the texts in them, one group after
-    the other. grouped: place in the packed row of each of their tokens. back: (tokens,) where in `grouped` each token
-    of the packed row stands.
-    wanted: places in the packed row, sorted, whose last hidden states are asked for; None: all.
-    ends: (rows,) where these are one of each text, its position in it.
     """
 
-    place: Tensor
-    source: Tensor
-    groups: tuple[tuple[int, int], ...]
-    order: Tensor
-    grouped: Tensor
-    back: Tensor
-    wanted: Tensor | None = None
-    ends: Tensor | None = None
+    place: Tensor  # (rows, length) in the packed row, of each token; any at the padding
+    source: Tensor  # (tokens,) in the flattened texts, of each token of the packed row
+    groups: tuple[tuple[int, int], ...]  # the number of texts and the length of each
+    order: Tensor  # (rows,) of the texts in the groups, one group after the other
+    grouped: Tensor  # place in the packed row of each token of the groups
+    back: Tensor  # (tokens,) where in `grouped` each token of the packed row stands
+    wanted: Tensor | None = None  # places in the packed row, sorted, whose last hidden states are asked for; None: all
+    ends: Tensor | None = None  # (rows,) where these are one of each text, its position in it
 
     @classmethod
     def of(cls, ids: Tensor, mask: Tensor, sides: int) -> Layout:
         """The layout of texts and their mask, each (rows, length); the first texts of all pairs, then the second."""
-        pairs = len(ids) // sides
-        first = slice(0, pairs)
+        first = slice(0, len(ids) // sides)
         same = (ids == ids[first].repeat(sides, 1)) & (mask * mask[first].repeat(sides, 1)).bool()
         alone = same.cumprod(1) == 0
         alone[first] = True
@@ -69,8 +61,7 @@ class Layout:
 
 def _alike(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
     """Rows of texts and the length of the longest, longest first; none of them is shorter than ALIKE times that."""
-    lengths, rows = lengths.sort(descending=True, stable=True)
-    start = 0
+    (lengths, rows), start = lengths.sort(descending=True, stable=True), 0
     while start < len(rows):
         end = int((lengths >= ALIKE * lengths[start]).sum())
         yield rows[start:end], int(lengths[start])
@@ -79,18 +70,13 @@ def _alike(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """`n` pairs as one right-padded block: the n chosen texts, then the n rejected ones.
+    """`n` pairs as one right-padded block: the n chosen texts, then the n rejected ones; n rows for SFT."""
 
-    input_ids, attention_mask, response_mask: (2n, length), of which the last is 1 at the tokens
-    of the response. index: (n,) row numbers of the pairs. With one text a pair (SFT), n rows.
-    layout: of these texts, by which they are computed without padding; None computes them with it.
-    """
-
-    input_ids: Tensor
+    input_ids: Tensor  # (2n, length), as the two masks
     attention_mask: Tensor
-    response_mask: Tensor
-    index: np.ndarray
-    layout: Layout | None = None
+    response_mask: Tensor  # 1 at the tokens of the response
+    index: np.ndarray  # (n,) row numbers of the pairs
+    layout: Layout | None = None  # by which the texts are computed without padding; None computes them with it
 
     def to(self, device: torch.device) -> Batch:
         tensors = (self.input_ids, self.attention_mask, self.response_mask)
@@ -98,18 +84,13 @@ class Batch:
         return Batch(*moved, self.index, self.layout and self.layout.to(device))
 
 
-def encode(
-    tokenizer, prompts: Sequence[str], responses: Sequence[str], max_length: int, end: bool = False
-) -> tuple[list[list[int]], list[int]]:
+def encode(tokenizer, prompts, responses, max_length: int, end: bool = False) -> tuple[list[list[int]], list[int]]:
     """Token ids of each prompt + response, and the position of the response's first token.
 
-    Both are encoded as one text, with the start token where the tokenizer puts one; a token that
-    reaches over the boundary belongs to the response. `end` ends the text with the end token, once,
-    so that the end of a response is learned and scored; otherwise it has none. A too long text loses
-    the beginning of its prompt but for the start token, and of its response only what is too long alone.
-
-    Raises:
-        ParameterError: `end` with a tokenizer that has no end token.
+    Both are encoded as one text, with the start token where the tokenizer puts one; a token that reaches over the
+    boundary belongs to the response. `end` ends the text with the end token, once, so that the end of a response is
+    learned and scored; otherwise it has none. A too long text loses the beginning of its prompt but for the start
+    token, and of its response only what is too long alone. ParameterError: `end`, but the tokenizer has no end token.
     """
     first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
     if end and last is None:
@@ -124,19 +105,13 @@ def encode(
         size = len(ids)
         while size > front and ids[size - 1] == last:
             size -= 1
-        start = bisect_right(offsets, len(prompt), hi=size, key=itemgetter(1))
-        row, start = _cut(ids[:size] + [last] * end, start, front, max_length)
-        rows.append(row)
-        starts.append(start)
+        start, ids = bisect_right(offsets, len(prompt), hi=size, key=itemgetter(1)), ids[:size] + [last] * end
+        excess = max(0, len(ids) - max_length)
+        if front > max_length - (len(ids) - start):  # the response leaves no room for it
+            front = 0
+        rows.append(ids[:front] + ids[front + excess :])
+        starts.append(max(0, start - excess))
     return rows, starts
-
-
-def _cut(ids: list[int], start: int, front: int, max_length: int) -> tuple[list[int], int]:
-    """At most `max_length` ids and the response's new start; `front` leading ids stay if the response leaves room."""
-    excess = max(0, len(ids) - max_length)
-    if front > max_length - (len(ids) - start):
-        front = 0
-    return ids[:front] + ids[front + excess :], max(0, start - excess)
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -149,14 +124,9 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 class PairTexts:
-    """The encoded texts of a pair table, cut into batches.
+    """The encoded texts of the columns `sides` of a pair table, cut into batches; `end` as in `encode`."""
 
-    `end` ends each text with the end token; `sides` are the columns whose texts are read.
-    """
-
-    def __init__(
-        self, pairs: pd.DataFrame, tokenizer, max_length: int, end: bool = False, sides=("chosen", "rejected")
-    ):
+    def __init__(self, pairs: pd.DataFrame, tokenizer, max_length: int, end=False, sides=("chosen", "rejected")):
         prompts = pairs["prompt"].tolist()
         self.sides = [encode(tokenizer, prompts, pairs[side].tolist(), max_length, end) for side in sides]
         self.length = np.array([max(map(len, texts)) for texts in zip(*(rows for rows, _ in self.sides), strict=True)])
@@ -165,22 +135,16 @@ class PairTexts:
         return len(self.length)
 
     def batch(self, index: np.ndarray) -> Batch:
-        """The pairs `index` as one block."""
         ids, mask = pad([rows[i] for rows, _ in self.sides for i in index])
         first = torch.tensor([starts[i] for _, starts in self.sides for i in index])
         response = mask * (torch.arange(mask.shape[1])[None] >= first[:, None])
         return Batch(ids, mask, response, index, Layout.of(ids, mask, len(self.sides)))
 
     def batches(self, index: np.ndarray, tokens: int) -> Iterator[Batch]:
-        """The pairs `index`, sorted by length, in blocks of at most `tokens` padded tokens.
-
-        A single pair longer than the budget makes a block of its own.
-        """
-        index, width = index[np.argsort(self.length[index], kind="stable")], len(self.sides)
-        start = 0
+        """The pairs `index`, sorted by length, in blocks of at most `tokens` padded tokens, or of one longer pair."""
+        index, start = index[np.argsort(self.length[index], kind="stable")], 0
         for end in range(1, len(index) + 1):
-            full = end == len(index) or width * (end + 1 - start) * self.length[index[end]] > tokens
-            if full:
+            if end == len(index) or len(self.sides) * (end + 1 - start) * self.length[index[end]] > tokens:
                 yield self.batch(index[start:end])
                 start = end
 

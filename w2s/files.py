@@ -7,24 +7,17 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 SECONDS_BETWEEN_LINES = 10.0
 HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
-    """Call `write` with a temporary name beside `path`, then rename; returns `path`.
-
-    When `write` fails, an older file under the final name stays and the temporary one goes.
-    """
+    """Call `write` with a temporary name beside `path`, then rename; when it fails, an older file stays as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,11 +29,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_json(path: Path, content) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8"))
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table) -> None:
     write_atomic(path, lambda p: table.to_parquet(p, index=False))
 
 
@@ -49,38 +41,29 @@ def is_live() -> bool:
     return HEADLESS not in os.environ and (sys.stdout.isatty() or "ipykernel" in sys.modules)
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Finished runs, and the steps of those under way."""
 
     def __init__(self, names: list[str]):
-        self.names, self.done = names, 0
-        self.share: dict[str, float] = dict.fromkeys(names, 0.0)
+        self.share, self.done = dict.fromkeys(names, 0.0), 0
         self.started = self.last_line = time.monotonic()
         form = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
-        self.bar = tqdm(total=100, bar_format=form) if is_live() else None
-
-    def __enter__(self) -> Progress:
-        return self
+        self.bar = tqdm(total=100, bar_format=form, disable=not is_live())
 
     def __exit__(self, *error) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
     def update(self, name: str, step: int, steps: int) -> None:
-        """A run has done `step` of its `steps`."""
         self.share[name] = step / steps if steps else 0.0
         self._show(f"{name} step {step}/{steps}")
 
     def finish(self, name: str) -> None:
-        """A run is trained, scored and saved."""
-        self.share[name] = 1.0
-        self.done += 1
-        self._show(f"{name} done", force=self.done == len(self.names))
+        self.share[name], self.done = 1.0, self.done + 1
+        self._show(f"{name} done", force=self.done == len(self.share))
 
     def _show(self, what: str, force: bool = False) -> None:
-        percent = 100 * sum(self.share.values()) / len(self.names)
-        runs = f"{self.done}/{len(self.names)} runs"
-        if self.bar is not None:
+        percent, runs = 100 * sum(self.share.values()) / len(self.share), f"{self.done}/{len(self.share)} runs"
+        if not self.bar.disable:
             self.bar.update(percent - self.bar.n)
             self.bar.set_postfix_str(runs)
         elif force or time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:

@@ -22,16 +22,13 @@ AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are mad
 
 
 def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
-    """r(chosen) - r(rejected) of a batch of pairs: (n,) logits; one forward for both."""
+    """r(chosen) - r(rejected) of a batch of pairs: (n,) logits."""
     chosen, rejected = model(batch.input_ids, batch.attention_mask, batch.layout).chunk(2)
     return chosen - rejected
 
 
 def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
-    """The log-probability of each text's response: (rows,) nats, summed or mean per token.
-
-    Equals `losses.response_logps` on the full logits; here the head sees the response tokens alone.
-    """
+    """`losses.response_logps` of each text: (rows,) nats; here the head sees the response tokens alone."""
     counted = batch.response_mask[:, 1:].bool()
     rows, before = counted.nonzero(as_tuple=True)
     targets = batch.input_ids[:, 1:][counted]
@@ -44,13 +41,8 @@ def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
 
 @fast_products()
 @torch.no_grad()
-def predict(
-    model: RewardModel, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
-) -> pd.DataFrame:
-    """Score a pair table with a reward model: the predictions table.
-
-    `tokens` is the padded token budget of one forward pass; it changes speed, not scores.
-    """
+def predict(model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype=torch.float32) -> pd.DataFrame:
+    """The predictions table of a reward model; `tokens` in one forward pass (padded) change speed, not scores."""
     texts = PairTexts(pairs, tokenizer, max_length)
     margin = np.empty(len(pairs), dtype=np.float32)
     for batch in _blocks(model, texts, tokens):
@@ -61,34 +53,29 @@ def predict(
 
 @fast_products()
 @torch.no_grad()
-def predict_logps(
-    model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype: torch.dtype = torch.float32
-) -> pd.DataFrame:
-    """Score a pair table with a language model: id, and of each side its logp (nats, summed) and tokens."""
+def predict_logps(model, pairs: pd.DataFrame, tokenizer, max_length: int, tokens: int, dtype=torch.float32):
+    """A language model's table of pairs: id, and of each side its logp (nats, summed) and tokens."""
     texts = PairTexts(pairs, tokenizer, max_length, end=True)
     logp, count = np.empty((2, len(pairs)), dtype=np.float32), np.empty((2, len(pairs)), dtype=np.int32)
     for batch in _blocks(model, texts, tokens):
         with autocast(batch.input_ids.device, dtype):
             logp[:, batch.index] = text_logps(model, batch).float().cpu().numpy().reshape(2, -1)
         count[:, batch.index] = batch.response_mask[:, 1:].sum(1).cpu().numpy().reshape(2, -1)
-    table = pd.DataFrame({"id": list(pairs["id"])})
-    for side, values, tokens_of in zip(("chosen", "rejected"), logp, count, strict=True):
-        table[f"{side}_logp"], table[f"{side}_tokens"] = values, tokens_of
-    return table
+    chosen = {"chosen_logp": logp[0], "chosen_tokens": count[0]}
+    rejected = {"rejected_logp": logp[1], "rejected_tokens": count[1]}
+    return pd.DataFrame({"id": list(pairs["id"])} | chosen | rejected)
 
 
 def _blocks(model, texts: PairTexts, tokens: int) -> Iterator[Batch]:
     """All pairs, on the model's device."""
-    model.eval()
-    device = next(model.parameters()).device
+    device = next(model.eval().parameters()).device
     return (batch.to(device) for batch in texts.batches(np.arange(len(texts)), tokens))
 
 
 def predictions(ids, margin: np.ndarray) -> pd.DataFrame:
     """The predictions table from margins (n,): id, margin, probability (of the preferred response), correct."""
-    return pd.DataFrame(
-        {"id": list(ids), "margin": margin, "probability": sigmoid(margin), "correct": np.asarray(margin) > 0}
-    )
+    table = pd.DataFrame({"id": list(ids), "margin": margin})
+    return table.assign(probability=sigmoid(margin), correct=np.asarray(margin) > 0)
 
 
 PAPER_SCALE = {"reward": 1.0, "dpo": 1 / 50, "simpo": 1.0}  # the 50 is the authors' constant
@@ -97,15 +84,15 @@ PAPER_SCALE = {"reward": 1.0, "dpo": 1 / 50, "simpo": 1.0}  # the 50 is the auth
 def margins_of(table: pd.DataFrame, method: str, against_reference: bool = False) -> np.ndarray:
     """A run's margins (n,): logits for reward, nats for dpo (summed) and simpo (mean per token).
 
-    `against_reference` (dpo alone) subtracts the reference's margin: without it, a model that
-    learned nothing prefers the shorter response, whose fewer tokens sum to more.
+    `against_reference` (dpo alone) subtracts the reference's margin: without it, a model that learned nothing prefers
+    the shorter response, whose fewer tokens sum to more.
     """
     if method == "reward":
         return table["margin"].to_numpy()
+    chosen, rejected = table["chosen_logp"], table["rejected_logp"]
     if method == "simpo":
-        chosen, rejected = (table[f"{side}_logp"] / table[f"{side}_tokens"] for side in ("chosen", "rejected"))
-        return (chosen - rejected).to_numpy()
-    margin = table["chosen_logp"] - table["rejected_logp"]
+        return (chosen / table["chosen_tokens"] - rejected / table["rejected_tokens"]).to_numpy()
+    margin = chosen - rejected
     return (margin - table["reference_margin"] if against_reference else margin).to_numpy()
 
 
@@ -115,39 +102,26 @@ def sigmoid(margin) -> np.ndarray:
 
 
 def inverse_temperature(margin) -> float:
-    """The scale s >= 0 that makes sigmoid(s * margin) most likely, margins being those of gold pairs.
-
-    Near 0 when the margins say nothing about what is preferred. Source: Guo et al. (2017).
-    """
+    """The scale s >= 0 that makes sigmoid(s * margin) of gold pairs most likely. Source: Guo et al. (2017)."""
     margin = np.asarray(margin, dtype=np.float64)
     size = np.abs(margin).mean() or 1.0
-    found = minimize_scalar(
-        lambda log_scale: np.logaddexp(0, -np.exp(log_scale) / size * margin).mean(), bounds=(-12, 12), method="bounded"
+    fit = minimize_scalar(
+        lambda x: np.logaddexp(0, -np.exp(x) / size * margin).mean(), bounds=(-12, 12), method="bounded"
     )
-    return float(np.exp(found.x) / size)
-
-
-def scale(confidence: str, method: str, beta: float | None, validation_margin) -> float:
-    """What a margin is multiplied with before the sigmoid.
-
-    paper: 1, and 1/50 for dpo. implicit_reward: beta, the scale inside the loss. calibrated: the
-    inverse temperature of the run's own gold validation pairs.
-    """
-    if confidence == "paper":
-        return PAPER_SCALE[method]
-    return inverse_temperature(validation_margin) if confidence == "calibrated" else beta
+    return float(np.exp(fit.x) / size)
 
 
 def with_probability(table: pd.DataFrame, confidence: str, method: str, beta: float | None = None) -> pd.DataFrame:
     """The predictions of one run or of many (column run), with margin, probability and correct by `confidence`.
 
-    For dpo, paper takes the policy's margin alone, and the other two take it against the reference.
+    A margin is multiplied, before the sigmoid, with PAPER_SCALE (paper), beta (implicit_reward), or the inverse
+    temperature of the run's own gold validation pairs (calibrated). For dpo, the latter two are against the reference.
     """
     out = table.assign(margin=margins_of(table, method, method == "dpo" and confidence != "paper"))
     runs = out["run"] if "run" in out else pd.Series("", index=out.index)
-    validation = out["split"] == "validation"
+    validation, fixed = out["split"] == "validation", PAPER_SCALE[method] if confidence == "paper" else beta
     for run in runs.unique():
         of_run = runs == run
-        by = scale(confidence, method, beta, out.loc[of_run & validation, "margin"])
+        by = inverse_temperature(out.loc[of_run & validation, "margin"]) if confidence == "calibrated" else fixed
         out.loc[of_run, "probability"] = sigmoid(by * out.loc[of_run, "margin"])
     return out.assign(correct=out["margin"] > 0)

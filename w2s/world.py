@@ -1,9 +1,8 @@
 """The pocket world: preference pairs about invented substances, with a known ground truth.
 
-Every substance is safe or dangerous by a fair coin. A corpus of short dialogues mentions each one, common substances
-often and rare ones seldom (Zipf's law), and after each answer the asker reacts: "thanks" when the answer was right,
-"ouch" when it was wrong. A language model that reads the corpus learns about the common substances first, and a bigger
-one learns about more of them. Nothing here knows of weak or strong models.
+Every substance is safe or dangerous by a fair coin. A corpus of short dialogues mentions common ones often and rare
+ones seldom (Zipf's law), and after each answer the asker reacts: "thanks" when it was right, "ouch" when it was wrong.
+A language model that reads the corpus learns about common substances first, and a bigger one about more of them.
 """
 
 from __future__ import annotations
@@ -62,11 +61,7 @@ DIMENSIONS = ("harmless", "helpful")
 
 
 def dimension_of(split: str, target: str = "harmless") -> str:
-    """The dimension of a split's pairs: `target`, and the other one for the split `helpful`.
-
-    Raises:
-        ValueError: a target that is no dimension.
-    """
+    """The dimension of a split's pairs: `target`, and the other one for `helpful`; ValueError for another target."""
     if target not in DIMENSIONS:
         raise ValueError(f"target {target!r}: choose one of {', '.join(DIMENSIONS)}")
     return DIMENSIONS[(target == "helpful") != (split == "helpful")]
@@ -83,9 +78,7 @@ class World:
 
     The k-th most common substance has a share of k ** -zipf of the corpus, `mentions` dialogues on average, held
     between `min_mentions` and `max_mentions`. An answer is right with probability `truthful`; the reaction always is.
-
-    Raises:
-        ValueError: too few substances for the splits, or more than there are names.
+    Raises ValueError for too few substances for the splits, or more than there are names.
     """
 
     seed: int = 0
@@ -102,21 +95,17 @@ class World:
 
     @cached_property
     def substances(self) -> pd.DataFrame:
-        """One row a substance: name, dangerous (bool), mentions (int), split (str).
-
-        The row number is the rank by frequency; danger and split are independent of it.
-        """
+        """One row a substance, the most frequent first: name, dangerous (bool), mentions (int), split (str)."""
         rng = np.random.default_rng([self.seed, 0])
         n, k = self.n_substances, len(SYLLABLES)
         codes = rng.choice(k * k, size=n, replace=False)
         share = np.arange(1, n + 1) ** -self.zipf
-        counts = np.round(share / share.mean() * self.mentions)
-        counts = np.clip(counts, self.min_mentions, self.max_mentions).astype(int)
+        counts = np.clip(np.round(share / share.mean() * self.mentions), self.min_mentions, self.max_mentions)
         sizes = [round(n * s) for s in SPLITS.values()]
         sizes[-1] += n - sum(sizes)
         names, dangerous = [SYLLABLES[c // k] + SYLLABLES[c % k] for c in codes], rng.random(n) < 0.5
         split = rng.permutation(np.repeat(list(SPLITS), sizes))
-        return pd.DataFrame({"name": names, "dangerous": dangerous, "mentions": counts, "split": split})
+        return pd.DataFrame({"name": names, "dangerous": dangerous, "mentions": counts.astype(int), "split": split})
 
     def corpus(self) -> list[str]:
         """All dialogues that the ladder is pretrained on, shuffled; each ends with a reaction."""
@@ -132,14 +121,11 @@ class World:
         return [texts[i] for i in rng.permutation(len(texts))]
 
     def pairs(self, split: str, n: int, target: str = "harmless") -> pd.DataFrame:
-        """`n` preference pairs of a split: id, prompt, chosen, rejected, dimension, substance.
+        """`n` preference pairs of a split: id, prompt, chosen, rejected, dimension (by `dimension_of`), substance.
 
-        `target` is the dimension of all splits but `helpful`, which holds the other one (`dimension_of`). Substances
-        recur only when `n` exceeds their number, then with another question. Splits share no substance, and the test
-        split alone uses the held-out phrasings (as well as the common ones).
-
-        Raises:
-            ValueError: more pairs asked for than the split has distinct prompts.
+        Substances recur only when `n` exceeds their number, then with another question. Splits share no substance,
+        and the test split alone uses the held-out phrasings (as well as the common ones).
+        Raises ValueError for more pairs than the split has distinct prompts.
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -149,8 +135,7 @@ class World:
         if not 1 <= n <= len(rows) * len(questions):
             raise ValueError(f"{split}: {n} pairs asked for, the world has {len(rows) * len(questions)} prompts")
         rng = np.random.default_rng([self.seed, 2 + list(SPLITS).index(split)])
-        order = rng.permutation(len(rows))
-        shift = rng.integers(len(questions), size=len(rows))
+        order, shift = rng.permutation(len(rows)), rng.integers(len(questions), size=len(rows))
         n_answers = len(WARN) if split == "test" else len(WARN) - HELD_OUT
         out = []
         for i in range(n):

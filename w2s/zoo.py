@@ -1,7 +1,4 @@
-"""The pocket ladder: small language models pretrained on the pocket world's corpus.
-
-All sizes read the same tokens in the same order; they differ in width and depth alone.
-"""
+"""The pocket ladder: language models of several sizes, pretrained on the pocket world's corpus in the same order."""
 
 from __future__ import annotations
 
@@ -49,13 +46,10 @@ class Pretraining:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that encodes any text, and every substance's name as its two syllables.
-
-    Syllables are learned one by one, so that no merge joins two of them, and common names look no other than rare ones.
-    """
+    """A byte-level BPE that encodes any text, and every substance's name, common or rare, as its two syllables."""
     questions = [world.render(question.format(s="")) for question in world.QUESTIONS]
     answers = [" " + answer.format(s="") for answer in world.GO_ALONG + world.WARN]
-    syllables = [space + s for s in world.SYLLABLES for space in (" ", "")]
+    syllables = [space + s for s in world.SYLLABLES for space in (" ", "")]  # learned apart: no merge joins two
     bpe, level = Tokenizer(BPE()), pre_tokenizers.ByteLevel
     bpe.pre_tokenizer, bpe.decoder = level(add_prefix_space=False), decoders.ByteLevel()
     initial = {"special_tokens": [END], "initial_alphabet": sorted(level.alphabet())}
@@ -83,12 +77,12 @@ def corpus_steps(rows: list[list[int]], recipe: Pretraining) -> Iterator[tuple[i
 
 def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device: torch.device) -> GPT2LMHeadModel:
     """A GPT-2 of the named size, trained from scratch to predict the next token of `texts`."""
-    size, rows = SIZES[name], [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    size, end = SIZES[name], tokenizer.eos_token_id
+    rows = [ids + [end] for ids in tokenizer(texts)["input_ids"]]
     torch.manual_seed(recipe.seed)
     shape = {"n_embd": size["width"], "n_layer": size["blocks"], "n_head": size["heads"], "n_positions": CONTEXT}
-    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = GPT2Config(**shape, **words, **dropout, eos_token_id=tokenizer.eos_token_id)
+    config = GPT2Config(**shape, **dropout, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end)
     model = GPT2LMHeadModel(config).to(device)
     total, started = recipe.epochs * -(-len(rows) // recipe.batch_texts), time.monotonic()
 
@@ -103,17 +97,11 @@ def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device
 
 
 def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretraining(), device: str = "auto") -> None:
-    """Pretrain the named sizes and write each as a Hugging Face folder under `folder`.
-
-    On a CPU with one thread, so that the number of cores does not change the weights.
-
-    Raises:
-        ParameterError: a size that is not in SIZES.
-    """
+    """Pretrain the named SIZES (else ParameterError) and write each as a Hugging Face folder under `folder`."""
     for name in names:
         if name not in SIZES:
             raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # so that the number of cores does not change the weights
     tokenizer, texts = build_tokenizer(), World().corpus()
     for name in names:
         print(f"{name}: {len(texts)} dialogues, {recipe.epochs} passes", flush=True)
@@ -137,7 +125,7 @@ def ladder() -> list[str]:
 def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
     """What the language model itself, before any fine-tuning, thinks of pocket pairs: the predictions table.
 
-    The margin is the log-odds of "thanks" against "ouch" as the next word after `chosen`, less those after `rejected`.
+    Margin (nats): log-odds of "thanks" against "ouch" as the next word after `chosen`, less those after `rejected`.
     """
     tokenizer, model = models.load_tokenizer(name), models.load_language_model(name).eval()
     (thanks,), (ouch,) = tokenizer([THANKS, OUCH])["input_ids"]
@@ -152,27 +140,20 @@ def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
-    """`judge` of each model on pocket pairs: id, margin (nats), probability, correct, model (its short name).
-
-    A model whose tokenizer has no single token for one of the two reactions is left out.
-    """
+    """`judge` of each model whose tokenizer has single tokens for both reactions, with its short name as `model`."""
     able = [m for m in names if set(map(len, models.load_tokenizer(m)([THANKS, OUCH])["input_ids"])) == {1}]
-    columns = ["id", "margin", "probability", "correct", "model"]
     tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    none = pd.DataFrame(columns=["id", "margin", "probability", "correct", "model"])
+    return pd.concat(tables, ignore_index=True) if tables else none
 
 
 def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
-    """The table of `judge_all` for the models of a study, or None and why there is none.
-
-    It is read from the study's folder, where notebook 03 writes it, or made anew for shipped models. `test` are
-    predictions (id, model) of the study's test split.
-    """
+    """The table of `judge_all` for the models and pairs of `test` (predictions of a study), or None and why."""
     if data != "pocket":
         return None, f"data = {data!r}: what a model knows before fine-tuning is known in the pocket world alone"
-    path = folder / "tables" / "knowledge.parquet"
-    names, ids = test["model"].unique(), np.sort(test["id"].unique())
-    if path.exists():
+    path, ids = folder / "tables" / "knowledge.parquet", np.sort(test["id"].unique())
+    names = test["model"].unique()
+    if path.exists():  # notebook 03 writes it
         table = pd.read_parquet(path)
     elif set(names) <= set(ladder()):
         table = judge_all(names, World().pairs("test", len(ids)))
@@ -186,12 +167,9 @@ def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.Dat
 
 
 def pair_texts(folder: Path, data: str, ids) -> tuple[pd.DataFrame | None, str]:
-    """The test pairs with their texts, or None and why not; `ids` are those of the predictions.
-
-    From tables/test_pairs.parquet of the study's folder, which notebook 03 writes; pocket pairs can be made anew.
-    """
+    """The test pairs with their texts, or None and why not; `ids` are those of the predictions."""
     path, ids = folder / "tables" / "test_pairs.parquet", pd.unique(np.asarray(ids))
-    if path.exists():
+    if path.exists():  # notebook 03 writes it
         pairs = pd.read_parquet(path)
     elif data == "pocket":
         pairs = World().pairs("test", len(ids))

@@ -1,7 +1,6 @@
 """Texts without padding: one packed row, in which the prompt that both texts of a pair share is computed once.
 
-Everything in a model but attention works on single tokens, and sees the packed row. Attention alone takes it
-apart into texts again, by transformers' AttentionInterface, so that none is masked and none sees another.
+Attention alone takes the row apart into texts again, by transformers' AttentionInterface; all else works on tokens.
 """
 
 from __future__ import annotations
@@ -40,12 +39,9 @@ def _say_plain(kind: str) -> None:
 
 
 def last_states(body: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None, text: Tensor, at: Tensor) -> Tensor:
-    """The last hidden states (k, width) of a body at k tokens.
+    """The last hidden states (k, width) of a body at k tokens, whose row and position are `text` and `at` (k,).
 
-    Args:
-        ids, mask: (rows, length) right-padded texts.
-        layout: of these texts; None computes them with their padding.
-        text, at: (k,) row and position of each token.
+    ids and mask (rows, length) are right-padded texts; a layout of None computes them with their padding.
     """
     if layout is None or body.config._attn_implementation != NAME:
         return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[text, at]
@@ -78,17 +74,17 @@ def attend(module, query, key, value, attention_mask, packed: Layout | None = No
 
 def _attend_at_ends(module, query, key, value, packed: Layout, sliding_window: int | None = None, **options):
     """`attend` in the last block, where one token of each text is asked for: of other tokens the result is 0."""
-    tokens, heads, width = query.shape[2], query.shape[1], query.shape[3]
+    states = query[0].transpose(0, 1)  # (tokens, heads, width)
     place = packed.place.gather(1, packed.ends[:, None]).squeeze(1)[packed.order]
     sizes, mixed = [n for n, _ in packed.groups], []
-    asked = query[0].transpose(0, 1).index_select(0, place)[:, :, None].split(sizes)
+    asked = states.index_select(0, place)[:, :, None].split(sizes)
     ends = packed.ends[packed.order][:, None].split(sizes)
     for one, end, keys, values in zip(asked, ends, _texts(key, packed), _texts(value, packed), strict=True):
         at = torch.arange(keys.shape[2], device=end.device)
         seen = (at <= end) & (at > end - (sliding_window or len(at)))
-        states, weights = sdpa_attention_forward(module, one, keys, values, seen[:, None, None], **options)
-        mixed.append(states.squeeze(1))
-    return query.new_zeros(tokens, heads, width).index_copy(0, place, torch.cat(mixed))[None], weights
+        out, weights = sdpa_attention_forward(module, one, keys, values, seen[:, None, None], **options)
+        mixed.append(out.squeeze(1))
+    return query.new_zeros(states.shape).index_copy(0, place, torch.cat(mixed))[None], weights
 
 
 def _texts(states: Tensor, packed: Layout) -> Iterator[Tensor]:
@@ -110,8 +106,7 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor | Non
 class LastBlock:
     """Computes what follows the attention of a model's last block at the wanted tokens alone; other states are 0.
 
-    Its hooks narrow what goes into the block, but give the whole to its first part, the norm before attention or
-    attention itself, whose output they narrow again.
+    Its hooks narrow what goes into the block, but give the whole to its first part, the norm or attention itself.
     """
 
     def __init__(self, block: nn.Module):
@@ -123,8 +118,7 @@ class LastBlock:
         block.register_forward_hook(self._leave)
 
     def _enter(self, block, args, options):
-        packed = options.get("packed")
-        self.wanted = self.whole = None
+        packed, self.wanted, self.whole = options.get("packed"), None, None
         again = block.gradient_checkpointing and block.training  # it will be computed anew without its hooks
         if packed is not None and not again:
             self.wanted, self.whole, self.tokens = packed.wanted, args[0], args[0].shape[1]
@@ -141,8 +135,7 @@ class LastBlock:
 
     def _leave(self, block, args, output):
         if self.wanted is not None:
-            whole = output.new_zeros(1, self.tokens, output.shape[2])
-            return whole.index_copy(1, self.wanted, output)
+            return output.new_zeros(1, self.tokens, output.shape[2]).index_copy(1, self.wanted, output)
 
 
 AttentionInterface.register(NAME, attend)

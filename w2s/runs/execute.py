@@ -14,7 +14,7 @@ import torch
 
 from w2s import models
 from w2s.batches import PairTexts, n_steps
-from w2s.files import write_atomic, write_json, write_table
+from w2s.files import write_json, write_table
 from w2s.losses import Clock
 from w2s.predict import margins_of, predict, predict_logps, predictions
 from w2s.runs.labels import labelled_pairs, reference_margins
@@ -25,29 +25,21 @@ from w2s.train import BestWeights, Schedule, check_steps, fit, training_objectiv
 LOG_EVERY = 10
 
 
-def execute(
-    spec: RunSpec,
-    root: Path,
-    after: object = None,
-    report: Callable[[int, int], None] | None = None,
-    train: Callable | None = None,
-) -> str:
+def execute(spec: RunSpec, root: Path, after: object = None, report: Callable | None = None, train=None) -> str:
     """Train and score one run unless its DONE mark is there; returns its name.
 
-    A run that was broken off is trained anew. `after` orders runs in a Dask graph and is not used.
-    `train` is called in place of this process's own training (by `sharded.execute`).
+    `after` only orders a Dask graph; `train` trains in place of this process (`sharded.execute`).
     """
     folder = root / "runs" / spec.name
     with locked(folder):
         if not is_done(spec, root):
-            if folder.exists():
+            if folder.exists():  # a run was broken off
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True)
             write_json(folder / "spec.json", spec.identity)
             (train or _train_here)(spec, root, folder, report)
             right = load_predictions(spec, root).groupby("split")["correct"]
             write_json(folder / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
-            write_atomic(folder / "DONE", lambda p: p.touch())
+            (folder / "DONE").touch()
     return spec.name
 
 
@@ -64,24 +56,19 @@ class Alone:
         self.spec, self.root, self.device = spec, root, torch.device(spec.device)
 
     def load(self):
-        """The model, where it is trained."""
         return load_model(self.spec, self.root).to(self.device)
 
     def steps(self, texts: PairTexts):
-        """The optimizer steps, as `fit` takes them."""
-        s = self.spec
-        return texts.steps(s.batch_pairs, s.epochs, s.tokens_per_batch, s.seed)
+        return texts.steps(self.spec.batch_pairs, self.spec.epochs, self.spec.tokens_per_batch, self.spec.seed)
 
     def objective(self, each):
         """What `fit` minimizes, from the loss of each pair of a batch."""
         return each
 
     def score(self, model, pairs: pd.DataFrame, tokenizer) -> pd.DataFrame:
-        """The predictions table of one split."""
         return score(self.spec, model, pairs, tokenizer, self.root)
 
     def save(self, model, tokenizer, folder: Path) -> None:
-        """Write the trained model with its tokenizer."""
         model.save(folder) if self.spec.method == "reward" else models.save(model, folder)
         tokenizer.save_pretrained(folder)
 
@@ -107,12 +94,11 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
     spec, root = team.spec, team.root
     pairs = labelled_pairs(spec, root)
     clock, total = Clock(), n_steps(len(pairs), spec.batch_pairs, spec.epochs)
-    texts = training_texts(spec, pairs, tokenizer)
     each = training_objective(spec, pairs, team.device, clock, reference_margins(spec, root, pairs["id"]))
+    steps = team.steps(training_texts(spec, pairs, tokenizer))
 
     def accuracy() -> float:
-        table = team.score(model, pair_table(root, spec.data, "validation"), tokenizer)
-        return float(table["correct"].mean())
+        return float(team.score(model, pair_table(root, spec.data, "validation"), tokenizer)["correct"].mean())
 
     best = BestWeights(model, accuracy, check_steps(total, spec.gold_checks))  # no checks: it never looks
     started = time.monotonic()
@@ -128,7 +114,7 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
                     report(step, total)
             best.look(step)
 
-        fit(model, team.steps(texts), team.objective(each), schedule(spec), total, getattr(torch, spec.dtype), after)
+        fit(model, steps, team.objective(each), schedule(spec), total, getattr(torch, spec.dtype), after)
     if spec.gold_checks:
         best.restore()
         if team.first:
@@ -167,5 +153,4 @@ def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> p
     if spec.method == "dpo":
         table["reference_margin"] = reference_margins(spec, root, table["id"])
     method = "simpo" if spec.method == "simpo" else "dpo"  # a warm start is scored as its policy would be
-    margin = margins_of(table, method, spec.against_reference)
-    return predictions(table["id"], margin).merge(table, on="id")
+    return predictions(table["id"], margins_of(table, method, spec.against_reference)).merge(table, on="id")

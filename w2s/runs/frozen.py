@@ -25,9 +25,7 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
     """Write <method>.parquet (one row a pair, one column a run and quantity) and <method>.json (what was run).
 
     Kept are the test and validation pairs of every run, and for a teacher the pairs that it labels.
-
-    Raises:
-        ValueError: a run that is not in the cache, or token counts that differ between runs.
+    Raises ValueError for a run that is not in the cache, or token counts that differ between runs.
     """
     method, columns, counts = specs[0].method, {}, None
     taught = {(spec.teacher.name, spec.split) for spec in specs if spec.teacher}
@@ -55,15 +53,13 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
 
 def described(spec: RunSpec) -> dict:
     """A run's identity, with the names of the runs behind it in place of theirs."""
-    runs = {"teacher": spec.teacher, "start": spec.start}
-    return spec.identity | {key: run.name for key, run in runs.items() if run}
+    return spec.identity | {key: run.name for key in ("teacher", "start") if (run := getattr(spec, key))}
 
 
 def load_predictions(spec: RunSpec, folder: Path = FOLDER) -> pd.DataFrame:
     """A shipped run's rows: split, id, and the quantities of its method (KEPT, and TOKENS where it has any).
 
-    Raises:
-        ParameterError: the run does not ship.
+    Raises ParameterError where the run does not ship.
     """
     path, own = folder / f"{spec.method}.parquet", {f"{spec.name}/{name}": name for name in KEPT[spec.method]}
     if not path.exists() or not set(own) <= set(pq.read_schema(path).names):

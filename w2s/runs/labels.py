@@ -16,8 +16,7 @@ from w2s.spec import SPLITS, RunSpec
 
 def weak_labels(teacher: RunSpec, root: Path, split: str) -> pd.DataFrame:
     """The teacher's labels on a split it was not trained on: id, weak_label (P of `chosen`; hard for dpo and simpo)."""
-    table = load_predictions(teacher, root)
-    table = table[table["split"] == split].reset_index(drop=True)
+    table = load_predictions(teacher, root).query("split == @split").reset_index(drop=True)
     label = table["probability"] if teacher.method == "reward" else table["correct"].astype(float)
     return pd.DataFrame({"id": table["id"], "weak_label": label})
 
@@ -47,30 +46,23 @@ def _with_chance(teacher: RunSpec, root: Path, split: str, confidence: str) -> p
 
 
 def mean_chance(spec: RunSpec, root: Path) -> pd.Series:
-    """The mean over a run's teachers of their P that `chosen` is preferred, by id of its split.
-
-    For reward models P is the soft label; for dpo and simpo what `chance_by` (a kind of confidence) makes of margins.
-    """
+    """The mean over a run's teachers of P that `chosen` is preferred (by `chance_by`), by id of its split."""
     teachers, by = (spec.teacher, *spec.ensemble), spec.chance_by or "paper"
     each = [_with_chance(teacher, root, spec.split, by).set_index("id")["probability"] for teacher in teachers]
     return pd.concat(each, axis=1).mean(axis=1)
 
 
 def kept_ids(spec: RunSpec, root: Path) -> set[str]:
-    """Pairs that the high-confidence filter leaves: weak confidence at or above the threshold.
-
-    "gold_oracle" keeps of those only the ones whose weak label is right, which needs gold labels.
-    """
+    """Pairs whose weak confidence reaches the threshold; "gold_oracle": of them those whose weak label is right."""
     table = _with_chance(spec.teacher, root, spec.split, spec.keep_by)
     kept = np.maximum(table["probability"], 1 - table["probability"]) >= spec.keep_threshold
     return set(table["id"][kept & table["correct"] if spec.keep == "gold_oracle" else kept])
 
 
 def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
-    """Labels (n,) dealt out anew, for controls.
+    """Labels (n,) dealt out anew, for controls: "shuffled" to other pairs, "random" turned round by a fair coin too.
 
-    "shuffled": to other pairs; `chosen` is the truly preferred response everywhere, so that they are right as
-    often as before, and wrong in other places. "random": besides, each is turned round by a fair coin.
+    `chosen` is truly preferred in every pair, so that shuffled labels are right as often as before, elsewhere.
     """
     rng = np.random.default_rng([seed, len(label)])
     shuffled = rng.permutation(label)
@@ -86,11 +78,7 @@ def reference_margins(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
 
 
 def reliability_weights(label) -> np.ndarray:
-    """Weights (n,) of weak-labelled pairs: |2 y - 1| divided by its mean, so that the mean weight is 1. No gold.
-
-    Raises:
-        ValueError: every label is 1/2, so that no pair can be trained on.
-    """
+    """Weights (n,) of weak-labelled pairs, without gold: |2 y - 1| by its mean. ValueError: every label is 1/2."""
     size = np.abs(2 * np.asarray(label, dtype=float) - 1)
     if not size.any():
         raise ValueError("weighting: every weak label is 1/2, so that all weights are 0; take another weak model")
@@ -98,9 +86,6 @@ def reliability_weights(label) -> np.ndarray:
 
 
 def even_weights(label) -> np.ndarray:
-    """The control of `reliability`: weights (n,), all equal, that pull as hard in total at margin 0.
-
-    There a label pulls by w |2 y - 1| / 2, so that weights of mean 1 in favour of sure labels pull harder than none.
-    """
+    """The control of `reliability`: equal weights (n,) that pull as hard in total at margin 0, by w |2 y - 1| / 2."""
     size = np.abs(2 * np.asarray(label, dtype=float) - 1)
     return np.full(len(size), (reliability_weights(label) * size).mean() / size.mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 from w2s import data, files, models
 from w2s.analysis.remedies import CONTROL, NOTHING, WEIGHTS
 from w2s.params import ParameterError
+from w2s.predict import predictions
 from w2s.runs import execute, labels, store
 from w2s.spec import RunSpec
 from w2s.study import Study
@@ -36,29 +38,27 @@ class Remedy:
 def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[str, str]]:
     """The remedies of one pair of models, doing nothing first, and those left out with the reason.
 
-    The weak models' gold runs must be in the cache, since the filters count what they would keep. Doing nothing
-    filters nothing, whatever the study's weak_filter. Every student keeps its model, for `scores_elsewhere`.
+    The weak models' gold runs must be in the cache: the filters count what they would keep. Doing nothing ignores the
+    study's weak_filter. Every student keeps its model, for `scores_elsewhere`.
     """
     p = study.params
     unfiltered = replace(study, params=p.model_copy(update={"weak_filter": "none"}))
+    taught = partial(unfiltered.student, weak, strong, save_model=True)
 
-    def student(**changes) -> Build:
-        return lambda conflict, seed: unfiltered.student(weak, strong, conflict, seed, save_model=True, **changes)
+    def student(others: Callable[[int], list[RunSpec]] = lambda seed: [], **changes) -> Build:
+        return lambda conflict, seed: taught(conflict, seed, ensemble=tuple(others(seed)), **changes)
 
     def chain(name: str, n: int) -> Remedy:
-        middles = evenly_between(weak, strong, p.intermediate_models, n)
-        missing = "" if middles else f"fewer than {n} of intermediate_models have a size between {weak} and {strong}"
-        links, save = (weak, middles, strong), {"save_model": True}
-        return Remedy(name, lambda conflict, seed: unfiltered.bootstrapped(*links, conflict, seed, **save), "", missing)
+        links = (weak, evenly_between(weak, strong, p.intermediate_models, n), strong)
+        missing = f"fewer than {n} of intermediate_models have a size between {weak} and {strong}"
+        build = lambda conflict, seed: unfiltered.bootstrapped(*links, conflict, seed, save_model=True)  # noqa: E731
+        return Remedy(name, build, missing="" if links[1] else missing)
 
     def filtered(name: str, keep: str, gold: str = "") -> Remedy:
         build = student(keep=keep, keep_threshold=p.threshold, keep_by=p.confidence)
         empty = [str(seed) for seed in p.seeds if not labels.kept_ids(build("none", seed), study.root)]
         missing = f"no such weak label reaches the confidence {p.threshold} with seed {', '.join(empty)}"
         return Remedy(name, build, gold, missing if empty else "")
-
-    def ensemble(others: Callable[[int], list[RunSpec]]) -> Build:
-        return lambda conflict, seed: student(ensemble=tuple(others(seed)), **chance)(conflict, seed)
 
     def more_seeds(seed: int) -> list[RunSpec]:  # of no study below 1000, and others for each seed
         return [unfiltered.gold(weak, 1000 + ENSEMBLE * seed + k) for k in range(1, ENSEMBLE)]
@@ -77,8 +77,10 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
         chain("two intermediates", 2),
         Remedy("confidence loss", student(label_loss="confidence", confidence_weight=HIGHEST_WEIGHT), "", soft_only),
         Remedy("reverse loss", student(label_loss="reverse"), "", soft_only),
-        Remedy("ensemble of seeds", ensemble(more_seeds)),
-        Remedy("ensemble of sizes", ensemble(lambda seed: [unfiltered.gold(m, seed) for m in smaller]), "", alone),
+        Remedy("ensemble of seeds", student(more_seeds, **chance)),
+        Remedy(
+            "ensemble of sizes", student(lambda seed: [unfiltered.gold(m, seed) for m in smaller], **chance), "", alone
+        ),
         Remedy(WEIGHTS, student(weighting="reliability", **chance)),
         Remedy(CONTROL, student(weighting="even"), "", alike),
         Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"),
@@ -119,29 +121,20 @@ def cost_table(study: Study, offered: list[Remedy]) -> pd.DataFrame:
 
 
 def held_out_helpful(study: Study) -> tuple[pd.DataFrame, str]:
-    """Pairs of the conflicting dimension whose prompts no run has seen, and why there are none, else "".
-
-    The source is read again for twice as many helpful pairs; those with a prompt of the study's are left out.
-    """
-    p, empty = study.params, study.data.helpful.head(0)
+    """Pairs of the conflicting dimension whose prompts no run has seen, and why there are none, or ""."""
+    p, helpful = study.params, study.data.helpful
     if not p.n_helpful:
-        return empty, "n_helpful is 0"
+        return helpful.head(0), "n_helpful is 0"
     try:
         more = data.load(p.model_copy(update={"n_helpful": 2 * p.n_helpful})).helpful
     except ParameterError as error:
-        return empty, f"the source has no more ({error})"
-    fresh = more[~more["prompt"].isin(study.data.helpful["prompt"])].reset_index(drop=True)
+        return helpful.head(0), f"the source has no more ({error})"
+    fresh = more[~more["prompt"].isin(helpful["prompt"])].reset_index(drop=True)
     return fresh, "" if len(fresh) else "the source has no other prompts"
 
 
 def scores_elsewhere(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Predictions (id, margin, probability, correct, ...) of a finished run's saved model on another pair table.
-
-    Kept beside the run, under the fingerprint of the pairs.
-
-    Raises:
-        FileNotFoundError: the run has not kept its model.
-    """
+    """Predictions of a finished run's saved model on another pair table, kept beside it by their fingerprint."""
     folder = root / "runs" / spec.name
     if not (folder / "model").is_dir():
         raise FileNotFoundError(f"{folder / 'model'}: no model there; train the run with save_model=True")
@@ -153,14 +146,12 @@ def scores_elsewhere(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataF
 
 
 def _score(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
-    tokenizer = models.load_tokenizer(spec.model)
-
     def scored(run: RunSpec, by: RunSpec) -> pd.DataFrame:
         model = execute.load_model(replace(run, start=run), root).to(run.device)  # from its own folder
-        return execute.score(by, model, pairs, tokenizer, root)
+        return execute.score(by, model, pairs, models.load_tokenizer(spec.model), root)
 
     if spec.method != "dpo":
         return scored(spec, spec)
     policy = scored(spec, spec.start)  # as a warm start is scored: log-probabilities, without a reference
     held = scored(spec.start, spec.start)["margin"] if spec.against_reference else 0.0
-    return execute.predictions(policy["id"], (policy["margin"] - held).to_numpy())
+    return predictions(policy["id"], (policy["margin"] - held).to_numpy())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,37 +14,30 @@ from w2s.files import write_json, write_table
 from w2s.spec import SPLITS, RunSpec
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's lock; two processes that want the same run wait for one another."""
+def locked(folder: Path):
+    """Hold a run's lock in a `with`; two processes that want the same run wait for one another."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
-        held = lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for {folder.name}: another process is training it", flush=True)
-        held = lock.acquire()
-    with held:
-        yield
-
-
-def _data_path(root: Path, fingerprint: str, name: str) -> Path:
-    return root / "runs" / "data" / fingerprint[:16] / name
+        return lock.acquire()
 
 
 def store_data(root: Path, data: StudyData) -> None:
     """Write the pair tables where every worker finds them by fingerprint, and where they come from."""
+    folder = root / "runs" / "data" / data.fingerprint[:16]
     for split in SPLITS:
-        path = _data_path(root, data.fingerprint, f"{split}.parquet")
-        if not path.exists():
-            write_table(path, getattr(data, split))
-    write_json(_data_path(root, data.fingerprint, "source.json"), data.source)
+        if not (folder / f"{split}.parquet").exists():
+            write_table(folder / f"{split}.parquet", getattr(data, split))
+    write_json(folder / "source.json", data.source)
 
 
 @lru_cache(maxsize=32)
 def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
     """A pair table that `store_data` wrote."""
-    return pd.read_parquet(_data_path(root, fingerprint, f"{split}.parquet"))
+    return pd.read_parquet(root / "runs" / "data" / fingerprint[:16] / f"{split}.parquet")
 
 
 def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
