@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from w2s import batches, predict
+from w2s import batches, models
 from w2s.app import cli
 from w2s.fast import packed
 from w2s.params import HOME, ParameterError
@@ -174,8 +174,8 @@ def test_a_trick_is_something_that_the_kit_has(bench, monkeypatch):
 def test_what_was_tried_has_the_same_outcome(bench, cases, monkeypatch):
     """In one process here, one after the other; what each changes in the kit is put back."""
     monkeypatch.setattr(batches.Layout, "of", batches.Layout.of)
-    monkeypatch.setattr(predict, "next_token_loss", predict.next_token_loss)
-    monkeypatch.setitem(predict.AT_ONCE, "cpu", predict.AT_ONCE["cpu"])
+    monkeypatch.setattr(models, "next_token_loss", models.next_token_loss)
+    monkeypatch.setitem(models.AT_ONCE, "cpu", models.AT_ONCE["cpu"])
     case, tried, found = cases["simpo"], ["with " + trick for trick in bench.contenders.TRIED], {}
     for task in bench.TASKS:
         for name in ["w2s", *tried]:

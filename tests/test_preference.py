@@ -109,7 +109,7 @@ def test_only_predictions_of_the_response_count():
 @pytest.mark.parametrize(("at_once", "average"), [(3, False), (3, True), (256, False), (256, True)])
 def test_text_logps_are_those_of_the_full_logits(monkeypatch, at_once, average):
     """However many tokens' logits are made at once."""
-    monkeypatch.setitem(predict.AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(models.AT_ONCE, "cpu", at_once)
     batch = batch_of(CHOSEN, ([START, 1, 0, 2], 2), REJECTED, ([START, 1], 1))
     full = response_logps(CHANCES.log()[batch.input_ids], batch.input_ids, batch.response_mask, average)
     close(text_logps(Bigram(), batch, average).detach(), full)

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one, and the progress of long work."""
+"""Files that nobody reads half of, where the kit lies, and the progress of long work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+PACKAGE = Path(__file__).resolve().parent
+# The checkout with notebooks/ and params/; the current folder when the package stands alone.
+HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
 SECONDS_BETWEEN_LINES = 10.0
 HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
+
+
+def located(path: str | Path) -> Path:
+    """A path absolute or relative to the kit's folder: the current one differs between notebook and command line."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else (HOME / path).resolve()
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:

@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from w2s.batches import Layout
+from w2s.batches import Batch, Layout
 from w2s.fast import cpu, packed
+from w2s.losses import next_token_loss
 from w2s.params import Lora, ParameterError
 from w2s.sources import adapters
 from w2s.sources.hub import check_vocabulary, from_pretrained, resolve
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
+AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
 fast_products, last_states = cpu.products, packed.last_states  # no other module of the core uses the wing `fast`
 GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a chain of eight operations
 
@@ -123,6 +125,24 @@ class RewardModel(nn.Module):
         hidden = last_states(self.body, input_ids, attention_mask, layout, every, last)
         with torch.autocast(hidden.device.type, enabled=False):
             return self.unit(hidden.float()).squeeze(1)
+
+
+def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
+    """r(chosen) - r(rejected) of a batch of pairs: (n,) logits."""
+    chosen, rejected = model(batch.input_ids, batch.attention_mask, batch.layout).chunk(2)
+    return chosen - rejected
+
+
+def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
+    """`losses.response_logps` of each text: (rows,) nats; here the head sees the response tokens alone."""
+    counted = batch.response_mask[:, 1:].bool()
+    rows, before = counted.nonzero(as_tuple=True)
+    targets = batch.input_ids[:, 1:][counted]
+    states = last_states(model.base_model, batch.input_ids, batch.attention_mask, batch.layout, rows, before)
+    head, blocks = model.get_output_embeddings(), (x.split(AT_ONCE[states.device.type]) for x in (states, targets))
+    each = -torch.cat([next_token_loss(head(block), following) for block, following in zip(*blocks, strict=True)])
+    total = torch.zeros(len(counted), dtype=each.dtype, device=each.device).index_add(0, rows, each)
+    return total / counted.sum(1) if average else total
 
 
 @lru_cache

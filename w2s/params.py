@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-PACKAGE = Path(__file__).resolve().parent
-# The checkout with notebooks/ and params/; the current folder when the package stands alone.
-HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
+from w2s.files import HOME as HOME
+from w2s.files import PACKAGE as PACKAGE
+from w2s.files import located
 
 POCKET = ["pocket-27", "pocket-32", "pocket-40", "pocket-48", "pocket-64"]
 Conflict = Literal["none", "explicit", "implicit"]
@@ -183,12 +183,6 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     def from_cell(cls, namespace: Mapping[str, Any]) -> StudyParams:
         """Build the parameters from a notebook's globals: every name that is a parameter counts."""
         return cls.check({key: namespace[key] for key in cls.model_fields if key in namespace}, "parameters cell")
-
-
-def located(path: str | Path) -> Path:
-    """A path absolute or relative to the kit's folder: the current one differs between notebook and command line."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() else (HOME / path).resolve()
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

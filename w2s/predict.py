@@ -12,31 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
 from w2s.batches import Batch, PairTexts
-from w2s.losses import next_token_loss
-from w2s.models import RewardModel, autocast, fast_products, last_states
-
-AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
-
-
-def pair_margins(model: RewardModel, batch: Batch) -> Tensor:
-    """r(chosen) - r(rejected) of a batch of pairs: (n,) logits."""
-    chosen, rejected = model(batch.input_ids, batch.attention_mask, batch.layout).chunk(2)
-    return chosen - rejected
-
-
-def text_logps(model, batch: Batch, average: bool = False) -> Tensor:
-    """`losses.response_logps` of each text: (rows,) nats; here the head sees the response tokens alone."""
-    counted = batch.response_mask[:, 1:].bool()
-    rows, before = counted.nonzero(as_tuple=True)
-    targets = batch.input_ids[:, 1:][counted]
-    states = last_states(model.base_model, batch.input_ids, batch.attention_mask, batch.layout, rows, before)
-    head, blocks = model.get_output_embeddings(), (x.split(AT_ONCE[states.device.type]) for x in (states, targets))
-    each = -torch.cat([next_token_loss(head(block), following) for block, following in zip(*blocks, strict=True)])
-    total = torch.zeros(len(counted), dtype=each.dtype, device=each.device).index_add(0, rows, each)
-    return total / counted.sum(1) if average else total
+from w2s.models import autocast, fast_products, pair_margins, text_logps
 
 
 @fast_products()

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from w2s.batches import PairTexts
 from w2s.losses import Clock, dpo_loss, explicit_conflict_loss, label_loss, reward_loss, simpo_loss
-from w2s.models import autocast, fast_products
-from w2s.predict import pair_margins, text_logps
+from w2s.models import autocast, fast_products, pair_margins, text_logps
 from w2s.spec import RunSpec
 
 Report = Callable[[int, float], None]

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from w2s import batches, models, predict
+from w2s import batches, models
 from w2s.batches import Layout
 from w2s.fast import cpu
 from w2s.fast import packed as packed_rows
@@ -75,7 +75,7 @@ def _compile_parts(model: nn.Module) -> None:
 
 
 def _compile_loss(model: nn.Module) -> None:
-    predict.next_token_loss = torch.compile(predict.next_token_loss, dynamic=True)
+    models.next_token_loss = torch.compile(models.next_token_loss, dynamic=True)
 
 
 def _round_rows(model: nn.Module, multiple: int = 64) -> None:
@@ -92,7 +92,7 @@ def _round_rows(model: nn.Module, multiple: int = 64) -> None:
 
 
 def _more_logits(model: nn.Module) -> None:
-    predict.AT_ONCE["cpu"] *= 4
+    models.AT_ONCE["cpu"] *= 4
 
 
 # What each does to a loaded model, or to the kit around it.

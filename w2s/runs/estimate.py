@@ -19,8 +19,8 @@ import torch
 from w2s import models
 from w2s.fast import packed
 from w2s.files import duration
+from w2s.models import AT_ONCE
 from w2s.params import Lora, ParameterError
-from w2s.predict import AT_ONCE
 from w2s.runs import execute, sharded, store
 from w2s.spec import SPLITS, RunSpec
 
