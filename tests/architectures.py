@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import product as every_combination
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 
 from w2s import models, train, zoo
 from w2s.params import Lora
-from w2s.predict import predict, predict_logps
+from w2s.predict import predict, predict_logps, text_logps
 from w2s.spec import RunSpec
 from w2s.world import World
 
@@ -35,28 +35,12 @@ PAIRS = PAIRS.assign(id=list("abcdef"), label=[1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
 EVERY = np.arange(len(PAIRS))
 
 
-def word_pieces(special: list[str], last: tuple[str, ...] = ()) -> dict:
-    """The pocket tokenizer's vocabulary and merges, with other special tokens: first, or last of all."""
-    state = json.loads(zoo.build_tokenizer().backend_tokenizer.to_str())["model"]
-    words = [*special, *(word for word in state["vocab"] if word != zoo.END), *last]
-    return {"vocab": {word: i for i, word in enumerate(words)}, "merges": [tuple(pair) for pair in state["merges"]]}
-
-
-def gpt2_pieces() -> hf.GPT2Tokenizer:
-    """As GPT-2 and Pythia have it: no pad token, no start token in front, and "!" has id 0."""
-    return hf.GPT2Tokenizer(**word_pieces([], (zoo.END,)))
-
-
-def opt_pieces() -> hf.GPT2Tokenizer:
-    """As OPT has it: </s> is start and end token at once, and stands in front of every text."""
-    special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
-    return hf.GPT2Tokenizer(**word_pieces(["<s>", "<pad>", "</s>", "<unk>"]), **special, add_bos_token=True)
-
-
-def qwen_pieces(**options) -> hf.Qwen2Tokenizer:
-    """As Qwen has it: no start token at all, and an end token that is not the pad token."""
-    words = word_pieces([], (zoo.END, "<|im_end|>"))
-    return hf.Qwen2Tokenizer(**words, unk_token=None, pad_token=zoo.END, eos_token="<|im_end|>", **options)
+def pieces(kind, first=(), last=(), state=None, **options) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer with the pocket one's words and merges (or `state`'s), and special ones in front or behind."""
+    state = state or json.loads(zoo.build_tokenizer().backend_tokenizer.to_str())["model"]
+    words = [*first, *(word for word in state["vocab"] if word != zoo.END), *last]
+    merges = [tuple(pair) for pair in state["merges"]]
+    return kind(vocab={word: i for i, word in enumerate(words)}, merges=merges, **options)
 
 
 def llama_pieces(**options) -> hf.LlamaTokenizer:
@@ -66,41 +50,41 @@ def llama_pieces(**options) -> hf.LlamaTokenizer:
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, show_progress=False)
     bpe.train_from_iterator(PAIRS["prompt"] + PAIRS["chosen"], trainer)
-    state = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) for pair in state["merges"]]
-    return hf.LlamaTokenizer(vocab=state["vocab"], merges=merges, add_bos_token=True, **options)
+    return pieces(hf.LlamaTokenizer, state=json.loads(bpe.to_str())["model"], add_bos_token=True, **options)
 
 
-class Architecture(NamedTuple):
-    """A configuration still without vocabulary, a tokenizer, and the precision of the saved weights."""
-
-    config: partial[hf.PreTrainedConfig]
-    tokenizer: partial[hf.PreTrainedTokenizerFast]
-    dtype: torch.dtype = torch.float32
-    start: bool = False  # the tokenizer puts its start token in front
-
+# As GPT-2 and Pythia have it: no pad token, no start token in front, and "!" has id 0.
+gpt2_pieces = partial(pieces, hf.GPT2Tokenizer, last=[zoo.END])
+# As OPT has it: </s> is start and end token at once, and stands in front of every text.
+opt_pieces = partial(pieces, hf.GPT2Tokenizer, ["<s>", "<pad>", "</s>", "<unk>"], pad_token="<pad>", add_bos_token=True)
+opt_pieces = partial(opt_pieces, bos_token="</s>", eos_token="</s>", unk_token="</s>")
+# As Qwen has it: no start token at all, and an end token that is not the pad token.
+qwen_pieces = partial(pieces, hf.Qwen2Tokenizer, last=[zoo.END, "<|im_end|>"], unk_token=None, pad_token=zoo.END)
+qwen_pieces = partial(qwen_pieces, eos_token="<|im_end|>")
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 WIDE = {"initializer_range": 0.2}  # so that a random model prefers some texts clearly
 ROTARY = SMALL | WIDE | {"intermediate_size": 32, "attention_dropout": 0.5}
 GPT2 = partial(hf.GPT2Config, n_embd=16, n_layer=2, n_head=2, n_positions=128, **WIDE)
-OPT = partial(hf.OPTConfig, **SMALL, ffn_dim=32, init_std=0.2, dropout=0.5)
+OPT = partial(hf.OPTConfig, **SMALL, ffn_dim=32, init_std=0.2, dropout=0.5, word_embed_proj_dim=16)
 NARROW_OPT = partial(OPT, word_embed_proj_dim=8, do_layer_norm_before=False)  # a projection, and its norms afterwards
 MISTRAL = partial(hf.MistralConfig, **ROTARY, num_key_value_heads=1, sliding_window=8)
 LLAMA, NEOX = partial(hf.LlamaConfig, **ROTARY), partial(hf.GPTNeoXConfig, **ROTARY)
 QWEN2 = partial(hf.Qwen2Config, **ROTARY, num_key_value_heads=1, tie_word_embeddings=True)
 QWEN3 = partial(hf.Qwen3Config, **ROTARY, num_key_value_heads=2, head_dim=4, tie_word_embeddings=True)
 HALF, BRAIN = torch.float16, torch.bfloat16
+# A configuration still without vocabulary, a tokenizer, and the precision of the saved weights.
 ARCHITECTURES = {
-    "gpt2": Architecture(GPT2, partial(gpt2_pieces)),
-    "opt-125m": Architecture(partial(OPT, word_embed_proj_dim=16), partial(opt_pieces), HALF, start=True),
-    "opt-350m": Architecture(NARROW_OPT, partial(opt_pieces), HALF, start=True),
-    "mistral": Architecture(MISTRAL, partial(llama_pieces, padding_side="right"), BRAIN, start=True),
-    "llama": Architecture(LLAMA, partial(llama_pieces, add_eos_token=True), BRAIN, start=True),
-    "gpt-neox": Architecture(NEOX, partial(gpt2_pieces), HALF),
-    "qwen2": Architecture(QWEN2, partial(qwen_pieces, padding_side="left"), BRAIN),
-    "qwen3": Architecture(QWEN3, partial(qwen_pieces, add_eos_token=True)),
+    "gpt2": (GPT2, gpt2_pieces, torch.float32),
+    "opt-125m": (OPT, opt_pieces, HALF),
+    "opt-350m": (NARROW_OPT, opt_pieces, HALF),
+    "mistral": (MISTRAL, partial(llama_pieces, padding_side="right"), BRAIN),
+    "llama": (LLAMA, partial(llama_pieces, add_eos_token=True), BRAIN),
+    "gpt-neox": (NEOX, gpt2_pieces, HALF),
+    "qwen2": (QWEN2, partial(qwen_pieces, padding_side="left"), BRAIN),
+    "qwen3": (QWEN3, partial(qwen_pieces, add_eos_token=True), torch.float32),
 }
+STARTED = ("opt-125m", "opt-350m", "mistral", "llama")  # their tokenizers put the start token in front
 
 
 def write_model(folder: Path, config: partial, tokenizer, dtype: torch.dtype = torch.float32) -> str:
@@ -115,8 +99,8 @@ def write_model(folder: Path, config: partial, tokenizer, dtype: torch.dtype = t
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def name(request, tmp_path_factory) -> str:
-    made, folder = ARCHITECTURES[request.param], tmp_path_factory.mktemp("architectures") / request.param
-    return write_model(folder, made.config, made.tokenizer(), made.dtype)
+    config, make, dtype = ARCHITECTURES[request.param]
+    return write_model(tmp_path_factory.mktemp("architectures") / request.param, config, make(), dtype)
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +110,10 @@ def tokenizer(name):
 
 def product(methods: list[str]):
     """Architectures x methods x whole or adapters: half of them cover every two values, the others are slow."""
-    cases = []
-    for i, architecture in enumerate(ARCHITECTURES):
-        for j, method in enumerate(methods):
-            for k, (word, lora) in enumerate([("whole", None), ("lora", LORA)]):
-                marks = [pytest.mark.slow] if (i + j + k) % 2 else []
-                case = f"{architecture}-{method}-{word}"
-                cases.append(pytest.param(architecture, method, lora, id=case, marks=marks))
+    every, cases = (enumerate(ARCHITECTURES), enumerate(methods), enumerate([("whole", None), ("lora", LORA)])), []
+    for (i, name), (j, method), (k, (word, lora)) in every_combination(*every):
+        marks = [pytest.mark.slow] if (i + j + k) % 2 else []
+        cases.append(pytest.param(name, method, lora, id=f"{name}-{method}-{word}", marks=marks))
     return pytest.mark.parametrize(("name", "method", "lora"), cases, indirect=["name"])
 
 
@@ -153,9 +134,7 @@ def spec_of(method: str, name: str, lora: Lora | None = None, **changes) -> RunS
 
 def objective_of(spec: RunSpec, model, tokenizer):
     """The run's texts and its objective; the model as it is now is DPO's reference."""
-    reference = np.zeros(len(PAIRS))
-    if spec.method == "dpo":
-        reference = np.subtract(*scores("dpo", model, tokenizer).T)
+    reference = np.subtract(*scores("dpo", model, tokenizer).T) if spec.method == "dpo" else np.zeros(len(PAIRS))
     objective = train.training_objective(spec, PAIRS, CPU, reference=reference)
     return train.training_texts(spec, PAIRS, tokenizer), objective
 
@@ -165,6 +144,13 @@ def scores(method: str, model, tokenizer, tokens: int = 10_000, dtype: torch.dty
     if method == "reward":
         return predict(model, PAIRS, tokenizer, LENGTH, tokens, dtype).margin.to_numpy()
     return predict_logps(model, PAIRS, tokenizer, LENGTH, tokens, dtype)[["chosen_logp", "rejected_logp"]].to_numpy()
+
+
+def values(method: str, model, batch) -> torch.Tensor:
+    """Rewards or log-probabilities (rows,) of the texts of a batch."""
+    if method == "reward":
+        return model(batch.input_ids, batch.attention_mask, batch.layout)
+    return text_logps(model, batch)
 
 
 def trained(model) -> dict[str, torch.nn.Parameter]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from architectures import EVERY, LENGTH, LORA, METHODS, PAIRS, PROMPT, load, objective_of, product, scores, spec_of
+from architectures import EVERY, LENGTH, LORA, METHODS, PAIRS, PROMPT, load, objective_of, scores, spec_of, values
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -27,13 +27,7 @@ from w2s.train import Schedule, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 name, tokenizer, both = tiny.name, tiny.tokenizer, pytest.mark.parametrize("method", ["reward", "dpo"])
-
-
-def values(method: str, model, batch) -> torch.Tensor:
-    """Rewards or log-probabilities (rows,) of the texts of a batch."""
-    if method == "reward":
-        return model(batch.input_ids, batch.attention_mask, batch.layout)
-    return text_logps(model, batch)
+product = tiny.product(["reward", "dpo"])
 
 
 def step(model, texts: PairTexts, objective, rate: float, tokens: int = 10_000, **options) -> None:
@@ -67,24 +61,21 @@ def test_dropout_is_off_while_training(name, method, tokenizer):
     assert torch.equal(values(method, model, batch), values(method, model, batch))
 
 
-def test_special_tokens_are_put_once(name, tokenizer):
+def test_special_tokens_are_put_once_and_cuts_are_in_the_prompt(name, tokenizer):
     """The start token in front when the tokenizer has it so; the end token behind, once, when asked for."""
     plain, starts = encode(tokenizer, PAIRS.prompt, PAIRS.chosen, LENGTH)
     ended = encode(tokenizer, PAIRS.prompt, PAIRS.chosen, LENGTH, end=True)
     assert ended == ([[*ids, tokenizer.eos_token_id] for ids in plain], starts)
     assert encode(tokenizer, PAIRS.prompt, PAIRS.chosen + tokenizer.eos_token, LENGTH, end=True) == ended
-    front = [tokenizer.bos_token_id] if tiny.ARCHITECTURES[Path(name).name].start else []
+    front = [tokenizer.bos_token_id] if Path(name).name in tiny.STARTED else []
     for ids, start, prompt, chosen in zip(plain, starts, PAIRS.prompt, PAIRS.chosen, strict=True):
         bare = tokenizer(prompt + chosen, add_special_tokens=False)["input_ids"]
         assert ids == [*front, *bare] and tokenizer.eos_token_id not in bare
         assert tokenizer.decode(ids[start:]).strip() == chosen.strip()
         assert tokenizer.decode(ids[len(front) : start]).strip() == prompt.strip()
-
-
-def test_too_long_a_text_loses_the_beginning_of_its_prompt(name, tokenizer):
-    """The start token stays, and the response, unless that alone is too long."""
+    # Of too long a text start token and response stay, unless the response alone is too long.
     (full,), (start,) = encode(tokenizer, [PROMPT], [" no, no!"], LENGTH, end=True)
-    front, response = full[: int(tiny.ARCHITECTURES[Path(name).name].start)], full[start:]
+    response = full[start:]
     for length in range(len(response) + 1, len(full)):
         (ids,), (first,) = encode(tokenizer, [PROMPT], [" no, no!"], length, end=True)
         assert ids == [*front, *full[len(front) + len(full) - length :]] and ids[first:] == response
@@ -97,8 +88,7 @@ def test_scores_do_not_depend_on_padding_or_company(name, method, tokenizer):
     model = load(method, name)
     alone, few, all_at_once = (scores(method, model, tokenizer, tokens) for tokens in (1, 150, 100_000))
     assert alone.std() > 0.1
-    np.testing.assert_allclose(few, alone, atol=2e-5)
-    np.testing.assert_allclose(all_at_once, alone, atol=2e-5)
+    np.testing.assert_allclose([few, all_at_once], [alone, alone], atol=2e-5)
     batch = replace(PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY), layout=None)
     other = replace(batch, input_ids=torch.where(batch.attention_mask.bool(), batch.input_ids, 7))
     assert not torch.equal(batch.input_ids, other.input_ids)
@@ -106,27 +96,23 @@ def test_scores_do_not_depend_on_padding_or_company(name, method, tokenizer):
         torch.testing.assert_close(values(method, model, batch), values(method, model, other), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
 def test_log_probabilities_are_those_of_one_text_at_a_time(name, tokenizer):
     """Of its full logits without padding, shifted and summed anew in float64."""
     model = load("dpo", name)
     table = predict_logps(model, PAIRS, tokenizer, LENGTH, 10_000)
-    with torch.no_grad():
-        means = text_logps(model, PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY), average=True).chunk(2)
+    means = text_logps(model, PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY), average=True).chunk(2)
     for side, mean in zip(("chosen", "rejected"), means, strict=True):
         rows, starts = encode(tokenizer, PAIRS.prompt, PAIRS[side], LENGTH, end=True)
         for i, (ids, start) in enumerate(zip(rows, starts, strict=True)):
-            with torch.no_grad():
-                logits = model(torch.tensor([ids])).logits[0].double().numpy()
-            total = 0.0
-            for position in range(start, len(ids)):
-                before = logits[position - 1]
-                total += before[ids[position]] - np.log(np.exp(before).sum())
+            before = model(torch.tensor([ids])).logits[0].double().numpy()[start - 1 : -1]
+            total = (before[np.arange(len(before)), ids[start:]] - np.log(np.exp(before).sum(1))).sum()
             assert table.loc[i, f"{side}_logp"] == pytest.approx(total, abs=1e-4)
             assert table.loc[i, f"{side}_tokens"] == len(ids) - start
             assert mean[i].item() == pytest.approx(total / (len(ids) - start), abs=1e-4)
 
 
-@product(METHODS)
+@tiny.product(METHODS)
 def test_one_step_lowers_the_loss(name, method, lora, tokenizer):
     """Every trained weight gets a finite gradient, and nothing else moves."""
     model, losses = load(method, name, lora), []
@@ -141,7 +127,7 @@ def test_one_step_lowers_the_loss(name, method, lora, tokenizer):
         assert objective(model, texts.batch(EVERY)).mean().item() < losses[0] - 1e-5
 
 
-@product(["reward", "dpo"])
+@product
 def test_saved_and_reloaded_scores_are_the_same(name, method, lora, tokenizer, tmp_path):
     """After a step, and once more after another step from what was reloaded; adapters weigh little."""
     model = load(method, name, lora)
@@ -161,7 +147,7 @@ def test_saved_and_reloaded_scores_are_the_same(name, method, lora, tokenizer, t
     assert np.abs(before - scores(method, load(method, name), tokenizer)).max() > 1e-3
 
 
-@product(["dpo"])
+@tiny.product(["dpo"])
 def test_a_run_goes_on_from_its_warm_start(name, method, lora, tokenizer, tmp_path):
     start = spec_of("sft", name, lora)
     model = execute.load_model(start, tmp_path)
@@ -180,7 +166,7 @@ def test_a_run_goes_on_from_its_warm_start(name, method, lora, tokenizer, tmp_pa
         assert objective(policy, batch).mean() < np.log(2) - 1e-5
 
 
-@product(["reward", "dpo"])
+@product
 def test_gradient_checkpointing_gives_the_same_gradients(name, method, lora, tokenizer):
     """And does what it is for: the layers run a second time instead of keeping what they computed."""
     gradients, calls = [], []
@@ -192,16 +178,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, method, lora, tok
         objective(model, texts.batch(EVERY)).sum().backward()
         gradients.append({key: p.grad for key, p in tiny.trained(model).items()})
         calls.append(len(seen))
-    assert calls == [1, 2]
-    assert sum(p.abs().sum() for p in gradients[0].values()) > 0
-    for key, p in gradients[0].items():
-        torch.testing.assert_close(gradients[1][key], p, atol=1e-6, rtol=1e-5)
+    assert calls == [1, 2] and sum(p.abs().sum() for p in gradients[0].values()) > 0
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
 
 
-@product(["reward", "dpo"])
+@product
 def test_weights_are_float32_whatever_the_checkpoint_and_bfloat16_scores_are_close(name, method, lora, tokenizer):
     saved = load_file(Path(name) / "model.safetensors").values()
-    assert {value.dtype for value in saved} == {tiny.ARCHITECTURES[Path(name).name].dtype}
+    assert {value.dtype for value in saved} == {tiny.ARCHITECTURES[Path(name).name][2]}
     whole, model = load(method, name), load(method, name, lora, torch.bfloat16)
     assert {p.dtype for p in whole.parameters()} == {torch.float32} and all(p.requires_grad for p in whole.parameters())
     assert {p.dtype for p in tiny.trained(model).values()} == {torch.float32}
@@ -216,9 +200,8 @@ def test_the_reward_unit_computes_in_float32(name, tokenizer):
     for module in (inner_layer(model), model.unit):
         module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
     with torch.no_grad(), autocast(tiny.CPU, torch.bfloat16):
-        rewards = model(batch.input_ids, batch.attention_mask)
+        assert model(batch.input_ids, batch.attention_mask).dtype == torch.float32
     assert seen[0][1] == torch.bfloat16 and seen[1] == (torch.float32, torch.float32)
-    assert rewards.dtype == torch.float32
 
 
 GEMMA = {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 30.0}
@@ -250,7 +233,7 @@ def plain(tmp_path) -> str:
 def adapted(name: str, folder: Path, lora: Lora = LORA) -> str:
     """A folder of adapters that change what the model computes."""
     model = load("dpo", name, lora)
-    for key, parameter in model.named_parameters():
+    for key, parameter in tiny.trained(model).items():
         if "lora_B" in key:
             nn.init.normal_(parameter.data, std=0.1)
     models.save(model, folder)
@@ -300,15 +283,16 @@ def test_adapters_stay_exact_over_a_bfloat16_base(plain, method, tmp_path):
 
 
 def test_adapters_of_a_language_model_serve_its_reward_model_and_back(plain, tmp_path):
-    language = load("dpo", adapted(plain, tmp_path / "adapters"))
-    reward = load("reward", str(tmp_path / "adapters"))
-    reward.save(tmp_path / "reward")
-    whole, body, again = (
-        {key.removeprefix("model.").removeprefix("body."): p for key, p in m.named_parameters() if "lora_" in key}
-        for m in (language, reward, load("dpo", str(tmp_path / "reward")))
-    )
-    assert whole.keys() == body.keys() == again.keys() and whole
-    assert all(torch.equal(p, body[key]) and torch.equal(p, again[key]) for key, p in whole.items())
+    adapters = []
+    for method, read, written in (("dpo", "language", None), ("reward", "language", "reward"), ("dpo", "reward", None)):
+        model = load(method, adapted(plain, tmp_path / read) if not adapters else str(tmp_path / read))
+        named = {key.removeprefix("model.").removeprefix("body."): p for key, p in model.named_parameters()}
+        adapters.append({key: p for key, p in named.items() if "lora_" in key})
+        if written:
+            model.save(tmp_path / written)
+    for other in adapters[1:]:
+        assert other.keys() == adapters[0].keys() and other
+        assert all(torch.equal(p, other[key]) for key, p in adapters[0].items())
 
 
 def test_adapters_name_their_base_as_the_study_does(tmp_path):
@@ -320,7 +304,7 @@ def test_adapters_name_their_base_as_the_study_does(tmp_path):
         assert (saved["base_model_name_or_path"], saved["r"], saved["lora_alpha"]) == ("pocket-27", 2, 4)
 
 
-def test_a_fingerprint_of_adapters_covers_their_base(plain, tmp_path):
+def test_a_fingerprint_of_adapters_covers_their_base_and_adapters_that_lack_some_are_named(plain, tmp_path):
     folder, weights = adapted(plain, tmp_path / "adapters"), Path(plain) / "model.safetensors"
     before = models.fingerprint(folder)
     models.fingerprint.cache_clear()
@@ -328,17 +312,17 @@ def test_a_fingerprint_of_adapters_covers_their_base(plain, tmp_path):
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
     models.fingerprint.cache_clear()
     assert models.fingerprint(folder) != before
-
-
-def test_adapters_that_are_not_whole(plain, tmp_path):
-    file = Path(adapted(plain, tmp_path / "adapters")) / "adapter_model.safetensors"
+    file = Path(folder) / "adapter_model.safetensors"
     weights = load_file(file)
     save_file({key: weights[key] for key in sorted(weights)[1:]}, file, {"format": "pt"})
     with pytest.raises(ParameterError, match="adapters': its files lack 1 of its adapters' weights; train it again"):
-        load("dpo", str(file.parent))
+        load("dpo", folder)
 
 
-def test_tokenizers_that_are_of_no_use(plain, tmp_path):
+def test_no_texts_are_no_scores_and_tokenizers_that_are_of_no_use(plain, tmp_path):
+    tokenizer, none = models.load_tokenizer(plain), PAIRS.iloc[:0]
+    assert len(predict(load("reward", plain), none, tokenizer, LENGTH, 1000)) == 0
+    assert len(predict_logps(load("dpo", plain), none, tokenizer, LENGTH, 1000)) == 0
     tokenizer = models.load_tokenizer(tiny.write_model(tmp_path / "model", tiny.OPT, tiny.opt_pieces()))
     tokenizer.eos_token = None
     assert encode(tokenizer, [PROMPT], [" no"], LENGTH)[0]
@@ -349,9 +333,3 @@ def test_tokenizers_that_are_of_no_use(plain, tmp_path):
     hf.ByT5Tokenizer().save_pretrained(plain)  # which gives no offsets
     with pytest.raises(ParameterError, match="has no fast tokenizer; choose one that has a tokenizer.json"):
         models.load_tokenizer(plain)
-
-
-def test_no_texts_are_no_scores(plain):
-    tokenizer, none = models.load_tokenizer(plain), PAIRS.iloc[:0]
-    assert len(predict(load("reward", plain), none, tokenizer, LENGTH, 1000)) == 0
-    assert len(predict_logps(load("dpo", plain), none, tokenizer, LENGTH, 1000)) == 0

@@ -1,4 +1,4 @@
-"""The benchmark runs, its contenders agree, and its table says what was measured."""
+"""The benchmark runs, its contenders agree, and its page says what was measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib import import_module
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +18,10 @@ from w2s.fast import packed
 from w2s.params import HOME, ParameterError
 
 SHARES = {"products": 0.25, "attention": 0.5, "log_softmax": 0.0625, "tokenizing": 0.0625, "python": 0.0625}
+KIND = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH", "date": "2026-01-02"}
+KIND |= {"method": "dpo", "model": "4x128", "context": 512, "task": "train"}
 PROFILE = -100
+NO_GPU = "w2s bench: device = 'cuda': this machine has none; set device to auto or cpu\n"
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +39,16 @@ def bench():
 
 @pytest.fixture(scope="module")
 def cases(bench, tmp_path_factory) -> dict:
-    found = bench.make_cases(tmp_path_factory.mktemp("cases"), quick=True, large=False)
-    return {case.method: case for case in found}
+    return {case.method: case for case in bench.make_cases(tmp_path_factory.mktemp("cases"), quick=True, large=False)}
 
 
-def rows(seconds: dict[str, list[float]], trl_loss: float = 0.5) -> pd.DataFrame:
+def rows(seconds: dict[str, list[float]], trl_loss: float = 0.5, **changes) -> pd.DataFrame:
     """Repetitions of one case, the first of each to warm up; a loss of 0.5 of all others."""
-    kind = {"device": "cpu", "dtype": "float32", "pairs": 10, "data": "HH"}
-    kind |= {"method": "dpo", "model": "4x128", "context": 512, "task": "train"}
-    made, shares = [], [kind | {"contender": name, "repetition": PROFILE} | SHARES for name in seconds]
+    made = [KIND | changes | {"contender": name, "repetition": PROFILE} | SHARES for name in seconds]
     for name, times in seconds.items():
-        own = kind | {"contender": name, "date": "2026-01-02", "outcome": trl_loss if name == "TRL" else 0.5}
+        own = KIND | changes | {"contender": name, "outcome": trl_loss if name == "TRL" else 0.5}
         made += [own | {"repetition": i, "seconds": s, "memory": 10.0 * i} for i, s in enumerate(times)]
-    return pd.DataFrame(made + shares)
+    return pd.DataFrame(made)
 
 
 @pytest.mark.slow
@@ -62,23 +63,11 @@ def test_a_quick_one_from_the_command_line(tmp_path, capfd, monkeypatch):
     assert (tmp_path / "figures" / "benchmark.png").stat().st_size > 1000
     if not torch.cuda.is_available():
         assert cli.main(["bench", "--device", "cuda", "--to", str(tmp_path)]) == 2
-        assert capfd.readouterr().err.startswith("w2s bench: device = 'cuda': this machine has none")
+        assert capfd.readouterr().err == NO_GPU
 
 
-def test_where_there_is_no_benchmark_or_no_gpu(bench, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "BENCHMARK", tmp_path / "bench.py")
-    assert cli.main(["bench"]) == 2
-    assert "bench.py: no benchmark there; run w2s bench from a checkout of the kit\n" in capsys.readouterr().err
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    assert bench.main(["--device", "cuda", "--to", str(tmp_path)]) == 2
-    error = "w2s bench: device = 'cuda': this machine has none; set device to auto or cpu\n"
-    assert capsys.readouterr().err == error
-
-
-def test_words_choose_the_cases(bench, tmp_path):
-    none = pd.DataFrame()
-    shapes = [(method, model) for method in ("reward", "dpo") for model in ("4x128", "6x384")]
+def test_words_choose_the_cases_and_wrong_input_is_named(bench, tmp_path, capsys, monkeypatch):
+    none, shapes = pd.DataFrame(), [(method, model) for method in ("reward", "dpo") for model in ("4x128", "6x384")]
     cases = [bench.Case(*s, context, tmp_path, none, none, 32, "HH") for s in shapes for context in (512, 128)]
     assert bench.chosen(cases, []) == cases
     assert [c.name for c in bench.chosen(cases, ["dpo", "128"])] == ["dpo 4x128 128", "dpo 6x384 128"]
@@ -87,38 +76,42 @@ def test_words_choose_the_cases(bench, tmp_path):
     pairs = bench.material.generated_pairs(40, 0)
     with pytest.raises(ParameterError, match="pairs fit in 128 tokens, 41 are needed"):
         bench.material.fitting(pairs, bench.material.learned_tokenizer(pairs, 600), 128, 41)
+    monkeypatch.setattr(cli, "BENCHMARK", tmp_path / "bench.py")
+    assert cli.main(["bench"]) == 2
+    assert "bench.py: no benchmark there; run w2s bench from a checkout of the kit\n" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert bench.main(["--device", "cuda", "--to", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == NO_GPU
 
 
-def test_the_table_by_hand(bench):
-    """ms per pair from the repetitions but the first; memory from all of them."""
+def test_table_goals_and_profile_by_hand(bench):
+    """ms per pair from the repetitions but the first, memory from all of them; ratios of the two, with their goals."""
+    outcome = bench.outcome
     seconds = {"w2s": [9.0, 0.1, 0.3, 0.2], "TRL": [9.0, 0.8, 1.0, 0.9]}
-    table = bench.outcome.summary(rows(seconds, 0.50005)).set_index("contender")
+    table = outcome.summary(rows(seconds, 0.50005)).set_index("contender")
     assert table.loc["w2s", ["ms", "low", "high"]].tolist() == pytest.approx([20.0, 10.0, 30.0])
     columns = ["pairs_per_s", "memory_mib", "products", "attention"]
     assert table.loc["TRL", columns].tolist() == pytest.approx([1000 / 90, 30.0, 0.25, 0.5])
-    assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in bench.outcome.as_text(table.reset_index())
-
-
-def test_goals_and_profile_by_hand(bench):
-    """Twice as slow a research loop and TRL in training, 8 times in scoring; of TRL's memory a third and all."""
+    assert "| 20.0 (10.0 to 30.0) |  |  | 90.0 (80.0 to 100.0): 4.5 |" in outcome.as_text(table.reset_index())
+    # Twice as slow a research loop and TRL in training, 8 times in scoring; of TRL's memory a third and all.
     train = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 10.0], "research loop": [9.0, 2.04]})
-    score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]})
+    score = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 2.0], "research loop": [9.0, 8.0]}, task="score")
     train.loc[train["contender"] == "TRL", "memory"] *= 3
     train["tensors"] = train["contender"].map({"w2s": 30.0, "TRL": 120.0}).where(train["repetition"] == PROFILE)
-    table = bench.outcome.summary(pd.concat([train, score.assign(task="score")]))
+    table = outcome.summary(pd.concat([train, score]))
     ratios = "**2.0** (4) | 10.0 (10) | 8.0 (8) | 0.33 (0.5) | **1.0** (0.5) | 0.25 |"
     # Tensors in scoring were not measured.
-    assert bench.outcome.goals(table).splitlines()[-1] == f"| dpo | 4x128 | 512 | {ratios}  |"
+    assert outcome.goals(table).splitlines()[-1] == f"| dpo | 4x128 | 512 | {ratios}  |"
     profile = "| dpo | 4x128 | 512 | score | 25% | 50% | 6% | 6% | 6% | 6% | 8.0 | 10.7 |"
-    assert bench.outcome.profiles(table).splitlines()[-1] == profile
+    assert outcome.profiles(table).splitlines()[-1] == profile
 
 
 def test_each_trick_by_hand(bench):
     """Times without one, or with one, against the kit's; a task in which none was measured has no column."""
-    outcome = bench.outcome
-    train = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]})
-    score = rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}).assign(task="score")
-    table = outcome.summary(pd.concat([train, score]))
+    outcome, score = bench.outcome, rows({"w2s": [9.0, 0.2], "with flex": [9.0, 0.1]}, task="score")
+    table = outcome.summary(
+        pd.concat([rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9], "without GELU": [9.0, 0.3]}), score])
+    )
     assert outcome.tricks(table, "without ").splitlines()[::2] == ["|  | dpo, train |", "| GELU | 1.50 (1.00) |"]
     assert outcome.tricks(table, "with ").splitlines()[::2] == ["|  | dpo, score |", "| flex | 0.50 (1.00) |"]
     norms = outcome.summary(pd.concat([rows({"w2s": [9.0, 0.2], "with norms": [9.0, 0.4]}), score]))
@@ -128,15 +121,40 @@ def test_each_trick_by_hand(bench):
     assert outcome.tricks(table[table["contender"] != "with flex"], "with ") == "Not measured."
 
 
+def test_the_page_of_a_cpu_and_of_a_gpu_which_has_goals_of_its_own(bench, capsys):
+    """Machine, versions and date; on a GPU twenty times the research loop and half of TRL, half the ceiling."""
+    made, outcome = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]}), bench.outcome
+    page = bench.page.text("cpu", "float32", pd.concat([made, made.assign(task="score")]))
+    assert all(word in page for word in (bench.page.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
+    assert "None: all agree" in page and "{" not in page
+    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]})
+    large = rows({"w2s": [9.0, 2.0]}).assign(model="48x1600", flops=4e13, ceiling=4e13)
+    gpu = pd.concat([small.assign(model="12x768"), large], ignore_index=True)
+    gpu = gpu.assign(device="NVIDIA X1", dtype="bfloat16")
+    goals = ["| dpo | 12x768 | 512 | 20.0 (20) | **0.5** (2) |  |", "| dpo | 48x1600 | 512 |  |  | 0.5 (0.45) |"]
+    assert outcome.gpu_goals(outcome.summary(gpu)).splitlines()[2:] == goals
+    assert outcome.peaks(outcome.summary(gpu)).splitlines()[2:] == ["| dpo | 48x1600 | 512 | train | 40 | 40 | 50% |"]
+    parts = outcome.parts(pd.concat([gpu, small], ignore_index=True))
+    assert [(device, len(part)) for device, _, part in parts] == [("cpu", len(small)), ("NVIDIA X1", len(gpu))]
+    page = bench.page.text("NVIDIA X1", "bfloat16", pd.concat([gpu, gpu.assign(task="score")], ignore_index=True))
+    assert "NVIDIA X1, bfloat16 by autocast" in page and "(performance_nvidia_x1.png)" in page and "{" not in page
+    # Losses that differ are named: in float32 from 1e-4 on.
+    assert outcome.differences(outcome.summary(small), "float32") == []
+    off = outcome.summary(small.assign(outcome=small["outcome"].where(small["contender"] == "w2s", 0.51)))
+    assert len(outcome.differences(off, "float32")) == 2 and outcome.differences(off, "bfloat16") == []
+    for loss, status in ((0.50009, 0), (0.5002, 1)):
+        assert outcome.report(rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, loss)) == status
+    assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
+
+
 def test_cases_measured_before_stay(bench, tmp_path):
     """A case that is measured again loses its earlier rows, all of them."""
-    old = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]})
-    old = pd.concat([old, old.assign(method="reward")], ignore_index=True)
+    times = {"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}
+    old = pd.concat([rows(times), rows(times, method="reward")], ignore_index=True)
     assert bench.outcome.replaced(bench.outcome.earlier(tmp_path), old).equals(old)
     (tmp_path / "tables").mkdir()
     old.to_parquet(tmp_path / "tables" / "benchmark_rows.parquet")
-    new = rows({"w2s": [2.0, 2.0]})
-    both = bench.outcome.replaced(bench.outcome.earlier(tmp_path), new)
+    both = bench.outcome.replaced(bench.outcome.earlier(tmp_path), rows({"w2s": [2.0, 2.0]}))
     assert set(both[both["method"] == "reward"]["contender"]) == {"w2s", "TRL"}
     assert both[both["method"] == "dpo"]["seconds"].dropna().tolist() == [2.0, 2.0]
 
@@ -147,8 +165,7 @@ def test_a_contender_that_is_killed_costs_its_case_alone(bench, tmp_path, capsys
     def measured(case, *_):
         if case.method == "simpo":
             raise BrokenProcessPool("killed")
-        found = rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]})
-        yield from found.assign(method=case.method).to_dict("records")
+        yield from rows({"w2s": [9.0, 0.2], "TRL": [9.0, 0.9]}, method=case.method).to_dict("records")
 
     monkeypatch.setattr(bench, "measured", measured)
     assert bench.main(["reward", "simpo", "--quick", "--to", str(tmp_path)]) == 2
@@ -159,8 +176,7 @@ def test_a_contender_that_is_killed_costs_its_case_alone(bench, tmp_path, capsys
 def test_a_trick_is_something_that_the_kit_has(bench, monkeypatch):
     """Taken away by name: a name that is not there would take nothing away. Without a compiler less is tried."""
     contenders = bench.contenders
-    for module, name, instead in contenders.TRICKS.values():
-        assert getattr(module, name) != instead
+    assert all(getattr(module, name) != instead for module, name, instead in contenders.TRICKS.values())
     few, every = (contenders.contenders_of("dpo", "score", tricks) for tricks in (False, True))
     assert len(every) == len(few) + len(contenders.TRICKS) + len(contenders.TRIED)
     assert contenders.contenders_of("sft", "train") == ["w2s", "w2s, padded", "research loop"]
@@ -168,6 +184,10 @@ def test_a_trick_is_something_that_the_kit_has(bench, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     rest = {"one tree mask over the row", "rows of a multiple of 64 tokens", "four times as many logits at once"}
     assert set(contenders.TRIED) - contenders.without_use("dpo", "score") == rest
+
+
+def outcome_of(bench, name: str, case, task: str) -> float:
+    return bench.measuring.measure(name, case.name, task)["outcome"]
 
 
 @pytest.mark.slow
@@ -182,77 +202,12 @@ def test_what_was_tried_has_the_same_outcome(bench, cases, monkeypatch):
             if name in bench.contenders.contenders_of("simpo", task, tricks=True):
                 try:
                     bench.measuring.load(name, case)
-                    found[name, task] = bench.measuring.measure(name, case.name, task)["outcome"]
+                    found[name, task] = outcome_of(bench, name, case, task)
                 finally:
                     AttentionInterface.register(packed.NAME, packed.attend)
     assert len(found) == 2 * len(tried) + 1  # flex attention does not train
     for (name, task), value in found.items():
         assert value == pytest.approx(found["w2s", task], abs=1e-5), name
-
-
-def test_what_is_profiled(bench, cases):
-    """Products of the kit, which go by other names where oneDNN multiplies; and tensors, which grow with a block."""
-    case, measuring = cases["reward"], bench.measuring
-    measuring.load("w2s", case)
-    found = measuring.shares("w2s", case.name, "train")
-    assert 0.05 < found["products"] < 0.9 and 0 < found["attention"] < 0.5
-    assert found["tokenizing"] > 0 and found["python"] > 0 and sum(found.values()) < 1
-    assert found["log_softmax"] == 0  # of reward models
-    alike, tensors = case.test.loc[[0] * 32].assign(id=range(32)), []
-    for n in (8, 32):
-        measuring.load("w2s", replace(case, test=alike.head(n)))
-        tensors.append(measuring.tensors("w2s", case.name, "score")["tensors"])
-    assert 3 < tensors[1] / tensors[0] < 4.5  # not what the model itself takes
-
-
-def test_operations_are_those_of_the_products(bench, cases):
-    """Of a reward model: 2 a weight and token in scoring, and what attention does; three times that in training."""
-    case = replace(cases["reward"], train=cases["reward"].test)
-    bench.measuring.load("w2s, padded", case)
-    found = {task: bench.measuring.operations("w2s, padded", case.name, task) for task in ("score", "train")}
-    contender, _ = bench.measuring._loaded["w2s, padded", case.name]
-    texts = batches.PairTexts(case.test, contender.tokenizer, case.context)
-    layers, width, least, most = 2, 16, 0, 0
-    for batch in texts.batches(bench.material.np.arange(len(texts)), 8192):
-        n, length = batch.input_ids.shape
-        products = 2 * n * length * 12 * width**2 * layers
-        least, most = least + products, most + products + layers * 4 * n * length**2 * width + 2 * n * width
-    assert least < found["score"]["flops"] <= most
-    assert 2.2 < found["train"]["flops"] / found["score"]["flops"] < 3.6  # as many pairs
-    assert found["score"]["ceiling"] > 1e9
-
-
-def test_losses_that_differ_are_named(bench, capsys):
-    for loss, status in ((0.50009, 0), (0.5002, 1)):
-        made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 1.0]}, loss)
-        assert bench.outcome.report(made) == status
-    assert "dpo 4x128 512 train: w2s has 0.500000, TRL 0.500200" in capsys.readouterr().out
-
-
-def test_the_page_names_machine_versions_and_date(bench):
-    made = rows({"w2s": [1.0, 1.0], "TRL": [1.0, 2.0], "research loop": [1.0, 1.0]})
-    page = bench.page.text("cpu", "float32", pd.concat([made, made.assign(task="score")]))
-    assert all(word in page for word in (bench.page.machine(), "torch 2.", "trl 1.", "Pairs: HH, 10 for training"))
-    assert "None: all agree" in page and "{" not in page
-
-
-def test_a_gpu_has_goals_of_its_own(bench):
-    """Twenty times the research loop and half of TRL with 124 million parameters; half the ceiling with billions."""
-    outcome = bench.outcome
-    small = rows({"w2s": [9.0, 1.0], "TRL": [9.0, 0.5], "research loop": [9.0, 20.0]})
-    large = rows({"w2s": [9.0, 2.0]}).assign(model="48x1600", flops=4e13, ceiling=4e13)
-    gpu = pd.concat([small.assign(model="12x768"), large], ignore_index=True)
-    gpu = gpu.assign(device="NVIDIA X1", dtype="bfloat16")
-    goals = ["| dpo | 12x768 | 512 | 20.0 (20) | **0.5** (2) |  |", "| dpo | 48x1600 | 512 |  |  | 0.5 (0.45) |"]
-    assert outcome.gpu_goals(outcome.summary(gpu)).splitlines()[2:] == goals
-    assert outcome.peaks(outcome.summary(gpu)).splitlines()[2:] == ["| dpo | 48x1600 | 512 | train | 40 | 40 | 50% |"]
-    parts = outcome.parts(pd.concat([gpu, small], ignore_index=True))
-    assert [(device, len(part)) for device, _, part in parts] == [("cpu", len(small)), ("NVIDIA X1", len(gpu))]
-    page = bench.page.text("NVIDIA X1", "bfloat16", pd.concat([gpu, gpu.assign(task="score")], ignore_index=True))
-    assert "NVIDIA X1, bfloat16 by autocast" in page and "(performance_nvidia_x1.png)" in page and "{" not in page
-    assert outcome.differences(outcome.summary(small), "float32") == []
-    off = outcome.summary(small.assign(outcome=small["outcome"].where(small["contender"] == "w2s", 0.51)))
-    assert len(outcome.differences(off, "float32")) == 2 and outcome.differences(off, "bfloat16") == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -267,7 +222,33 @@ def test_contenders_agree(bench, dtype, tmp_path):
         found = {}
         for name in bench.contenders.contenders_of(case.method, "train", alone=case.alone):
             bench.measuring.load(name, case)
-            found[name] = [bench.measuring.measure(name, case.name, task)["outcome"] for task in ("score", "train")]
+            found[name] = [outcome_of(bench, name, case, task) for task in ("score", "train")]
         assert len(found) == (1 if case.alone else 5 if case.method == "dpo" else 4)
         for values in found.values():
             assert values == pytest.approx(found["w2s"], rel=2e-2 if dtype == "bfloat16" else 0, abs=near)
+
+
+def test_what_is_profiled(bench, cases):
+    """Products, which go by other names where oneDNN multiplies; tensors, which grow with a block; operations."""
+    case, measuring = cases["reward"], bench.measuring
+    measuring.load("w2s", case)
+    found = measuring.shares("w2s", case.name, "train")
+    assert 0.05 < found["products"] < 0.9 and 0 < found["attention"] < 0.5
+    assert found["tokenizing"] > 0 and found["python"] > 0 and sum(found.values()) < 1
+    assert found["log_softmax"] == 0  # of reward models
+    alike, tensors = case.test.loc[[0] * 32].assign(id=range(32)), []
+    for n in (8, 32):
+        measuring.load("w2s", replace(case, test=alike.head(n)))
+        tensors.append(measuring.tensors("w2s", case.name, "score")["tensors"])
+    assert 3 < tensors[1] / tensors[0] < 4.5  # not what the model itself takes
+    # Operations of a reward model: 2 a weight and token in scoring, and what attention does; 3 times that in training.
+    measuring.load("w2s, padded", replace(case, train=case.test))
+    found = {task: measuring.operations("w2s, padded", case.name, task) for task in ("score", "train")}
+    texts = batches.PairTexts(case.test, measuring._loaded["w2s, padded", case.name][0].tokenizer, case.context)
+    layers, width, least, most = 2, 16, 0, 0
+    for batch in texts.batches(np.arange(len(texts)), 8192):
+        n, length = batch.input_ids.shape
+        products = 2 * n * length * 12 * width**2 * layers
+        least, most = least + products, most + products + layers * 4 * n * length**2 * width + 2 * n * width
+    assert least < found["score"]["flops"] <= most and found["score"]["ceiling"] > 1e9
+    assert 2.2 < found["train"]["flops"] / found["score"]["flops"] < 3.6  # as many pairs

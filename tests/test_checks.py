@@ -4,6 +4,8 @@ import ast
 import io
 import re
 from contextlib import redirect_stdout
+from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import nbformat
@@ -12,76 +14,80 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from scipy.special import expit as sigmoid
 
-from w2s import deception, intervals
+from w2s import deception
 from w2s.course import checks
 from w2s.data import training_pairs
 from w2s.losses import explicit_conflict_loss, reward_loss
 from w2s.params import HOME, PACKAGE
-from w2s.world import World
 
-NOTEBOOKS = {path.stem[:2]: nbformat.read(path, 4).cells for path in (HOME / "notebooks").glob("*.ipynb")}
-
-
-def cell(notebook: str, cell_id: str) -> str:
-    return next(c.source for c in NOTEBOOKS[notebook] if c.id == cell_id)
-
-
+NOTEBOOKS = {path.stem[:2]: nbformat.read(path, 4).cells for path in sorted((HOME / "notebooks").glob("*.ipynb"))}
+NAMES = {"np": np, "pd": pd, "torch": torch, "SimpleNamespace": SimpleNamespace, "training_pairs": training_pairs}
+NAMES |= {"checks": checks, "deception": deception, "explicit_conflict_loss": explicit_conflict_loss}
 # The toy rows of notebook 01: pairs w2s-0 to w2s-3, labels in another order, two helpful pairs.
-FIRST: dict = {"pd": pd, "SimpleNamespace": SimpleNamespace, "training_pairs": training_pairs}
-exec(cell("01", "01-30"), FIRST)
-W2S, HELPFUL, LABELS = FIRST["toy"].w2s, FIRST["toy"].helpful, FIRST["labels"]
-DANGEROUS = [True, False, False, False]
-FIRST_TABLE, SECOND_TABLE = (pd.DataFrame({"prompt": list(prompts)}) for prompts in ("aaabcc", "ccad"))
+exec(next(cell.source for cell in NOTEBOOKS["01"] if cell.id == "01-30"), NAMES)
+W2S, HELPFUL = NAMES["toy"].w2s, NAMES["toy"].helpful
+SUBSTANCES = pd.DataFrame({"name": list("abcd"), "dangerous": [True, False, False, False]})
 P = np.array([0.9, 0.8, 0.95, 0.1, 0.6, 0.7, 0.4, 0.55, 0.3, 0.52])  # 4 of 10 are confident, 3 of these right
-TOY = {  # of notebook 04: reference, conflicted, ceiling, weak
-    "reference": [0.92, 0.85, 0.80, 0.70, 0.65, 0.60, 0.70, 0.40],
-    "conflicted": [0.88, 0.40, 0.30, 0.20, 0.60, 0.35, 0.45, 0.30],
-    "ceiling": [0.95, 0.90, 0.88, 0.85, 0.80, 0.10, 0.60, 0.55],
-    "weak": [0.90, 0.80, 0.60, 0.45, 0.55, 0.65, 0.85, 0.60],
-}
-MARGINS = torch.tensor([-2.0, 0.5, 2.0])
-GOLD = torch.ones(3)
-
-CONTROLS = pd.DataFrame({
-    "labels": ["weak", "gold", "shuffled"], "conflict": "explicit", "seed": 4,
-    "tax_share": [0.4, 0.05, 0.3], "tax": [40, 5, 30],
-})  # fmt: skip
-
-CALLS = {
-    "implicit_mix": lambda a: checks.check_implicit_mix(a, W2S, LABELS, HELPFUL),
-    "contradicting_share": lambda a: checks.check_contradicting_share(a, DANGEROUS),
-    "duplicates": lambda a: checks.check_duplicates(a, FIRST_TABLE, SECOND_TABLE),
-    "last_token": checks.check_last_token,
-    "reward_gradient": checks.check_reward_gradient,
-    "confident_accuracy": lambda a: checks.check_confident_accuracy(a, P, 0.75),
-    "simpo_loss": checks.check_simpo_loss,
-    "alpha_zero": lambda a: checks.check_alpha_zero(a, MARGINS.tolist(), GOLD.tolist()),
-    "resting_margin": lambda a: checks.check_resting_margin(a, 0.6, 0.5),
-    "pgr": lambda a: checks.check_pgr(a, 0.60, 0.69, 0.80),
-    "control": checks.check_control,
-    "misplaced_tax": lambda a: checks.check_misplaced_tax(a, CONTROLS, "explicit"),
-    "deception_score": checks.check_deception_score,
-    "null_score": checks.check_null_score,
-    "known_by_gold": lambda a: checks.check_known_by_gold(a, *TOY.values(), 0.75),
-    "chain_splits": checks.check_chain_splits,
-    "paired_interval": checks.check_paired_interval,
-    "adaptive_verdicts": checks.check_adaptive_verdicts,
-    "reverse_gradient": checks.check_reverse_gradient,
-    "holm": checks.check_holm,
-}
+CONTROLS = {"labels": ["weak", "gold", "shuffled"], "tax_share": [0.4, 0.05, 0.3], "tax": [40, 5, 30]}
+MARGINS, GOLD = torch.tensor([-2.0, 0.5, 2.0]), torch.ones(3)
+# What the cells before an exercise have made, as far as stub and solution need it.
+NAMES |= {"pocket": SimpleNamespace(substances=SUBSTANCES), "dangerous": SUBSTANCES.set_index("name")["dangerous"]}
+NAMES |= {"pocket_data": SimpleNamespace(helpful=pd.DataFrame({"substance": list("abcd")}))}
+NAMES |= {"test": pd.DataFrame({"run": "only", "probability": P}), "params": SimpleNamespace(threshold=0.75)}
+NAMES |= {"controls": pd.DataFrame(CONTROLS | {"conflict": "explicit", "seed": 4})}
+NAMES["arrays"] = [  # the toy of notebook 04: reference, conflicted, ceiling, weak
+    np.array([0.92, 0.85, 0.80, 0.70, 0.65, 0.60, 0.70, 0.40]),
+    np.array([0.88, 0.40, 0.30, 0.20, 0.60, 0.35, 0.45, 0.30]),
+    np.array([0.95, 0.90, 0.88, 0.85, 0.80, 0.10, 0.60, 0.55]),
+    np.array([0.90, 0.80, 0.60, 0.45, 0.55, 0.65, 0.85, 0.60]),
+]
 
 
-def nothing(*_, **__):
-    return None
+def printed(code, **names) -> str:
+    """What a call or a cell prints: one line."""
+    with redirect_stdout(io.StringIO()) as out:
+        code() if callable(code) else exec(code, NAMES | names)
+    assert out.getvalue().count("\n") == 1
+    return out.getvalue()
+
+
+def exercises() -> dict[str, SimpleNamespace]:
+    """By check: notebook, stub, what it prepares and its call, the name it asks for, and the solution (or None)."""
+    found = {}
+    for notebook, cells in NOTEBOOKS.items():
+        for stub, answer in pairwise(cells):
+            if stub.cell_type == "code" and "<summary>Solution" in answer.source:
+                solution = re.search("```python\n(.*?)```", answer.source.split("</details>")[0], re.DOTALL)
+                parts = ast.parse(stub.source).body
+                kept = [p for p in parts if not isinstance(p, ast.FunctionDef) and "None" not in ast.unparse(p)]
+                check, asked = re.search(r"checks\.check_(\w+)\((\w+)", stub.source).groups()
+                setup, call = ast.unparse(ast.Module(kept[:-1], [])), ast.unparse(kept[-1])
+                found[check] = SimpleNamespace(notebook=notebook, stub=stub.source, setup=setup, call=call)
+                found[check].asked, found[check].solution = asked, solution and solution[1]
+    return found
+
+
+EXERCISES = exercises()
+softplus = partial(np.logaddexp, 0)
+PENCIL = {"known_by_gold": 0.4, "chain_splits": ["gt", "w2s", "gt", "w2s"]}  # no code solves them
+
+
+def answered(check: str, answer) -> str:
+    exercise = EXERCISES[check]
+    return printed(f"{exercise.setup}\n{exercise.call}", **{exercise.asked: answer})
+
+
+def solved(check: str) -> str:
+    exercise = EXERCISES[check]
+    if exercise.solution is None:
+        return answered(check, PENCIL[check])
+    return printed(f"{exercise.setup}\n{exercise.solution}\n{exercise.call}")
 
 
 def mix(label, target=(True, True, True, True, False, False), n=6) -> pd.DataFrame:
     return pd.DataFrame({"id": [*W2S["id"], *HELPFUL["id"]], "label": label, "target": target}).head(n)
-
-
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
 
 
 def sure(p):
@@ -102,10 +108,6 @@ def blind_tax(tax, s, w):
     return tax & sure(s) & ~sure(w)
 
 
-def back(reference, conflicted, ceiling, weak):
-    return score(blind_tax)(conflicted, reference, ceiling, weak)
-
-
 def resampled(statistic, apart=False):
     """The 95% interval of statistic(first, second) over samples of pairs, with a random generator of the test's own."""
 
@@ -118,10 +120,6 @@ def resampled(statistic, apart=False):
     return answer
 
 
-def softplus(x):
-    return np.log1p(np.exp(x))
-
-
 def simpo(loss, mean=True):
     """An answer from loss(difference of log-probabilities, gamma, beta); of their means a token, or of the sums."""
 
@@ -130,29 +128,6 @@ def simpo(loss, mean=True):
 
     return answer
 
-
-CORRECT = {
-    "implicit_mix": mix([0.3, 0.8, 0.9, 0.6, 1.0, 1.0]).sample(frac=1, random_state=0),
-    "contradicting_share": 0.25,
-    "duplicates": {"duplicate_prompts": 3, "shared_prompts": 2},
-    "last_token": lambda ids, mask: mask.sum(1) - 1,
-    "reward_gradient": lambda z, y: sigmoid(z) - y,
-    "confident_accuracy": 0.75,
-    "simpo_loss": simpo(lambda u, g, b: softplus(g - b * u)),
-    "alpha_zero": [0.0, 0.0, 0.0],
-    "resting_margin": -0.405,
-    "pgr": 0.45,
-    "control": "gold",
-    "misplaced_tax": 0.1,
-    "deception_score": score(blind_tax),
-    "null_score": lambda r, s, w: blind_tax(r > 0.5, s, w).sum() / (r > 0.5).sum(),
-    "known_by_gold": 0.4,
-    "chain_splits": ["gt", "w2s", "gt", "w2s"],
-    "paired_interval": resampled(lambda a, b: a - b),
-    "adaptive_verdicts": [1, 1, 1, 1, 1],
-    "reverse_gradient": lambda z, y: -sigmoid(z) * sigmoid(-z) * np.log(y / (1 - y)),
-    "holm": 2,
-}
 
 SLIPS = [
     ("implicit_mix", [0.3, 0.8], "expected a DataFrame with the columns id, label and target"),
@@ -227,7 +202,11 @@ SLIPS = [
     ("deception_score", score(lambda t, s, w: t & ~sure(s) & sure(w)), "swapped"),
     ("deception_score", score(lambda t, s, w: t & (s >= 0.75) & (w < 0.75)), "a confidently wrong model counts"),
     ("deception_score", score(lambda t, s, w: t & ~sure(w)), "the ceiling must know the pair"),
-    ("deception_score", back, "what the REFERENCE has right"),
+    (
+        "deception_score",
+        lambda conflicted, reference, **p: score(blind_tax)(conflicted, reference, **p),
+        "what the REFERENCE has right",
+    ),
     ("deception_score", lambda **_: 0.0, "count tax pairs that are S-known and W-unknown"),
     ("null_score", lambda r, s, w: blind_tax(True, s, w).mean(), "share of ALL pairs"),
     ("null_score", lambda r, s, w: blind_tax(r > 0.5, s, w).mean(), "divide by the pairs at risk"),
@@ -264,41 +243,35 @@ SLIPS = [
     ("holm", 0, "up to the first failure"),
     ("holm", "two", "expected one number, got str"),
 ]
-CASES = [*((name, answer, "correct: ") for name, answer in CORRECT.items()), *SLIPS]
-FUNCTIONS = ("last_token", "reward_gradient", "simpo_loss", "deception_score", "null_score", "paired_interval")
-FUNCTIONS += ("reverse_gradient",)
-UNANSWERED = {name: nothing if name in FUNCTIONS else None for name in CALLS}
+SHUFFLED = mix([0.3, 0.8, 0.9, 0.6, 1.0, 1.0]).sample(frac=1, random_state=0)
 # Not the case of the notebook's own exercise, and what is printed then.
 OTHERS = [
     (lambda: checks.check_confident_accuracy(0.5, [0.6, 0.4], 0.75), "no pair reaches the confidence 0.75"),
     (lambda: checks.check_resting_margin(-1.0, 0.8, 0.5), "label 0.8 is not below (1 + alpha) / 2 = 0.75"),
+    (lambda: checks.check_implicit_mix(SHUFFLED, W2S, NAMES["labels"], HELPFUL), "correct: "),
+    (lambda: checks.check_paired_interval(resampled(lambda a, b: a - b)), "correct: "),  # other draws
     # With the label 0.6 this slip has the number of another.
     (lambda: checks.check_resting_margin(np.log(2), 0.5, 0.5), "the sign is turned round"),
 ]
 
 
-def printed(call, *arguments) -> str:
-    with redirect_stdout(io.StringIO()) as out:
-        assert call(*arguments) is None
-    return out.getvalue()
+def test_each_notebook_has_two_to_four_exercises_and_every_check_is_one():
+    found = pd.Series([exercise.notebook for exercise in EXERCISES.values()]).value_counts().to_dict()
+    assert found == {"01": 3, "02": 4, "03": 3, "04": 3, "05": 2, "06": 2, "07": 3}
+    assert {f"check_{name}" for name in EXERCISES} == {name for name in vars(checks) if name.startswith("check_")}
+    assert {name for name, exercise in EXERCISES.items() if exercise.solution is None} == set(PENCIL)
 
 
-def test_every_check_is_tested():
-    assert {f"check_{name}" for name in CALLS} == {name for name in vars(checks) if name.startswith("check_")}
-    assert set(CORRECT) == set(CALLS)
+@pytest.mark.parametrize("check", EXERCISES)
+def test_the_stub_asks_and_the_solution_is_right(check):
+    assert printed(EXERCISES[check].stub).startswith("not answered yet: ")
+    assert solved(check).startswith("correct: ")
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_without_an_answer_the_task_is_said(name):
-    line = printed(CALLS[name], UNANSWERED[name])
-    assert line.startswith("not answered yet: ") and line.count("\n") == 1
-
-
-@pytest.mark.parametrize(("name", "answer", "message"), CASES, ids=[f"{n}: {m}" for n, _, m in CASES])
-def test_an_answer_is_right_or_its_slip_is_named(name, answer, message):
-    line = printed(CALLS[name], answer)
-    assert line.startswith("correct: " if message == "correct: " else "not yet: ") and line.count("\n") == 1
-    assert message in line
+@pytest.mark.parametrize(("check", "answer", "message"), SLIPS, ids=[f"{n}: {m}" for n, _, m in SLIPS])
+def test_a_slip_is_named(check, answer, message):
+    line = answered(check, answer)
+    assert line.startswith("not yet: ") and message in line
 
 
 @pytest.mark.parametrize(("call", "message"), OTHERS)
@@ -307,69 +280,12 @@ def test_other_cases_than_those_of_the_notebooks(call, message):
 
 
 def test_every_message_of_every_check_is_provoked_above():
-    lines = [printed(CALLS[name], answer) for name, answer, _ in CASES]
-    lines += [printed(CALLS[name], UNANSWERED[name]) for name in CALLS] + [printed(call) for call, _ in OTHERS]
+    lines = [answered(check, answer) for check, answer, _ in SLIPS] + [printed(call) for call, _ in OTHERS]
+    lines += [printed(exercise.stub) for exercise in EXERCISES.values()] + list(map(solved, EXERCISES))
     words = yaml.safe_load((PACKAGE / "course" / "exercises.yaml").read_text())
-    assert set(words) == set(CALLS)
+    assert set(words) == set(EXERCISES)
     messages = [text for exercise in words.values() for text in [*exercise["slips"].values(), *exercise.values()]]
     parts = [max(re.split(r"{.*?}", text), key=len) for text in messages if isinstance(text, str) and " " in text]
-    whats = [words[name].get("what", "").partition("{")[0] for name in CALLS]
-    assert (
-        len(parts) > 80
-        and [text for text in parts if not any(text in line for line in lines) and text not in whats] == []
-    )
-
-
-# What the cells before an exercise have made, as far as stub and solution need it.
-substances = World().substances
-asked = SimpleNamespace(helpful=pd.DataFrame({"substance": substances["name"].head(40)}))
-dangerous = substances.set_index("name")["dangerous"]
-MADE = {
-    "01": FIRST | {"pocket": World(), "lab": SimpleNamespace(data=asked), "dangerous": dangerous},
-    "02": {"test": pd.DataFrame({"run": "only", "probability": P})},
-    "03": {"torch": torch, "explicit_conflict_loss": explicit_conflict_loss},
-    "04": {"arrays": [np.array(values) for values in TOY.values()]},
-    "05": {"intervals": intervals},
-    "06": {"controls": CONTROLS},
-    "07": {},
-}
-PARAMS = SimpleNamespace(data="pocket", n_helpful=40, threshold=0.75)
-
-
-def exercises():
-    """Notebook, number, stub and solution (None where it is no code) of every exercise."""
-    for notebook, cells in sorted(NOTEBOOKS.items()):
-        for task, stub, answer in zip(cells, cells[1:], cells[2:]):
-            if task.cell_type == "markdown" and stub.cell_type == "code" and "<summary>Solution" in answer.source:
-                folded = answer.source.split("</details>")[0]
-                solution = folded.split("```python\n")[1].split("```")[0] if "```python" in folded else None
-                number = task.source.rpartition("\n**")[2][0]
-                yield pytest.param(notebook, stub.source, solution, id=f"{notebook}-{number}")
-
-
-def without_stub(source: str) -> str:
-    """The cell without what the reader replaces: the function, or the name that is None."""
-    kept = [
-        node
-        for node in ast.parse(source).body
-        if not isinstance(node, ast.FunctionDef)
-        and not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))
-    ]
-    return ast.unparse(ast.Module(kept, []))
-
-
-@pytest.mark.parametrize(("notebook", "stub", "solution"), list(exercises()))
-def test_the_stub_asks_and_the_folded_solution_is_right(notebook, stub, solution):
-    names = {"np": np, "pd": pd, "checks": checks, "deception": deception, "params": PARAMS} | MADE[notebook]
-    assert printed(exec, stub, names).startswith("not answered yet: ")
-    if solution is None:
-        return
-    exec(solution, names)
-    assert printed(exec, without_stub(stub), names).startswith("correct: ")
-
-
-def test_each_notebook_has_two_to_four_exercises_and_most_solutions_are_code():
-    found = [param.values for param in exercises()]
-    counts = {"01": 3, "02": 4, "03": 3, "04": 3, "05": 2, "06": 2, "07": 3}
-    assert {number: sum(values[0] == number for values in found) for number in counts} == counts
-    assert sum(solution is None for _, _, solution in found) == 2  # pencil and paper
+    whats = [exercise.get("what", "").partition("{")[0] for exercise in words.values()]
+    assert len(parts) > 80
+    assert [text for text in parts if not any(text in line for line in lines) and text not in whats] == []

@@ -1,9 +1,8 @@
-"""The notebooks: short parameters cells, every parameter arrives, twice in one kernel; whole studies by `w2s run`."""
+"""The notebooks: short parameters cells, every parameter arrives, twice in one kernel; a whole study by `w2s run`."""
 
 import ast
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from symtable import symtable
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -20,6 +19,8 @@ from w2s.analysis import scoring
 from w2s.app import cli, headless
 from w2s.lab import Lab
 from w2s.params import HOME, StudyParams
+from w2s.report.html import write_report
+from w2s.world import World
 
 NOTEBOOKS = sorted((HOME / "notebooks").glob("*.ipynb"))
 ANALYSIS = HOME / "notebooks" / "04_deception_analysis.ipynb"
@@ -38,33 +39,18 @@ CHANGED = {
     "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models": True,
     "frozen": True, "also": ["a.yaml"], "extensions": ["controls"], "show_text": False, "output_dir": "elsewhere",
 }  # fmt: skip
-STUDIES = {
-    "reward": {"extensions": ["controls", "mitigations"]},
-    "dpo": {"extensions": ["mitigations"], "seeds": [3], "weak_filter": "confidence", "threshold": 0.5,
-            "confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}},
-    "simpo": {"extensions": ["mitigations"], "seeds": [3], "gradient_checkpointing": True},
-}  # fmt: skip
+OTHERS = {  # besides a study of reward models with every extension
+    "dpo": {"weak_filter": "confidence", "threshold": 0.5, "confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}},
+    "simpo": {"gradient_checkpointing": True, "conflicts": ["none", "explicit"]},
+}
 
 
 def code_cells(notebook) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def bound(source: str) -> tuple[set, set]:
-    """The names that a cell binds in the notebook, and those that it imports; what functions bind inside is theirs."""
-    names, imported, todo = set(), set(), [ast.parse(source)]
-    inner = ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.alias):
-            imported.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, inner):
-            names.add(getattr(node, "name", ""))
-        else:
-            todo += ast.iter_child_nodes(node)
-    return names, imported
+def given_cells(path, params: dict) -> list[str]:
+    return code_cells(parameterize_notebook(load_notebook_node(str(path)), params))
 
 
 def test_a_study_is_five_notebooks_and_the_extensions_asked_for():
@@ -94,8 +80,13 @@ def test_it_is_kept_clean_and_its_parameters_cell_short_and_at_the_defaults(path
 @each
 def test_no_cell_binds_a_parameter_or_hides_an_import(path):
     """Such a cell would mean something else, or stop, when the notebook is run again in the same kernel."""
-    names, imported = (set().union(*sets) for sets in zip(*map(bound, code_cells(nbformat.read(path, 4))[1:])))
-    assert names & (FIELDS.keys() | imported) == set()
+    cells = code_cells(nbformat.read(path, 4))[1:]
+    symbols = [symbol for cell in cells for symbol in symtable(cell, path.name, "exec").get_symbols()]
+    imported = {symbol.get_name() for symbol in symbols if symbol.is_imported()}
+    assert (
+        imported
+        and {symbol.get_name() for symbol in symbols if symbol.is_assigned()} & (FIELDS.keys() | imported) == set()
+    )
 
 
 @each
@@ -103,15 +94,18 @@ def test_no_cell_binds_a_parameter_or_hides_an_import(path):
 def test_every_parameter_reaches_the_study(path, left_out, monkeypatch, capsys):
     """Those that the cell does not name as well: papermill adds them."""
     monkeypatch.setattr(Lab, "open", classmethod(lambda cls, params: cls(params)))
+    monkeypatch.setattr("w2s.data.load", lambda params: SimpleNamespace(gt=World().pairs("gt", 3)))
     assert CHANGED.keys() == FIELDS.keys() and not [key for key in FIELDS if CHANGED[key] == FIELDS[key].default]
     given = {key: value for key, value in CHANGED.items() if key != left_out}
     names: dict = {}
-    for source in code_cells(parameterize_notebook(load_notebook_node(str(path)), given)):
+    for source in given_cells(path, given):
         exec(source, names)
-        if "lab" in names:
+        if "params" in names:
             break
-    assert names["lab"].params == names["params"] == StudyParams.check(given)
-    assert capsys.readouterr().out.startswith("changed from the defaults: study = 'other'")
+    assert names["params"] == StudyParams.check(given) and ("lab" in names) == (path.stem != "00_start_here")
+    if "lab" in names:
+        assert names["lab"].params == names["params"]
+        assert capsys.readouterr().out.startswith("changed from the defaults: study = 'other'")
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +116,19 @@ def tiny_study(tiny_models, tmp_path_factory):
     return lab
 
 
+def run(path, params: StudyParams, names: dict) -> None:
+    """Run a notebook in the kernel whose names these are."""
+    for source in given_cells(path, params.model_dump(exclude_defaults=True)):
+        exec(source, names)
+        plt.close("all")
+    assert names["params"] == params
+
+
 def twice(path, lab: Lab):
     """Run a notebook twice in one kernel, with a changed threshold the second time; yields the parameters each time."""
     names: dict = {"__name__": "__main__"}
     for params in (lab.params, lab.params.model_copy(update={"threshold": 0.6})):
-        given = params.model_dump(exclude_defaults=True)
-        for source in code_cells(parameterize_notebook(load_notebook_node(str(path)), given)):
-            exec(source, names)
-            plt.close("all")
-        assert names["params"] == params
+        run(path, params, names)
         yield params
 
 
@@ -159,64 +157,55 @@ def test_a_notebook_that_fails_ends_the_study_with_its_name(tiny_study, tmp_path
     assert not (tiny_study.root / "failing" / "report.html").exists()
 
 
-@pytest.fixture(scope="module")
-def studies(tiny_models, tmp_path_factory):
-    """Tiny studies through the command line, all at once: method -> folder with tiny.yaml and results, output."""
-
-    def study(method):
-        folder = tmp_path_factory.mktemp(method)
-        params = small_params(tiny_models, folder, study="tiny", method=method, **STUDIES[method])
-        (folder / "tiny.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", exclude_defaults=True)))
-        command = [sys.executable, "-m", "w2s.app.cli", "run", str(folder / "tiny.yaml")]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout[-5000:]
-        return folder, done.stdout
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(STUDIES, pool.map(study, STUDIES)))
+def assert_tables_and_figures(folder, notebooks) -> None:
+    for path in notebooks:
+        pictures = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
+        assert pictures and all(p.with_suffix(".svg").exists() for p in pictures), path.name
+        tables = sorted((folder / "tables").glob(f"{path.stem[:2]}_*.parquet"))
+        assert tables and all(t.with_suffix(".csv").exists() for t in tables), path.name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "simpo"])
-def test_all_five_run_by_preference_optimization(method, studies):
-    folder = studies[method][0] / "tiny"
+@pytest.mark.parametrize("method", OTHERS)
+def test_all_run_by_preference_optimization(method, tiny_models, tmp_path):
+    how = OTHERS[method] | {"extensions": ["mitigations"], "seeds": [3]}
+    params = small_params(tiny_models, tmp_path, method=method, **how)
+    for path in headless.plan(how):
+        run(path, params, {"__name__": "__main__"})
+    folder = tmp_path / "small"
+    assert_tables_and_figures(folder, headless.plan(how))
     left_out = pd.read_parquet(folder / "tables" / "07_findings.parquet")["sentence"].str.cat()
     assert "left out: reverse loss" in left_out and "left out: ensemble of sizes" in left_out
-    assert ("adapters (rank 2)" in (folder / "report.html").read_text()) == ("lora" in STUDIES[method])
+    assert ("adapters (rank 2)" in write_report(params).read_text()) == ("lora" in how)
     predictions = pd.read_parquet(folder / "tables" / "predictions.parquet")
     assert predictions["run"].str.startswith(method).all() and np.isfinite(predictions["margin"]).all()
 
 
 @pytest.mark.slow
-def test_a_study_leaves_notebooks_tables_figures_and_report(studies):
-    root, output = studies["reward"]
-    folder = root / "tiny"
-    for path in headless.plan(STUDIES["reward"]):
+def test_a_study_leaves_results_and_a_second_time_trains_nothing_and_changes_no_table(tiny_models, tmp_path, capfd):
+    """By the command line: notebooks, tables, figures and report; "as before", and the same bytes when done again."""
+    params = small_params(tiny_models, tmp_path, extensions=["controls", "mitigations"])
+    folder, file, plan = tmp_path / "small", str(tmp_path / "tiny.yaml"), headless.plan(vars(params))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", exclude_defaults=True)))
+    assert cli.main(["run", file]) == 0
+    output = capfd.readouterr().out
+    assert "runs to train" in output and "about" in output
+    for path in plan:
         cells = [cell for cell in nbformat.read(folder / path.name, 4).cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in cells), path.name
         assert not [out for cell in cells for out in cell.outputs if out.output_type == "error"]
-        pictures = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
-        assert pictures and all(p.with_suffix(".svg").exists() for p in pictures), path.name
-        tables = sorted((folder / "tables").glob(f"{path.stem[:2]}_*.parquet"))
-        assert tables and all(t.with_suffix(".csv").exists() for t in tables), path.name
+    assert_tables_and_figures(folder, plan)
     report = (folder / "report.html").read_text()
     assert "data:image/png;base64," in report and "<script" not in report
-    assert "runs to train" in output and "about" in output
-
-
-@pytest.mark.slow
-def test_a_second_time_trains_nothing_and_changes_no_table(studies, capsys):
-    root, file = studies["reward"][0], str(studies["reward"][0] / "tiny.yaml")
 
     def state():
-        results = [*(root / "tiny" / "tables").iterdir(), *(root / "tiny" / "figures").glob("*.png")]
-        trained = {path: path.stat().st_mtime_ns for path in (root / "runs").glob("*/DONE")}
+        results = [*(folder / "tables").iterdir(), *(folder / "figures").glob("*.png")]
+        trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/DONE")}
         return trained, {path: path.read_bytes() for path in results}
 
     before = state()
     assert cli.main(["run", file]) == 0
-    assert capsys.readouterr().out.count("as before") == len(headless.plan(STUDIES["reward"])) == 7
+    assert capfd.readouterr().out.count("as before") == len(plan) == 7
     assert cli.main(["run", file, "--again"]) == 0
-    output = capsys.readouterr().out
-    assert "runs are in the cache" in output and "as before" not in output
-    assert state() == before
+    output = capfd.readouterr().out
+    assert "runs are in the cache" in output and "as before" not in output and state() == before
