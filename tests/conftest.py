@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -19,6 +15,7 @@ from w2s.params import StudyParams
 from w2s.report import style
 from w2s.study import Study
 
+plt.switch_backend("Agg")
 SMALL = {"n_gt": 48, "n_w2s": 48, "n_helpful": 32, "n_validation": 16, "n_test": 40}
 SMALL |= {"max_length": 128, "workers": 1, "bootstrap": 100}
 
@@ -27,13 +24,13 @@ SMALL |= {"max_length": 128, "workers": 1, "bootstrap": 100}
 def tiny_models(tmp_path_factory) -> list[str]:
     """Three random GPT-2 folders of rising size, with the pocket tokenizer."""
     folder, tokenizer = tmp_path_factory.mktemp("models"), zoo.build_tokenizer()
-    for width in (8, 16, 24):
+    sizes = {"vocab_size": len(tokenizer), "n_positions": 128, "n_layer": 2, "n_head": 2}
+    names = {width: str(folder / f"tiny-{width}") for width in (8, 16, 24)}
+    for width, name in names.items():
         torch.manual_seed(width)
-        sizes = {"vocab_size": len(tokenizer), "n_positions": 128, "n_embd": width, "n_layer": 2, "n_head": 2}
-        config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
-        GPT2LMHeadModel(config).save_pretrained(folder / f"tiny-{width}")
-        tokenizer.save_pretrained(folder / f"tiny-{width}")
-    return [str(folder / f"tiny-{width}") for width in (8, 16, 24)]
+        GPT2LMHeadModel(GPT2Config(**sizes, n_embd=width, bos_token_id=0, eos_token_id=0)).save_pretrained(name)
+        tokenizer.save_pretrained(name)
+    return list(names.values())
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +68,8 @@ def close_figures():
 def shown(ax: Axes) -> list:
     """All text objects of an Axes that are drawn: labels, title, annotations, ticks and legend."""
     ax.figure.canvas.draw()
-    legend = ax.get_legend().get_texts() if ax.get_legend() else []
-    parts = [ax.xaxis.label, ax.yaxis.label, ax.title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels(), *legend]
-    return [part for part in parts if part.get_text()]
+    parts = [ax.xaxis.label, ax.yaxis.label, ax.title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()]
+    return [part for part in parts + (ax.get_legend().get_texts() if ax.get_legend() else []) if part.get_text()]
 
 
 def texts(ax: Axes) -> str:

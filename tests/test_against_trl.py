@@ -32,9 +32,9 @@ QUIET |= {"max_length": LENGTH}
 @pytest.fixture(scope="module", params=["gpt2", "llama", "qwen2"])
 def name(request, tmp_path_factory) -> str:
     """A model that saves float32, whose tokenizer ends no text by itself (TRL would end it twice)."""
-    made = tiny.ARCHITECTURES[request.param]
-    tokenizer = made.tokenizer(**{"add_eos_token": False} if request.param == "llama" else {})
-    return tiny.write_model(tmp_path_factory.mktemp("trl") / request.param, made.config, tokenizer)
+    config, make, _ = tiny.ARCHITECTURES[request.param]
+    tokenizer = make(**{"add_eos_token": False} if request.param == "llama" else {})
+    return tiny.write_model(tmp_path_factory.mktemp("trl") / request.param, config, tokenizer)
 
 
 def plain(loader, name: str):
@@ -55,32 +55,32 @@ def policies(name):
     return own, theirs
 
 
-def step(trainer, model) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of the trainer's first batch, collated and computed by the trainer."""
-    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
-    loss = trainer.compute_loss(model.train(), batch)
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {key: p.grad for key, p in model.named_parameters()}
+
+
+def step(trainer, model) -> float:
+    """Loss of the trainer's first batch, collated and computed by the trainer; gradients are left in the model."""
+    loss = trainer.compute_loss(model.train(), next(iter(trainer.get_eval_dataloader(trainer.train_dataset))))
     loss.backward()
-    return loss.item(), {key: p.grad for key, p in model.named_parameters()}
+    return loss.item()
 
 
-def own_step(spec: RunSpec, model, tokenizer, reference=None) -> tuple[float, dict[str, torch.Tensor]]:
+def own_step(spec: RunSpec, model, tokenizer, reference=None) -> float:
     """The same of the kit, in blocks of a few texts."""
-    texts, total = train.training_texts(spec, PAIRS, tokenizer), 0.0
-    reference = np.zeros(len(PAIRS)) if reference is None else reference
+    reference, total = np.zeros(len(PAIRS)) if reference is None else reference, 0.0
     objective = train.training_objective(spec, PAIRS, CPU, reference=reference)
-    for batch in texts.batches(EVERY, 150):
+    for batch in train.training_texts(spec, PAIRS, tokenizer).batches(EVERY, 150):
         loss = objective(model.train(), batch).sum() / len(PAIRS)
         loss.backward()
         total += loss.item()
-    return total, {key: p.grad for key, p in model.named_parameters()}
+    return total
 
 
-def assert_same_step(ours, theirs) -> None:
-    assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
-    assert ours[1].keys() == theirs[1].keys()
-    assert max(gradient.abs().max() for gradient in ours[1].values()) > 1e-3
-    for key, gradient in theirs[1].items():
-        torch.testing.assert_close(ours[1][key], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+def assert_same_step(own_loss: float, ours: dict, their_loss: float, theirs: dict) -> None:
+    assert own_loss == pytest.approx(their_loss, abs=1e-5)
+    assert max(gradient.abs().max() for gradient in ours.values()) > 1e-3
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def logged(trainer) -> dict[str, float]:
@@ -101,7 +101,8 @@ def test_dpo(name, policies, tokenizer, tmp_path):
 
     table, start = (predict_logps(m, PAIRS, tokenizer, LENGTH, 150) for m in (own, load("dpo", name)))
     held = start.chosen_logp - start.rejected_logp
-    assert_same_step(own_step(spec_of("dpo", name), own, tokenizer, held.to_numpy()), step(trainer, theirs))
+    loss = own_step(spec_of("dpo", name), own, tokenizer, held.to_numpy())
+    assert_same_step(loss, gradients(own), step(trainer, theirs), gradients(theirs))
     log = logged(trainer)
     for side in SIDES:
         assert table[f"{side}_logp"].mean() == pytest.approx(log[f"logps/{side}"], abs=1e-4)
@@ -122,49 +123,35 @@ def test_simpo(name, policies, tokenizer, beta, gamma, tmp_path):
     if not padded("")["input_ids"]:
         padded.bos_token = None  # else TRL puts it in front where the tokenizer itself does not, as with GPT-2
     args = CPOConfig(str(tmp_path), **QUIET, **settings, remove_unused_columns=False)
-    trainer = CPOTrainer(theirs, args, train_dataset=TEXTS, processing_class=padded)
-    spec = replace(spec_of("simpo", name), beta=beta, gamma=gamma)
-    assert_same_step(own_step(spec, own, tokenizer), step(trainer, theirs))
+    loss = step(CPOTrainer(theirs, args, train_dataset=TEXTS, processing_class=padded), theirs)
+    own_loss = own_step(replace(spec_of("simpo", name), beta=beta, gamma=gamma), own, tokenizer)
+    assert_same_step(own_loss, gradients(own), loss, gradients(theirs))
 
 
-@pytest.fixture(scope="module")
-def scorer(name, tokenizer):
-    """A reward model of this kit, and TRL's kind of one with the same unit."""
+def test_rewards(name, tokenizer, tmp_path):
+    """TRL's kind of reward model with the kit's unit: of unpadded texts, and padded with a token that no text has."""
     own, theirs = load("reward", name), plain(AutoModelForSequenceClassification, name)
     theirs.score.weight.data.copy_(own.unit.weight.data)
-    theirs.config.pad_token_id = len(tokenizer)  # an id that no text has
-    return own, theirs
-
-
-def test_rewards(scorer, tokenizer):
-    """One unpadded text at a time, and padded with a token that no text has."""
-    own, theirs = scorer
-    rows = [ids for side in SIDES for ids in encode(tokenizer, PAIRS.prompt, PAIRS[side], LENGTH)[0]]
-    batch = PairTexts(PAIRS, tokenizer, LENGTH).batch(EVERY)
-    ids = batch.input_ids.masked_fill(batch.attention_mask == 0, theirs.config.pad_token_id)
-    margin = predict(own, PAIRS, tokenizer, LENGTH, 150).margin
-    with torch.no_grad():
-        alone = torch.cat([theirs.eval()(torch.tensor([row])).logits[:, 0] for row in rows])
-        padded = theirs(ids, attention_mask=batch.attention_mask).logits[:, 0]
-        torch.testing.assert_close(own(batch.input_ids, batch.attention_mask), padded, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(margin, (alone[: len(PAIRS)] - alone[len(PAIRS) :]).numpy(), atol=1e-5)
-    assert margin.std() > 0.1
-    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
-
-
-def test_reward_loss(scorer, name, tokenizer, tmp_path):
-    """TRL pads with a token of its own here, as it does with any tokenizer that has a pad token."""
-    own, theirs = scorer
     padded = models.load_tokenizer(name)
     padded.add_special_tokens({"pad_token": "<|pad|>"})
-    assert padded.pad_token_id == theirs.config.pad_token_id
+    theirs.config.pad_token_id = padded.pad_token_id
+    assert padded.pad_token_id == len(tokenizer)
     sides = {f"{side}_ids": encode(tokenizer, PAIRS.prompt, PAIRS[side], LENGTH)[0] for side in SIDES}
+    batch, margin = PairTexts(PAIRS, tokenizer, LENGTH).batch(EVERY), predict(own, PAIRS, tokenizer, LENGTH, 150).margin
+    ids = batch.input_ids.masked_fill(batch.attention_mask == 0, padded.pad_token_id)
+    with torch.no_grad():
+        alone = torch.cat([theirs.eval()(torch.tensor([row])).logits for rows in sides.values() for row in rows])[:, 0]
+        together = theirs(ids, attention_mask=batch.attention_mask).logits[:, 0]
+        for ours in (own(batch.input_ids, batch.attention_mask), alone):
+            torch.testing.assert_close(ours, together, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(margin, (alone[: len(PAIRS)] - alone[len(PAIRS) :]).numpy(), atol=1e-5)
+    assert margin.std() > 0.1
+
     args = RewardConfig(str(tmp_path), **QUIET)
     trainer = RewardTrainer(theirs, args, train_dataset=Dataset.from_dict(sides), processing_class=padded)
-    loss, gradients = step(trainer, theirs)
-    bare = {key.removeprefix(f"{theirs.base_model_prefix}."): gradient for key, gradient in gradients.items()}
+    loss = step(trainer, theirs)
+    bare = {key.removeprefix(f"{theirs.base_model_prefix}."): gradient for key, gradient in gradients(theirs).items()}
     named = {"unit.weight" if key == "score.weight" else f"body.{key}": gradient for key, gradient in bare.items()}
-    assert_same_step(own_step(spec_of("reward", name), own, tokenizer), (loss, named))
-    margin, log = predict(own, PAIRS, tokenizer, LENGTH, 150).margin, logged(trainer)
-    assert margin.mean() == pytest.approx(log["margin"], abs=1e-5)
-    assert (margin > 0).mean() == pytest.approx(log["accuracy"])
+    assert_same_step(own_step(spec_of("reward", name), own, tokenizer), gradients(own), loss, named)
+    assert margin.mean() == pytest.approx(logged(trainer)["margin"], abs=1e-5)
+    assert (margin > 0).mean() == pytest.approx(logged(trainer)["accuracy"])

@@ -283,16 +283,15 @@ def test_adapters_stay_exact_over_a_bfloat16_base(plain, method, tmp_path):
 
 
 def test_adapters_of_a_language_model_serve_its_reward_model_and_back(plain, tmp_path):
-    adapters = []
-    for method, read, written in (("dpo", "language", None), ("reward", "language", "reward"), ("dpo", "reward", None)):
-        model = load(method, adapted(plain, tmp_path / read) if not adapters else str(tmp_path / read))
-        named = {key.removeprefix("model.").removeprefix("body."): p for key, p in model.named_parameters()}
-        adapters.append({key: p for key, p in named.items() if "lora_" in key})
-        if written:
-            model.save(tmp_path / written)
-    for other in adapters[1:]:
-        assert other.keys() == adapters[0].keys() and other
-        assert all(torch.equal(p, other[key]) for key, p in adapters[0].items())
+    language = load("dpo", adapted(plain, tmp_path / "adapters"))
+    reward = load("reward", str(tmp_path / "adapters"))
+    reward.save(tmp_path / "reward")
+    whole, body, again = (
+        {key.removeprefix("model.").removeprefix("body."): p for key, p in tiny.trained(m).items() if "lora_" in key}
+        for m in (language, reward, load("dpo", str(tmp_path / "reward")))
+    )
+    assert whole.keys() == body.keys() == again.keys() and whole
+    assert all(torch.equal(p, body[key]) and torch.equal(p, again[key]) for key, p in whole.items())
 
 
 def test_adapters_name_their_base_as_the_study_does(tmp_path):

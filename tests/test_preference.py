@@ -58,16 +58,18 @@ def batch_of(*texts: tuple[list[int], int]) -> Batch:
 CHOSEN, REJECTED = ([START, 0, 0, 0], 3), ([START, 2, 2], 2)
 
 
-def test_dpo_loss_hand_worked():
+def test_dpo_and_simpo_loss_hand_worked():
     margin, reference = torch.tensor([2 * LOG3 + 7, 1.0, -2 * LOG3]), torch.tensor([7.0, 1.0, 0.0])
     # sigmoid(0.5 * 2 log 3) = 3/4 for the first pair, 1/2 for the second, 1/4 for the third.
     close(dpo_loss(margin, reference, beta=0.5), torch.tensor([math.log(4 / 3), LOG2, math.log(4)]))
     margin = torch.linspace(-300, 300, 13)
     close(dpo_loss(margin, margin), torch.full((13,), LOG2))  # where policy and reference agree
-
-
-def test_dpo_gradient_is_beta_times_what_is_missing():
-    """And both stay finite far off."""
+    # 2 * margin - 1 = 0, log 3, -log 3 and -1: gamma stands outside of beta.
+    expected = torch.tensor([LOG2, math.log(4 / 3), math.log(4), math.log(1 + math.e)])
+    close(simpo_loss(torch.tensor([0.5, (1 + LOG3) / 2, (1 - LOG3) / 2, 0.0]), beta=2.0, gamma=1.0), expected)
+    margin = torch.linspace(-3, 3, 13)  # without target margin it is DPO without reference
+    close(simpo_loss(margin, 2.0, gamma=0.0), dpo_loss(margin, torch.zeros(13), beta=2.0))
+    # DPO's gradient is beta times what is missing, and both stay finite far off.
     margin = torch.tensor([0.0, 10 * LOG3, -1e4], requires_grad=True)
     loss = dpo_loss(margin, torch.zeros(3), beta=0.1)
     loss.sum().backward()
@@ -75,17 +77,8 @@ def test_dpo_gradient_is_beta_times_what_is_missing():
     assert loss[2].item() == pytest.approx(1e3)
 
 
-def test_simpo_loss_hand_worked():
-    margin = torch.tensor([0.5, (1 + LOG3) / 2, (1 - LOG3) / 2, 0.0])
-    # 2 * margin - 1 = 0, log 3, -log 3 and -1: gamma stands outside of beta.
-    expected = torch.tensor([LOG2, math.log(4 / 3), math.log(4), math.log(1 + math.e)])
-    close(simpo_loss(margin, beta=2.0, gamma=1.0), expected)
-    margin = torch.linspace(-3, 3, 13)  # without target margin it is DPO without reference
-    close(simpo_loss(margin, 2.0, gamma=0.0), dpo_loss(margin, torch.zeros(13), beta=2.0))
-
-
 @pytest.mark.parametrize("average", [False, True])
-def test_response_logps_hand_worked(average):
+def test_response_logps_hand_worked(average, monkeypatch):
     for texts, expected, counts in (
         ((CHOSEN, REJECTED), [-4 * LOG2, -5 * LOG2], [3, 2]),
         ((([0, 0, 0], 3), ([2, 0], 2)), [-2 * LOG2, -LOG2], [2, 1]),  # a first token has no prediction
@@ -93,26 +86,20 @@ def test_response_logps_hand_worked(average):
         batch, expected = batch_of(*texts), torch.tensor(expected) / (torch.tensor(counts) if average else 1)
         logits = CHANCES.log()[batch.input_ids] + torch.randn(*batch.input_ids.shape, 1)  # which changes nothing
         close(response_logps(logits, batch.input_ids, batch.response_mask, average), expected)
-        close(text_logps(Bigram(), batch, average).detach(), expected)
+        for at_once in (3, 256):  # tokens whose logits are made at once
+            monkeypatch.setitem(models.AT_ONCE, "cpu", at_once)
+            close(text_logps(Bigram(), batch, average).detach(), expected)
 
 
 def test_only_predictions_of_the_response_count():
     """Not the prompt's, not the padding's, and not what the last token predicts."""
     batch = batch_of(([START, 1, 1, 0], 2), ([START, 1, 2], 1))
     used = torch.tensor([[False, True, True, False], [False, True, False, False]])
-    one, other = (torch.where(used[..., None], CHANCES.log()[batch.input_ids], torch.randn(2, 4, 4)) for _ in "ab")
     how = (batch.input_ids, batch.response_mask)
-    close(response_logps(one, *how), torch.tensor([math.log(1 / 8), math.log(1 / 8)]))
-    assert torch.equal(response_logps(one, *how), response_logps(other, *how))
-
-
-@pytest.mark.parametrize(("at_once", "average"), [(3, False), (3, True), (256, False), (256, True)])
-def test_text_logps_are_those_of_the_full_logits(monkeypatch, at_once, average):
-    """However many tokens' logits are made at once."""
-    monkeypatch.setitem(models.AT_ONCE, "cpu", at_once)
-    batch = batch_of(CHOSEN, ([START, 1, 0, 2], 2), REJECTED, ([START, 1], 1))
-    full = response_logps(CHANCES.log()[batch.input_ids], batch.input_ids, batch.response_mask, average)
-    close(text_logps(Bigram(), batch, average).detach(), full)
+    for _ in range(2):
+        logits = torch.where(used[..., None], CHANCES.log()[batch.input_ids], torch.randn(2, 4, 4))
+        assert torch.equal(response_logps(logits, *how), response_logps(CHANCES.log()[batch.input_ids], *how))
+    close(response_logps(logits, *how), torch.tensor([math.log(1 / 8), math.log(1 / 8)]))
 
 
 def run_of(method: str, **changes) -> RunSpec:
@@ -143,14 +130,16 @@ def test_a_weak_label_of_0_is_the_swapped_pair(method, reference):
     assert abs(turned - losses_of(run_of(method), [1.0], [reference], CHOSEN, REJECTED)) > 0.05
 
 
-def test_objectives_hand_worked():
-    # DPO: margin log 2, less the reference's log 2 - 2 log 3, times 0.5: log 3.
-    for label, expected in ((1.0, math.log(4 / 3)), (0.0, math.log(4))):
-        loss = losses_of(run_of("dpo"), [label], [LOG2 - 2 * LOG3], CHOSEN, REJECTED)
-        assert loss.tolist() == pytest.approx([expected], abs=1e-6)
-    # SimPO: means of -4/3 log 2 and -5/2 log 2 a token: 2 * 7/6 log 2 - 1.
-    loss = losses_of(run_of("simpo"), [1.0], [0.0], CHOSEN, REJECTED)
-    assert loss.tolist() == pytest.approx([math.log(1 + math.exp(1 - 7 / 3 * LOG2))], abs=1e-6)
+# DPO: margin log 2, less the reference's log 2 - 2 log 3, times 0.5: log 3, turned round for the label 0.
+# SimPO: means of -4/3 log 2 and -5/2 log 2 a token: 2 * 7/6 log 2 - 1.
+WORKED = [("dpo", 1.0, LOG2 - 2 * LOG3, math.log(4 / 3)), ("dpo", 0.0, LOG2 - 2 * LOG3, math.log(4))]
+WORKED += [("simpo", 1.0, 0.0, math.log(1 + math.exp(1 - 7 / 3 * LOG2)))]
+
+
+@pytest.mark.parametrize(("method", "label", "reference", "expected"), WORKED)
+def test_objectives_hand_worked(method, label, reference, expected):
+    loss = losses_of(run_of(method), [label], [reference], CHOSEN, REJECTED)
+    assert loss.tolist() == pytest.approx([expected], abs=1e-6)
 
 
 # DPO: -log sigmoid(-0.5 * (-log 2 - -0.2)). SimPO: -log sigmoid(2 * 7/6 log 2 - 1).
@@ -166,14 +155,10 @@ def test_explicit_conflict_adds_the_reversed_gold_pair_where_the_policy_contradi
         assert added.tolist() == pytest.approx([0.0, 0.25 * math.log(1 + math.exp(exponent))], abs=1e-6)
 
 
-def test_the_policy_alone_decides_what_contradicts_gold():
+def test_the_policy_alone_decides_what_contradicts_gold_and_is_pushed_on_away_from_it():
     """Its margin is log 2 > 0 however the reference stands, even though the implicit reward is negative."""
-    specs = (run_of("dpo", conflict=conflict, alpha=1.0) for conflict in ("none", "explicit"))
-    plain, explicit = (losses_of(spec, [1.0], [9.0], CHOSEN, REJECTED) for spec in specs)
-    assert torch.equal(plain, explicit)
-
-
-def test_explicit_conflict_pushes_the_policy_on_away_from_gold():
+    specs = [run_of("dpo", conflict=conflict, alpha=1.0) for conflict in ("none", "explicit")]
+    assert torch.equal(*(losses_of(spec, [1.0], [9.0], CHOSEN, REJECTED) for spec in specs))
     gradients = []
     for conflict in ("none", "explicit"):
         model = Bigram()
@@ -199,11 +184,13 @@ def write_predictions(spec: RunSpec, root: Path, **columns) -> None:
 def test_reference_margins_are_joined_by_id(tmp_path):
     start, ids = run_of("sft"), ["w2s-2", "w2s-0", "helpful-1", "w2s-1"]
     write_predictions(start, tmp_path, id=ids, chosen_logp=[-1.0, -2, -3, -4], rejected_logp=[-10.0, -20, -30, -40])
-    margins = reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-0", "helpful-1", "w2s-2"]))
-    assert margins.tolist() == [18, 27, 9]
+
+    def margins(method: str, *ids: str) -> list[float]:
+        return reference_margins(run_of(method, start=start), tmp_path, pd.Series(ids)).tolist()
+
+    assert margins("dpo", "w2s-0", "helpful-1", "w2s-2") == [18, 27, 9] and margins("simpo", "w2s-0") == [0]
     with pytest.raises(KeyError):
-        reference_margins(run_of("dpo", start=start), tmp_path, pd.Series(["w2s-7"]))
-    assert reference_margins(run_of("simpo", start=start), tmp_path, pd.Series(["w2s-0"])).tolist() == [0]
+        margins("dpo", "w2s-7")
 
 
 @pytest.fixture(scope="module", params=["dpo", "simpo"])
@@ -225,20 +212,20 @@ def test_who_shares_a_warm_start(study):
 def test_settings_of_runs_and_their_warm_starts(tiny_models, tmp_path):
     """The paper's beta and gamma where none are given; a gamma of 0 is 0; a warm start has settings of its own."""
 
-    def gold(**how) -> RunSpec:
-        return Study.open(small_params(tiny_models, tmp_path, **how)).gold(tiny_models[0], 0)
+    def gold(method, **how) -> RunSpec:
+        return Study.open(small_params(tiny_models, tmp_path, method=method, **how)).gold(tiny_models[0], 0)
 
     for method, beta, gamma in (("reward", None, None), ("dpo", 0.1, None), ("simpo", 2.0, 1.0)):
-        spec = gold(method=method)
+        spec = gold(method)
         assert (spec.beta, spec.gamma, spec.start is None) == (beta, gamma, method == "reward")
-    spec = gold(method="simpo", gamma=0.0, beta=3.0)
+    spec = gold("simpo", gamma=0.0, beta=3.0)
     assert (spec.gamma, spec.beta) == (0.0, 3.0)
-    how = {"method": "dpo", "learning_rate": 1e-6, "epochs": 3, "gradient_checkpointing": True}
-    spec = gold(**how)
-    assert (spec.epochs, spec.start.epochs, spec.start.learning_rate) == (3, 1, 1e-6)
-    assert spec.gradient_checkpointing and spec.start.gradient_checkpointing
-    spec = gold(**how, sft_learning_rate=1e-5, sft_epochs=2)
-    assert (spec.learning_rate, spec.start.learning_rate, spec.start.epochs) == (1e-6, 1e-5, 2)
+    how = {"learning_rate": 1e-6, "epochs": 3, "gradient_checkpointing": True}
+    for changes, expected in (({}, (1e-6, 1)), ({"sft_learning_rate": 1e-5, "sft_epochs": 2}, (1e-5, 2))):
+        spec = gold("dpo", **how, **changes)
+        assert (spec.learning_rate, spec.epochs) == (1e-6, 3)
+        assert (spec.start.learning_rate, spec.start.epochs) == expected
+        assert spec.gradient_checkpointing and spec.start.gradient_checkpointing
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "simpo"])
