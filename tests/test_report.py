@@ -1,9 +1,11 @@
 """report.html: complete, self-contained, escaped, deterministic."""
 
+import itertools
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
@@ -12,8 +14,10 @@ import pandas as pd
 import pytest
 
 from w2s.analysis import pooled, scoring
+from w2s.analysis.remedies import WEIGHTS
 from w2s.params import StudyParams
 from w2s.report import html, sentences, style
+from w2s.report import sentences_extensions as extensions
 
 KNOWLEDGE = {"m-8": 0.4, "m-16": 0.6, "m-32": 0.9}
 EVIL = "<script>alert(1)</script>"
@@ -281,3 +285,80 @@ def test_nothing_that_trains_is_imported():
     modules = "html, browser, style, plots, plots_training, plots_extensions, sentences, sentences_extensions"
     code = f"import sys; from w2s.report import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+CENTRES = dict.fromkeys(["score_minus_null", "estimate", "lost", "share_student_minus_share_none", "slope"], 0)
+CENTRES |= {"correlation_student_minus_correlation_ceiling": 0, "correlation_student": 0, "correlation_ceiling": 0}
+CENTRES |= dict.fromkeys(["auc", "accuracy", "student_accuracy", "tax_share", "score", "pgr"], 0.5) | {"lift": 1}
+CENTRES |= dict.fromkeys([f"share_{model}" for model in ("student", "none", "ceiling")], 0.5)
+
+
+def random_rows(rng, **columns):
+    """A row of each combination of values, with all that any sentence reads of a table, at random."""
+    table = pd.DataFrame(itertools.product(["none", "explicit", "implicit"], *columns.values()))
+    table.columns, n = ["conflict", *columns], len(table)
+    for name, centre in CENTRES.items():
+        numbers = np.sort(rng.uniform(centre - 0.4, centre + 0.4, (3, n)), axis=0)
+        table[[f"{name}_low", name, f"{name}_high"]] = numbers.T * (rng.random() > 0.1)
+    for name in ("lift", "score_minus_null", "pgr"):
+        table.loc[rng.random(n) < 0.1, [name, f"{name}_low"]] = np.nan
+    for name in ("reference_accuracy", "weak_accuracy", "ceiling_accuracy", "gap", "null", "holm", "confident_share"):
+        table[name] = rng.choice([0.005, 0.5, 0.9], n, p=[0.2, 0.2, 0.6])
+    table["tax"], table["pairs"], table["seeds"] = rng.choice([0, 9, 50], n), 100, rng.choice([1, 3])
+    names = {"target": "helpful", "conflicting": "harmless", "runs": 4, "chains": 2, "points": 5, "role": "student"}
+    return table.assign(low=table["estimate_low"], high=table["estimate_high"], smallest=0, largest=1, **names)
+
+
+def say_all(rng):
+    """Every function that makes sentences, of random tables."""
+    draw, pair = partial(random_rows, rng), "a -> b"
+    teams = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")][: rng.choice([2, 5])]
+    scores = draw(team=teams, seed=range(rng.integers(1, 3))).assign(via="")
+    scores[["weak", "strong"]] = scores["team"].to_list()
+    scores["teacher"], order = scores["weak"], rng.choice(["score", "null"])
+    scores["score_minus_null"], scores["gap"] = scores["score"] - 0.5, scores[order] * rng.choice([-1, 0, 1])
+    gold = draw(model=["b", "c", "d"], seed=range(2)).query("conflict == 'none'").assign(role="gold")
+    gold["low"] = rng.choice([0.4, 0.6], len(gold), p=[0.1, 0.9])
+    slopes = draw(measure=["score", "score_minus_null"]).drop(columns=["score"])
+    slopes[["low", "slope", "high"]] = slopes[["slope_low", "slope", "slope_high"]]
+    settings = scores.query("seed == 0")
+    sentences.findings(scores, gold, draw(), slopes, settings if rng.random() < 0.5 else None)
+    sentences.bootstrapping(draw(difference=["score", "score_minus_null", "tax_share", "student_accuracy"]))
+    extensions.by_knowledge(draw(known_by=["knowledge", "sure_knowledge", "confidence"]).assign(tax=50))
+    extensions.blind_spots(draw(), 0.75, "paper")
+    extensions.shared_errors(draw())
+    extensions.variance(draw(predictor=["variance, conflict"]))
+    controls = draw(labels=["weak", "gold"], seed=range(2))
+    extensions.control_warnings(gold, "b", controls)
+    extensions.label_lines(controls, draw(less=extensions.WEAK_LESS), pair)
+    extensions.no_conflict_line(controls.iloc[0], pair)
+    extensions.strength_lines(draw(measure=["alpha"], labels=["weak", "gold"]), pair)
+    extensions.swapped_lines(draw(), pair)
+    extensions.coverage(range(rng.integers(1, 3)))
+    remedies = draw(remedy=["x", WEIGHTS, "z"]).assign(uses_gold=rng.random() < 0.5)
+    compared = draw(remedy=["x", WEIGHTS, "z"], measure=["accuracy", "tax_share", "score_minus_null"])
+    compared["low"] = compared["low"].where(rng.random(len(compared)) > 0.1)
+    extensions.remedy_warnings(remedies)
+    extensions.remedy_findings(compared, remedies)
+    extensions.against_control(compared)
+
+
+def test_every_text_of_the_file_is_said(monkeypatch):
+    said, texts = set(), sentences.texts()
+
+    class Recorded(dict):
+        def __getitem__(self, key):
+            said.add(key)
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(sentences, "texts", lambda: Recorded(texts))
+    adapted = {"lora": {"rank": 8, "alpha": 16.0}, "target": "helpful"}
+    for method, kept in (("reward", "none"), ("dpo", "confidence"), ("simpo", "gold_oracle")):
+        for confidence in sentences.CONFIDENCES if method != "reward" else ("paper", "calibrated"):
+            changes = {"method": method, "confidence": confidence, "weak_filter": kept}
+            params = StudyParams.check(changes | (adapted if confidence != "paper" else {}))
+            assert len(sentences.setup(params)) == 5
+            sentences.caveats(params), sentences.mark(params.lora)
+    for seed in range(40):
+        say_all(np.random.default_rng(seed))
+    assert set(texts) - said == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from w2s.report.style import conflict_name, ends, n_seeds, ranged, verdict
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
 MIN_TAX = 10  # with fewer tax pairs the interval of a Score spans half of [0, 1] and more
+EVEN = {"lift": 1, "auc": 0.5}  # what an interval is compared with; of other measures 0
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
 
 
@@ -27,27 +29,39 @@ def texts() -> dict[str, str]:
     return yaml.safe_load((Path(__file__).parent / "sentences.yaml").read_text(encoding="utf-8"))
 
 
-class _Fields(dict):
-    """A row and what is said beside it; what a text makes of them is made when it is asked for."""
+class _Interval(NamedTuple):
+    row: Mapping
+    measure: str
 
-    def __missing__(self, name: str) -> str:
-        if name.endswith("_interval"):
-            return ranged(self, name.removesuffix("_interval"))
+    def __format__(self, digits: str) -> str:
+        return ranged(self.row, self.measure, digits or ".2f")
+
+
+class _Fields(dict):
+    """A row, what goes beside it, and what a text may make of them: see the head of sentences.yaml."""
+
+    def __missing__(self, name: str) -> str | _Interval:
+        measure, _, kind = name.rpartition("_")
+        if kind == "interval":
+            return _Interval(self, measure)
+        if kind == "answer":
+            return answer(self["key"], self, measure)
         if name == "path":
             return " -> ".join([self["weak"], *([self["teacher"]] if self["via"] else []), self["strong"]])
-        makes = {"conflict_name": (conflict_name, "conflict"), "n_seeds": (n_seeds, "seeds")}
-        make, column = makes[name]
+        make, column = {"conflict_name": (conflict_name, "conflict"), "n_seeds": (n_seeds, "seeds")}[name]
         return make(self[column])
 
 
 def words(key: str, row: Mapping | Iterable = (), **fields) -> str:
     """A text of sentences.yaml with its fields filled in from a row of a table and from `fields`, which go first."""
-    return texts()[key].format_map(_Fields(dict(row) | fields))
+    return texts()[key].format_map(_Fields(dict(row) | fields | {"key": key}))
 
 
-def answer(key: str, row: Mapping, measure: str, value: float = 0) -> str:
-    """The `verdict` on a measure's interval in the words of sentences.yaml: <key>_above, _below or _neither."""
-    return words(f"{key}_{verdict(row, measure, value, 'above', 'below', 'neither')}")
+def answer(key: str, row: Mapping, measure: str) -> str:
+    """The `verdict` on a measure's interval: <key>_above, _below, _neither or, where there is one, _undefined."""
+    kind = verdict(row, measure, EVEN.get(measure, 0), "above", "below", "neither")
+    undefined = f"{key}_undefined" in texts() and np.isnan(ends(row, measure)[0])
+    return words(f"{key}_undefined" if undefined else f"{key}_{kind}", row)
 
 
 def setup(params: StudyParams) -> dict[str, str]:
@@ -83,47 +97,37 @@ def caveats(params: StudyParams) -> list[str]:
 def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slopes=None, settings=None) -> list[str]:
     """Warnings from `score_table` and `accuracy_table`, a summary of each conflict, and one sentence a setting.
 
-    `conflicts` and `settings` are tables of `pooled.pooled_table` over the usable runs, by conflict and by setting
-    (said instead of every seed, where there are several); `slopes` that of `pooled.slope_table`.
+    `conflicts` and `settings` (said instead of every seed, where there are several): `pooled.pooled_table` of the
+    usable runs by conflict and by setting; `slopes`: `pooled.slope_table`.
     """
     gold = accuracies[(accuracies["role"] == "gold") & accuracies["model"].isin(scores["strong"])]
-    mute, several = mute_ceilings(gold), scores["seed"].nunique() > 1
-    lines = [
-        words("mute_ceiling", row, why=mute[row["model"], row["seed"]])
-        for row in gold.to_dict("records")
-        if (row["model"], row["seed"]) in mute
-    ]
-    lines += _mute_references(scores, mute)
-    why = why_no_statement(scores, accuracies)
+    ceilings = {(row["model"], row["seed"]): row for row in gold.to_dict("records")}
+    lines = [words("mute_ceiling", ceilings[run], why=reason) for run, reason in mute_ceilings(gold).items()]
+    why, several = why_no_statement(scores, accuracies), scores["seed"].nunique() > 1
+    lines += _mute_references(scores[why == words("setting_reference")])
     usable = scores[(why == "") & (scores["tax"] >= MIN_TAX)]
-    by_setting = settings if several else None
+    claimed, shown, where = usable, scores, "setting_of_seed" if several else "setting_alone"
+    if several and settings is not None:
+        claimed, shown, where, why = settings, settings, "setting_of_seeds", [""] * len(settings)
     for conflict in CONFLICTS:
         rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
         if rows["tax"].sum():
             lines += [] if conflicts is None else _pooled(conflict, conflicts)
             lines += _summary(conflict, usable[usable.index.isin(rows.index)], len(rows))
-            lines += _first_claim(conflict, usable if by_setting is None else by_setting)
+            lines += _first_claim(conflict, claimed)
             lines += [] if slopes is None else _slope(conflict, slopes)
-    if by_setting is not None:
-        lines += [_sentence(row, "", "setting_of_seeds") for row in by_setting.to_dict("records")]
-    else:
-        where = "setting_of_seed" if several else "setting_alone"
-        lines += [_sentence(row, reason, where) for row, reason in zip(scores.to_dict("records"), why, strict=True)]
+    lines += [_sentence(row, reason, where) for row, reason in zip(shown.to_dict("records"), why, strict=True)]
     seeds = 1 if conflicts is None or conflicts.empty else conflicts["seeds"].max()
     return [*lines, words("intervals_of_seeds" if seeds > 1 else "intervals", seeds=seeds)]
 
 
 def bootstrapping(overall: pd.DataFrame) -> list[str]:
-    """One sentence a conflict on the paper's third claim, from differences direct minus bootstrapped.
-
-    `overall`: `pooled.contrast` over all chains of a conflict, with columns conflict, chains and runs.
-    """
+    """One sentence a conflict on the third claim, from `pooled.contrast` with columns conflict, chains and runs."""
     lines = []
     for _, rows in overall.groupby("conflict", sort=False):
         of = {row["difference"]: row for row in rows.to_dict("records")}
         changes = {name: ranged(row, "estimate") for name, row in of.items()}
-        result = answer("bootstrapping", of["score"], "estimate")
-        lines.append(words("bootstrapping", rows.iloc[0], answer=result, **changes))
+        lines.append(words("bootstrapping", of["score"], **changes))
     return lines
 
 
@@ -157,41 +161,27 @@ def mute_ceilings(gold: pd.DataFrame) -> dict[tuple[str, int], str]:
     }
 
 
-def _mute_references(scores: pd.DataFrame, mute: dict) -> list[str]:
-    """One warning for all references at chance under a ceiling that is not."""
-    accuracies = {
-        words("mute_reference_name", row): row["reference_accuracy"]
-        for row in scores.to_dict("records")
-        if (row["strong"], row["seed"]) not in mute and at_chance(row)
-    }
-    names = "; ".join(f"{name} ({accuracy:.2f})" for name, accuracy in list(accuracies.items())[:3])
-    if len(accuracies) > 3:
-        names = words("mute_references_more", names=names, more=len(accuracies) - 3)
-    return [words("mute_references", names=names)] if names else []
+def _mute_references(rows: pd.DataFrame) -> list[str]:
+    names = list(dict.fromkeys(words("mute_reference", row) for row in rows.to_dict("records")))
+    more = words("mute_references_more", n=len(names) - 3) if len(names) > 3 else ""
+    return [words("mute_references", names="; ".join(names[:3]) + more)] if names else []
 
 
 def _pooled(conflict: str, table: pd.DataFrame) -> list[str]:
-    """The lift over all runs of a conflict."""
-    lines = []
-    for row in table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)].to_dict("records"):
-        result = words("no_interval") if np.isnan(row["lift_low"]) else answer("pooled", row, "lift", 1)
-        lines.append(words("pooled", row, answer=result))
-    return lines
+    rows = table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)].to_dict("records")
+    return [words("pooled", row) for row in rows]
 
 
 def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
-    """How Score, and Score minus null, change with the capability gap."""
     rows = table[(table["conflict"] == conflict) & table["low"].notna()].set_index("measure")
     if len(rows) < 2:
         return []
-    steps = (0.1 * rows[["slope", "low", "high"]]).T
-    changes = {measure: ranged(steps[measure], "slope") for measure in ("score", "score_minus_null")}
-    result = answer("slope", steps["score_minus_null"], "slope")
-    return [words("slope", rows.loc["score"], conflict=conflict, answer=result, **changes)]
+    score, above_null = (0.1 * rows.loc[measure, ["slope", "low", "high"]] for measure in ("score", "score_minus_null"))
+    counts = {"points": rows.loc["score", "points"], "seeds": rows.loc["score", "seeds"]}
+    return [words("slope", above_null, conflict=conflict, score=ranged(score, "slope"), **counts)]
 
 
 def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
-    """Whether every setting (over its seeds, where the table is pooled) has more than an even tax."""
     rows = table[(table["conflict"] == conflict) & (table["role"] == "student") & (table["tax"] >= MIN_TAX)]
     if rows.empty:
         return []
@@ -230,16 +220,10 @@ def _trend(name: str, gap: pd.Series, values: pd.Series, what: str) -> str:
 
 
 def _sentence(row: Mapping, silence: str, where: str) -> str:
-    """One setting; `where` is the key of its name."""
-    tax, (low, high) = words("setting_no_tax"), ends(row, "score_minus_null")
+    tax = words("setting_no_tax")
     if row["tax"]:
-        if silence or row["tax"] < MIN_TAX:
-            result = words("setting_silent", why=silence or words("setting_few"))
-        elif np.isnan(low):
-            result = words("no_interval")
-        else:
-            result = answer("setting", row, "score_minus_null")
-            result = words("setting_interval", low=low, high=high, answer=result)
+        silence = silence or (words("setting_few") if row["tax"] < MIN_TAX else "")
+        result = words("setting_silent", why=silence) if silence else answer("setting", row, "score_minus_null")
         lift = "" if np.isnan(row["lift"]) else words("setting_lift", row)
         tax = words("setting_tax", row, lift_found=lift, answer=result)
     recovered = "" if np.isnan(row["pgr"]) else words("setting_recovered", row)

@@ -23,11 +23,10 @@ def by_knowledge(table: pd.DataFrame) -> list[str]:
     for _, rows in table[table["tax"] >= MIN_TAX].groupby("conflict", sort=False):
         by_way = rows.set_index("known_by")
         known, sure, confident = (by_way.loc[way] for way in ("knowledge", "sure_knowledge", "confidence"))
-        fields = {"sure": ranged(sure, "lift"), "confidence": ranged(confident, "lift")}
-        fields["confidence_score"] = confident["score"]
-        results = {answer("knowledge", row, "lift", 1) for row in (known, sure)}
+        others = {"sure": ranged(sure, "lift"), "confidence": ranged(confident, "lift")}
+        results = {answer("knowledge", row, "lift") for row in (known, sure)}
         result = results.pop() if len(results) == 1 else words("knowledge_differs")
-        lines.append(words("knowledge", known, answer=result, **fields))
+        lines.append(words("knowledge", known, answer=result, confidence_score=confident["score"], **others))
     return lines
 
 
@@ -39,8 +38,7 @@ def blind_spots(table: pd.DataFrame, threshold: float, way: str) -> list[str]:
             f"{model}_share": ranged(row, f"share_{model}", ".3%") if row[f"share_{model}"] else words("none")
             for model in MODELS
         }
-        result = answer("blind_spots", row, "share_student_minus_share_none")
-        lines.append(words("blind_spots", row, threshold=threshold, way=way, answer=result, **shares))
+        lines.append(words("blind_spots", row, threshold=threshold, way=way, **shares))
     return lines
 
 
@@ -49,23 +47,17 @@ def shared_errors(table: pd.DataFrame) -> list[str]:
     rows = {row["conflict"]: row for row in table.to_dict("records")}
     if "none" not in rows or np.isnan(rows["none"]["correlation_student_low"]):
         return []
-    without, less = rows["none"], "correlation_student_minus_correlation_ceiling"
     each = ", ".join(words("shared_errors_each", row) for row in rows.values())
-    result = answer("shared_errors", without, less)
-    return [words("shared_errors", without, each=each, difference=ranged(without, less), answer=result)]
+    return [words("shared_errors", rows["none"], each=each)]
 
 
 def variance(table: pd.DataFrame) -> list[str]:
     """One sentence a conflict from `followups.variance_table`: does variance over seeds tell what becomes tax?"""
-    rows = table[table["predictor"] == "variance, conflict"].to_dict("records")
-    return [words("variance", row, answer=answer("variance", row, "auc", 0.5)) for row in rows]
+    return [words("variance", row) for row in table[table["predictor"] == "variance, conflict"].to_dict("records")]
 
 
 def control_warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFrame) -> list[str]:
-    """One line for each seed whose ceiling, or whose student with weak labels and no conflict, says nothing.
-
-    accuracies: an `accuracy_table` with the gold runs. controls: `pooled_table` by labels, conflict and seed.
-    """
+    """Of each seed whose ceiling, or student with weak labels and no conflict (`controls`, by seed), says nothing."""
     mute = mute_ceilings(accuracies[(accuracies["role"] == "gold") & (accuracies["model"] == strong)])
     lines = [words("control_ceiling", model=model, seed=seed, why=why) for (model, seed), why in mute.items()]
     without = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")].to_dict("records")
@@ -73,11 +65,7 @@ def control_warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFra
 
 
 def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) -> list[str]:
-    """Two sentences a conflict: the tax under each kind of labels, and what weak labels add.
-
-    settings: `pooled_table` by labels and conflict. differences: weak labels less each of WEAK_LESS (column less), with
-    conflict, estimate, low and high of the tax share.
-    """
+    """Two sentences a conflict: the tax by labels (`pooled_table`), and what weak ones add to each of WEAK_LESS."""
     lines = []
     for conflict, compared in differences.groupby("conflict", sort=False):
         rows = settings[settings["conflict"] == conflict]
@@ -87,9 +75,8 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
         noise = ", ".join(row["labels"] for row in rows if at_chance(row))
         noise = words("labels_tax_noise", names=noise) if noise else ""
         lines.append(words("labels_tax", where, shares=shares, noise=noise))
-        changes = {less: ranged(compared.loc[less], "estimate", ".3f") for less in WEAK_LESS}
-        answers = {f"{less}_answer": answer(f"labels_{less}", compared.loc[less], "estimate") for less in WEAK_LESS}
-        lines.append(words("labels_compared", where, **changes, **answers))
+        changes = {less: words(f"labels_{less}", compared.loc[less]) for less in WEAK_LESS}
+        lines.append(words("labels_compared", where, **changes))
     return lines
 
 
@@ -99,26 +86,19 @@ def no_conflict_line(row: Mapping, pair: str) -> str:
 
 
 def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
-    """One sentence a way to make the conflict stronger: whether the tax rises with it, under each kind of labels.
+    """Whether the tax rises with the strength of the conflict, one sentence a measure of it.
 
-    changes: conflict, measure (in words), labels, smallest, largest, and the difference of their tax shares
-    (largest less smallest) as estimate, low, high, seeds.
+    changes: conflict, measure (in words), labels, smallest, largest, and the difference of their tax shares, seeds.
     """
     lines = []
     for _, rows in changes.groupby(["conflict", "measure"], sort=False):
-        steps = []
-        for row in rows.to_dict("records"):
-            change, result = ranged(row, "estimate", ".3f"), answer("strength", row, "estimate")
-            steps.append(words("strength_each", row, change=change, answer=result))
+        steps = [words("strength_step", row) for row in rows.to_dict("records")]
         lines.append(words("strength", rows.iloc[0], pair=pair, steps=words("strength_and").join(steps)))
     return lines
 
 
 def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
-    """What the exchanged roles show: nothing where there is no gap or no ceiling, else one sentence a conflict.
-
-    table: `pooled_table` by target, conflicting and conflict, of the exchanged study.
-    """
+    """What the exchanged roles show (`pooled_table` by conflict): nothing without a gap or a ceiling above chance."""
     first = table.iloc[0]
     start = words("swapped", first, pair=pair)
     if first["gap"] < MIN_GAP:
@@ -141,7 +121,7 @@ def _score(row: Mapping) -> str:
         return words("score_few", row)
     if at_chance(row):
         return words("score_at_chance")
-    return words("score", row, answer=answer("score", row, "score_minus_null"))
+    return words("score", row)
 
 
 def _noise(table: pd.DataFrame) -> pd.DataFrame:
@@ -149,13 +129,8 @@ def _noise(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["conflict"] == "none") & (table["student_accuracy_low"] <= 0.5)]
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or words("none")
-
-
 def _named(table: pd.DataFrame) -> str:
-    """Remedies with their accuracies."""
-    return _listed(f"{row.remedy} ({row.student_accuracy:.2f})" for row in table.itertuples())
+    return ", ".join(words("remedy", row) for row in table.to_dict("records")) or words("none")
 
 
 def remedy_warnings(table: pd.DataFrame) -> list[str]:
@@ -183,13 +158,15 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
             kind = verdict(row, "estimate", 0, above, below, "unclear")
             if conflict != "none" and row["remedy"] in noise:
                 kind = "silent"
-            change = f"{name} {ranged(row, 'estimate', '+.2f')}"
-            lists[kind].append(words("remedy_undefined", name=name) if np.isnan(row["low"]) else change)
+            change = "remedy_undefined" if np.isnan(row["low"]) else "remedy_change"
+            lists[kind].append(words(change, row, name=name))
             if kind in (above, below) and row["holm"] < 0.05:
                 remain.append(name)
         said = {kind: names for kind, names in lists.items() if names or kind != "silent"}
         said |= {"remain": remain} if conflict != "none" else {}
-        parts = "; ".join(words(f"remedies_{kind}", names=_listed(names)) for kind, names in said.items())
+        parts = "; ".join(
+            words(f"remedies_{kind}", names=", ".join(names) or words("none")) for kind, names in said.items()
+        )
         lines.append(words("remedies", conflict=conflict, measure=words(f"remedies_{measure}"), parts=parts))
         if measure == "accuracy":  # to beat a bad one is not to be good
             good = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
@@ -199,8 +176,5 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 def against_control(compared: pd.DataFrame) -> list[str]:
     """What reliability weights gain beyond even ones that pull as hard; from `differences` with base CONTROL."""
-    lines = []
-    for row in compared[(compared["remedy"] == WEIGHTS) & (compared["measure"] == "accuracy")].to_dict("records"):
-        change, result = ranged(row, "estimate", "+.2f"), answer("weights", row, "estimate")
-        lines.append(words("weights", row, control=CONTROL, change=change, answer=result))
-    return lines
+    rows = compared[(compared["remedy"] == WEIGHTS) & (compared["measure"] == "accuracy")].to_dict("records")
+    return [words("weights", row, control=CONTROL) for row in rows]
