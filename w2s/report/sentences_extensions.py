@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -86,10 +85,7 @@ def no_conflict_line(row: Mapping, pair: str) -> str:
 
 
 def strength_lines(changes: pd.DataFrame, pair: str) -> list[str]:
-    """Whether the tax rises with the strength of the conflict, one sentence a measure of it.
-
-    changes: conflict, measure (in words), labels, smallest, largest, and the difference of their tax shares, seeds.
-    """
+    """Whether the tax rises with each measure of strength: its difference, largest less smallest, by labels."""
     lines = []
     for _, rows in changes.groupby(["conflict", "measure"], sort=False):
         steps = [words("strength_step", row) for row in rows.to_dict("records")]
@@ -116,12 +112,9 @@ def coverage(seeds: Iterable[int]) -> str:
 
 
 def _score(row: Mapping) -> str:
-    """Score, null and verdict, or why there is none."""
     if row["tax"] < MIN_TAX:
         return words("score_few", row)
-    if at_chance(row):
-        return words("score_at_chance")
-    return words("score", row)
+    return words("score_at_chance" if at_chance(row) else "score", row)
 
 
 def _noise(table: pd.DataFrame) -> pd.DataFrame:
@@ -146,10 +139,9 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     is said of a remedy that cannot be told from chance without one.
     """
     noise, gold = set(_noise(table)["remedy"]), table.set_index(["remedy", "conflict"])["uses_gold"]
-    lines, measures = [], ("accuracy", "tax_share", "score_minus_null")
-    for conflict, measure in itertools.product(compared["conflict"].unique(), measures):
-        if conflict == "none" and measure != "accuracy":
-            continue
+    lines, none, measures = [], words("none"), ("accuracy", "tax_share", "score_minus_null")
+    conflicts = compared["conflict"].unique()
+    for conflict, measure in [(c, m) for c in conflicts for m in measures if c != "none" or m == "accuracy"]:
         lists, remain = {kind: [] for kind in ("better", "worse", "unclear", "silent")}, []
         above, below = ("better", "worse")[:: MEASURES[measure]]  # the other way round where less is better
         rows = compared[(compared["conflict"] == conflict) & (compared["measure"] == measure)]
@@ -164,9 +156,7 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
                 remain.append(name)
         said = {kind: names for kind, names in lists.items() if names or kind != "silent"}
         said |= {"remain": remain} if conflict != "none" else {}
-        parts = "; ".join(
-            words(f"remedies_{kind}", names=", ".join(names) or words("none")) for kind, names in said.items()
-        )
+        parts = "; ".join(words(f"remedies_{kind}", names=", ".join(names) or none) for kind, names in said.items())
         lines.append(words("remedies", conflict=conflict, measure=words(f"remedies_{measure}"), parts=parts))
         if measure == "accuracy":  # to beat a bad one is not to be good
             good = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
