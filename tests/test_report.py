@@ -5,15 +5,16 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from inspect import getsource
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from w2s.analysis import pooled, scoring
+from w2s.analysis import followups, knowledge, pooled, scoring
 from w2s.params import StudyParams
-from w2s.report import html, sentences, style
+from w2s.report import html, sentences, sentences_extensions, style
 
 KNOWLEDGE = {"m-8": 0.4, "m-16": 0.6, "m-32": 0.9}
 EVIL = "<script>alert(1)</script>"
@@ -22,9 +23,8 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 def predictions(knowledge=KNOWLEDGE, n=240):
     """Three models, every pair and conflict, one chain: a model is sure of the pairs below its knowledge."""
-    rng = np.random.default_rng(0)
+    rng, tables = np.random.default_rng(0), []
     depth = rng.uniform(0, 1, n)
-    tables = []
 
     def add(role, model, teacher, via, conflict, margin):
         run = "-".join(filter(None, (role, via, teacher, model, conflict)))
@@ -63,11 +63,10 @@ def write_study(folder, table, source="pocket world"):
     counts = {"rows_read": [60, 40], "malformed": [0, 0], "mean_chars_chosen": [81.25, np.nan]}
     audit = pd.DataFrame({"split": ["gt", "test"], "source": [source, "b"], **counts, "sha256": ["ab" * 32, "cd" * 32]})
     style.save_table(audit, folder, "01_audit")
+    fig, ax = plt.subplots(figsize=(3, 2))
     for name, caption in (("04_score_by_gap", "Scores & gaps."), ("01_first", EVIL), ("05_silent", "")):
-        fig, ax = plt.subplots(figsize=(3, 2))
-        ax.plot([0, 1])
         style.save(ax, folder, name, caption=caption)
-        plt.close(fig)
+    plt.close(fig)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +114,10 @@ class Page(HTMLParser):
 
 def page_of(params):
     return html.write_report(params).read_text(encoding="utf-8")
+
+
+def listed(text):
+    return re.findall(r"<li>([^<]+)</li>", text)
 
 
 def test_the_page_is_well_formed_self_contained_escaped_and_the_same_again(params, tmp_path):
@@ -174,13 +177,12 @@ def test_small_p_and_a_tax_without_an_even_one_are_said_in_words(params):
 
 
 def test_the_findings_open_with_the_pooled_lift(params):
-    """As notebook 04 makes them: what is pooled by conflict comes first."""
     table = predictions().query("role != 'bootstrapped'")
     scores, accuracies = scoring.score_table(table, bootstrap=100), scoring.accuracy_table(table)
     conflicts = pooled.pooled_table(pooled.count_students(table), ["conflict"], 100)
     save_findings(sentences.findings(scores, accuracies, conflicts), params.root / "made-up", "04")
     row = conflicts.set_index("conflict").loc["explicit"]
-    opening = re.findall(r"<li>([^<]+)</li>", page_of(params).split('<section id="findings">')[1])[0]
+    opening = listed(page_of(params).split('<section id="findings">')[1])[0]
     assert opening.startswith(f"explicit conflict, all settings: lift {row.lift:.2f} [{row.lift_low:.2f}, ")
 
 
@@ -195,18 +197,11 @@ def test_accuracies_show_how_often_the_shorter_response_is_preferred(params):
 
 
 def test_the_header_says_how_the_runs_were_trained(params):
-    assert header(params) == sentences.setup(params)
     changed = {"method": "dpo", "confidence": "calibrated", "lora": {"rank": 8, "alpha": 16.0}}
-    changed |= {"study": "made-up", "output_dir": str(params.root), "weak_filter": "confidence"}
-    shown = header(StudyParams.check(changed))
-    assert "(DPO), beta 0.1" in shown["Method"] and "rank 8" in shown["Weights"]
-    assert "only confident ones" in shown["Weak labels"] and "temperature" in shown["Probability"]
-
-
-def header(params):
-    """Terms and texts of the list in the page's header."""
-    terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page_of(params).split("</header>")[0])
-    return {term: text.replace("&#39;", "'") for term, text in terms}
+    for changes in ({}, changed | {"weak_filter": "confidence"}):
+        params = StudyParams.check({"study": "made-up", "output_dir": str(params.root)} | changes)
+        terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page_of(params).split("</header>")[0])
+        assert {term: text.replace("&#39;", "'") for term, text in terms} == sentences.setup(params)
 
 
 def test_adapters_are_the_first_finding(params):
@@ -216,14 +211,13 @@ def test_adapters_are_the_first_finding(params):
         save_findings(lines, params.root / "made-up", number)
     text = page_of(params)
     assert text.count("Trained by low-rank adapters (rank 8), not by full fine-tuning.") == 1
-    assert re.findall(r"<li>([^<]+)</li>", text)[0].startswith("Trained by low-rank adapters")
+    assert listed(text)[0].startswith("Trained by low-rank adapters")
 
 
 def test_findings_are_shown_once_with_summaries_before_settings(params):
     text = page_of(params)
     expected = set(pd.concat([saved(params, f"{n}_findings") for n in ("04", "05")])["sentence"])
-    listed = re.findall(r"<li>([^<]+)</li>", text)
-    assert {line.replace("&gt;", ">") for line in listed} == expected and len(listed) == len(expected)
+    assert sorted(line.replace("&gt;", ">") for line in listed(text)) == sorted(expected)
     assert text.index("explicit conflict: mean Deception Score") < text.index("explicit conflict, m-8 -&gt; m-16")
 
 
@@ -281,3 +275,18 @@ def test_nothing_that_trains_is_imported():
     modules = "html, browser, style, plots, plots_training, plots_extensions, sentences, sentences_extensions"
     code = f"import sys; from w2s.report import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_each_text_is_used_and_each_of_its_fields_is_a_name_of_the_rules():
+    """A key stands in the rules: by itself, at the end of an f-string, or as a verdict of a text with an answer."""
+    texts, code = sentences.texts(), getsource(sentences) + getsource(sentences_extensions)
+    names = "reward dpo simpo none confidence gold_oracle implicit_reward calibrated gold shuffled accuracy tax_share"
+    names += " score score_minus_null better worse unclear silent remain"
+    used = set(re.findall(r'"(\w+)"', code))
+    used |= {start + name for start in re.findall(r'f"(\w+_)\{', code) for name in names.split()}
+    judged = {key for key, text in texts.items() if "_answer}" in text} | set(re.findall(r'answer\("(\w+)"', code))
+    verdicts = {f"{key}_{end}" for key in judged for end in ("above", "below", "neither")}
+    assert verdicts <= set(texts) <= used | verdicts | {"pooled_undefined", "setting_undefined"}
+    known = set(re.split(r"[^a-z]+", code + "".join(map(getsource, (followups, knowledge, pooled, scoring)))))
+    fields = {part for text in texts.values() for name in re.findall(r"\{(\w+)", text) for part in name.split("_")}
+    assert fields <= known
