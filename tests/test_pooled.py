@@ -14,7 +14,7 @@ from w2s.analysis import pooled, scoring, seeds
 from w2s.report import sentences
 
 ENDS = ("", "_low", "_high")
-POOLED_NAMES = [name + end for name in scoring.WITH_INTERVAL for end in ENDS]
+POOLED_NAMES = [name + end for name in scoring.ESTIMATES for end in ENDS]
 
 
 def seeded(tables):
@@ -135,7 +135,7 @@ IMPLICIT = WIDE | {"conflict": "implicit"}
 
 def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three, counts):
     table = pooled.difference(counts, WIDE, WIDE, bootstrap=100)
-    assert list(table["difference"]) == list(scoring.WITH_INTERVAL)
+    assert list(table["difference"]) == list(scoring.ESTIMATES)
     assert (table[["estimate", "low", "high"]] == 0).all(axis=None) and (table["seeds"] == 3).all()
     shuffled = pooled.count_students(three.sample(frac=1, random_state=0))
     other = IMPLICIT | {"strong": "m-16"}

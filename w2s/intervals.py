@@ -27,6 +27,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
+def with_ends(*names: str, ends=("", "_low", "_high")) -> list[str]:
+    """The columns of estimates and their intervals."""
+    return [name + end for name in names for end in ends]
+
+
 @lru_cache(maxsize=4)
 def draws(n_pairs: int, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """How often each pair is drawn in each bootstrap sample, float32 (samples, n_pairs), read-only."""

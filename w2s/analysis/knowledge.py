@@ -48,7 +48,7 @@ def count_knowledge(predictions, judged, threshold=0.75, known_by="confidence", 
 
 
 def cross_table(predictions, judged, threshold=0.75, known_by="confidence", reference="none") -> pd.DataFrame:
-    """Pairs, those at_risk (right by the reference) and tax in areas by confidence and by knowledge, 16 rows a setting."""
+    """Pairs, at_risk (right by the reference) and tax in areas by confidence and by knowledge, 16 rows a setting."""
     cells = pd.MultiIndex.from_product([BY_CONFIDENCE, AREAS], names=["by_confidence", "by_knowledge"])
     by_knowledge, tables = dict(zip(BY_CONFIDENCE, AREAS)), []
     for setting, p, own in _knowing(predictions, judged, reference):

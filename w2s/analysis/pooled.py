@@ -12,12 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.scoring import (
-    ACCURACIES, OF_SCORE, SETTING, WITH_INTERVAL, all_or_none, comparisons, indicators, statistics, with_ends,
-)  # fmt: skip
+from w2s.analysis.scoring import ESTIMATES, MEANS, OF_SCORE, SETTING, all_or_none, comparisons, indicators, statistics
 from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_seeds
 from w2s.deception import conflict_tax, known, right
-from w2s.intervals import ratio, resample
+from w2s.intervals import ratio, resample, with_ends
 
 POOLED = SETTING[:-1]  # a setting without its seed
 SLOPES = ("score", "score_minus_null")
@@ -31,10 +29,10 @@ Parts = Callable[[Sums], dict[str, tuple[np.ndarray, np.ndarray]]]  # numerator 
 
 
 class Counts(NamedTuple):
-    """What is counted of every pair under each setting and seed of a study."""
+    """What is counted of every pair under each setting and seed, one row a run: SETTING, and bool (runs, n) by name."""
 
-    settings: pd.DataFrame  # SETTING, one row a run of a student
-    indicators: dict[str, np.ndarray]  # bool (runs, n) by name, as `scoring.indicators` names them
+    settings: pd.DataFrame
+    indicators: dict[str, np.ndarray]
 
     def rows(self, numbers) -> Counts:
         """The runs of these row numbers, in their order."""
@@ -96,16 +94,16 @@ def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFra
         each = _added_up({name: of[runs] for name, of in sums.items()}, seeds == np.unique(seeds)[:, None])
         row |= {"runs": len(runs), "seeds": len(set(seeds)), "pairs": tax.shape[1], "tax": tax.sum()}
         row |= {"covers": "pairs" if row["seeds"] == 1 else "pairs and seeds"}
-        row |= {name: pooled[name].estimates[0] for name in ("gap", *ACCURACIES)}
+        row |= {name: pooled[name].estimates[0] for name in MEANS}
         row["undefined"] = np.isnan(pooled["score"].drawn[:, 0]).mean()
         certain = all_or_none(*(float(pooled[name].estimates[0]) for name in ("score", "null")), tax.any(axis=0).sum())
-        for name in WITH_INTERVAL:
+        for name in ESTIMATES:
             estimate, *interval, _ = over_seeds(pooled[name], SCALE.get(name, "plain"))
             values = estimate, *certain.get(name, interval), np.fmin.reduce(each[name]), np.fmax.reduce(each[name])
-            row |= dict(zip(with_ends([name], ends), values))
+            row |= dict(zip(with_ends(name, ends=ends), values))
         rows.append(row)
-    columns = [*by, "runs", "seeds", "covers", "pairs", "tax", "gap", *ACCURACIES, "undefined"]
-    return pd.DataFrame(rows, columns=[*columns, *with_ends(WITH_INTERVAL, ends)])
+    columns = [*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined"]
+    return pd.DataFrame(rows, columns=[*columns, *with_ends(*ESTIMATES, ends=ends)])
 
 
 def ratio_table(counts: Counts, parts: Parts, less=(), by=tuple(POOLED), bootstrap=2000, **scales) -> pd.DataFrame:
@@ -121,10 +119,10 @@ def ratio_table(counts: Counts, parts: Parts, less=(), by=tuple(POOLED), bootstr
         ratios = measured(group, bootstrap, parts)
         ratios |= {f"{one}_minus_{other}": ratios[one].minus(ratios[other]) for one, other in less}
         for name, values in ratios.items():
-            row |= dict(zip(with_ends([name]), over_seeds(values, (SCALE | scales).get(name, "plain"))))
+            row |= dict(zip(with_ends(name), over_seeds(values, (SCALE | scales).get(name, "plain"))))
         rows.append(row)
     names = [*parts({name: np.zeros(1) for name in counts.indicators}), *(f"{a}_minus_{b}" for a, b in less)]
-    return pd.DataFrame(rows, columns=[*by, "runs", "seeds", "pairs", *with_ends(names)])
+    return pd.DataFrame(rows, columns=[*by, "runs", "seeds", "pairs", *with_ends(*names)])
 
 
 def measured(counts: Counts, samples: int = 2000, parts: Parts | None = None) -> dict[str, Resampled]:
@@ -134,14 +132,13 @@ def measured(counts: Counts, samples: int = 2000, parts: Parts | None = None) ->
 
 def over_runs(seeds: np.ndarray, sums: Sums, drawn: Sums, parts: Parts | None = None) -> dict[str, Resampled]:
     """As `measured`, of the seeds (runs,) and the sums over pairs as they are (runs,), and drawn (samples, runs)."""
-    weights, out = leaving_out(seeds), {}
+    weights, of_seed = leaving_out(seeds), seeds == np.unique(seeds)[:, None]
     sizes = {name: bottom for name, (_, bottom) in parts(sums).items()} if parts else {}
-    in_samples = _added_up(drawn, weights, parts)
-    for name, estimates in _added_up(sums, weights, parts).items():
-        size = sums["tax"] if name in BY_TAX else sizes.get(name, sums["pairs"])
-        of_seeds = effective_seeds((seeds == np.unique(seeds)[:, None]) @ size)
-        out[name] = Resampled(estimates, in_samples[name], of_seeds)
-    return out
+    sizes |= {name: sums["tax"] for name in BY_TAX if "tax" in sums}
+    effective = {name: effective_seeds(of_seed @ size) for name, size in sizes.items()}
+    one, many = (_added_up(of, weights, parts) for of in (sums, drawn))
+    all_alike = effective_seeds(of_seed @ sums["pairs"])
+    return {name: Resampled(one[name], many[name], effective.get(name, all_alike)) for name in one}
 
 
 def _added_up(sums: Sums, weights: np.ndarray, parts: Parts | None = None) -> Sums:
@@ -183,7 +180,7 @@ def contrast(first: Counts, second: Counts, bootstrap=2000) -> pd.DataFrame:
     one, other = measured(first, bootstrap), measured(second, bootstrap)
     stuck = any(of["score"].estimates[0] in (0, 1) for of in (one, other))
     n_seeds, columns = first.settings["seed"].nunique(), ["estimate", "low", "high", "undefined"]
-    rows = [(name, *over_seeds(one[name].minus(other[name])), n_seeds) for name in WITH_INTERVAL]
+    rows = [(name, *over_seeds(one[name].minus(other[name])), n_seeds) for name in ESTIMATES]
     table = pd.DataFrame(rows, columns=["difference", *columns, "seeds"])
     table.loc[table["difference"].isin(OF_SCORE if stuck else ()), ["low", "high"]] = np.nan
     return table

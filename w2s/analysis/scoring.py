@@ -1,37 +1,30 @@
-"""The study's tables: accuracy, areas, conflict tax, Deception Score of every run, with intervals over test pairs.
+"""The study's tables of the split "test": accuracy, areas, conflict tax and Deception Score of every run.
 
-In all tables of `w2s.analysis` columns <name>, <name>_low and <name>_high are an estimate and its 95% interval, shares
-and accuracies are in [0, 1], tax and pairs are counts. Rows count where the split is "test".
+In all tables of `w2s.analysis` <name>, <name>_low and <name>_high are an estimate and its 95% interval over test pairs;
+shares and accuracies are in [0, 1], tax and pairs are counts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from w2s import intervals
 from w2s.deception import blind_spot, checked, confidence, conflict_tax, fisher_p, right, tax_rates
-from w2s.intervals import ratio, wilson
+from w2s.intervals import ratio, wilson, with_ends
 
 ROLES = ("gold", "student", "bootstrapped")
 CONFLICTS = ("none", "explicit", "implicit")
 SETTING = ["weak", "strong", "role", "teacher", "via", "conflict", "seed"]
 RUN = ["role", "model", "teacher", "via", "conflict", "seed"]
 OF_SCORE = ("score", "score_minus_null", "lift")
-WITH_INTERVAL = ("student_accuracy", "pgr", "tax_share", "score", "null", "score_minus_null", "lift")
-ACCURACIES = ["weak_accuracy", "ceiling_accuracy", "reference_accuracy"]
+ESTIMATES = ("student_accuracy", "pgr", "tax_share", "score", "null", "score_minus_null", "lift")
+MEANS = ("gap", "weak_accuracy", "ceiling_accuracy", "reference_accuracy")
+SCORE_COLUMNS = [*SETTING, "pairs", *MEANS, "tax", *with_ends(*ESTIMATES), "p"]
 MIN_GAP = 0.02  # below this difference of ceiling and weak accuracy the PGR divides by noise
-
-
-def with_ends(names: Iterable[str], ends=("", "_low", "_high")) -> list[str]:
-    """The columns of estimates and their intervals."""
-    return [name + end for name in names for end in ends]
-
-
-SCORE_COLUMNS = [*SETTING, "pairs", "gap", *ACCURACIES, "tax", *with_ends(WITH_INTERVAL), "p"]
 
 
 def calibration_bins(p, bins: int = 10) -> pd.DataFrame:
@@ -45,13 +38,12 @@ def calibration_bins(p, bins: int = 10) -> pd.DataFrame:
 
 
 def score_table(predictions, threshold=0.75, known_by="confidence", reference="none", bootstrap=2000) -> pd.DataFrame:
-    """Accuracy, PGR, tax, Deception Score and null of every student, with 95% bootstrap intervals over test pairs.
+    """Accuracy, PGR, tax, Deception Score, null, lift (score / null) and p (of `even_tax_p`) of every student.
 
     `predictions` is a study's table (id, split, probability, run, and RUN); `reference` is the student without
     conflict ("none") or the strong ceiling ("ceiling"). A bootstrapped student is measured against the original weak
-    model (`via`) and the bootstrapped student without conflict. lift is score / null, p that of `even_tax_p`. An
-    intermediate teacher without a ceiling has no row. ValueError names a run that is missing, ambiguous, or scored on
-    other test pairs.
+    model (`via`); an intermediate teacher without a ceiling has no row. ValueError names a run that is missing,
+    ambiguous, or scored on other test pairs.
     """
     rows = []
     for setting, p in comparisons(predictions, reference):
@@ -61,7 +53,7 @@ def score_table(predictions, threshold=0.75, known_by="confidence", reference="n
         table = intervals.bootstrap(counted, statistics, bootstrap)
         certain = all_or_none(*table.loc[["score", "null"], "estimate"], sums["tax"])
         for name, (estimate, *ends, _) in zip(table.index, table.to_numpy()):
-            row |= dict(zip(with_ends([name]), (estimate, *certain.get(name, ends))))
+            row |= dict(zip(with_ends(name), (estimate, *certain.get(name, ends))))
         row["p"] = fisher_p(sums["blind_tax"], sums["reference"], sums["blind_at_risk"], sums["tax"])
         rows.append(row)
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
@@ -95,9 +87,8 @@ def accuracy_table(predictions: pd.DataFrame, split: str = "test", threshold: fl
 def shorter_table(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """How often each run prefers the shorter response (95% Wilson interval), one row a run.
 
-    `pairs` is the test split's pair table (id, chosen, rejected). Only pairs whose responses differ in length, in
-    characters, count (unequal_pairs): shorter is the share of them in which the run prefers the shorter response,
-    truly_shorter that in which `chosen` is the shorter one. ValueError names a pair that `pairs` does not hold.
+    `pairs` is the test split's pair table (id, chosen, rejected). Of the unequal_pairs, whose responses differ in
+    characters, truly_shorter is the share whose `chosen` is the shorter one. ValueError names a pair not in `pairs`.
     """
     longer = pairs.set_index("id")["chosen"].str.len() - pairs.set_index("id")["rejected"].str.len()
     rows = []
@@ -108,7 +99,7 @@ def shorter_table(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
         by = longer[p.index].to_numpy()
         shorter = (right(p) == (by < 0))[by != 0]
         n, hits = len(shorter), shorter.sum()
-        numbers = dict(zip(with_ends(["shorter"]), (float(ratio(hits, n)), *wilson(hits, n))))
+        numbers = dict(zip(with_ends("shorter"), (float(ratio(hits, n)), *wilson(hits, n))))
         rows.append(run | {"unequal_pairs": n} | numbers | {"truly_shorter": float(ratio((by < 0).sum(), n))})
     return pd.DataFrame(rows)
 
@@ -157,15 +148,16 @@ def comparisons(predictions: pd.DataFrame, reference: str) -> Iterator[tuple[dic
     if not any(role in ROLES[1:] for role, *_ in runs):
         raise ValueError("predictions: no student run was scored on split 'test'; train one first")
     taught = {(teacher, via) for role, _, teacher, via, *_ in runs if role == "bootstrapped"}
-    for key in [key for key in runs if key[0] in ROLES[1:]]:
+    for key in runs:
         role, strong, teacher, via, conflict, seed = key
-        weak = via or teacher
-        keys = {part: ("gold", model, "", "", "none", seed) for part, model in (("weak", weak), ("ceiling", strong))}
-        if keys["ceiling"] not in runs and (strong, teacher) in taught:
-            continue  # an intermediate teacher that is nobody's strong model
-        keys["reference"] = keys["ceiling"] if reference == "ceiling" else (*key[:4], "none", seed)
-        setting = dict(zip(SETTING, (weak, strong, role, teacher, via, conflict, seed)))
-        yield setting, {part: _joined(part, wanted, key, runs) for part, wanted in (keys | {"student": key}).items()}
+        weak, ceiling = (("gold", model, "", "", "none", seed) for model in (via or teacher, strong))
+        if role not in ROLES[1:] or (ceiling not in runs and (strong, teacher) in taught):
+            continue  # no student, or an intermediate teacher that is nobody's strong model
+        keys = {"weak": weak, "ceiling": ceiling, "reference": (*key[:4], "none", seed), "student": key}
+        if reference == "ceiling":
+            keys["reference"] = ceiling
+        setting = dict(zip(SETTING, (via or teacher, strong, role, teacher, via, conflict, seed)))
+        yield setting, {part: _joined(part, keys[part], key, runs) for part in keys}
 
 
 def _joined(part: str, key: tuple, of_student: tuple, runs: dict[tuple, tuple[str, pd.Series]]) -> np.ndarray:

@@ -55,13 +55,9 @@ def over_seeds(statistic: Resampled, scale: str = "plain") -> tuple[float, float
 
 
 def with_seeds(statistic: Resampled, scale: str = "plain") -> np.ndarray:
-    """The values (samples,) or (2 samples,) whose quantiles are the ends of `over_seeds`.
+    """The values (samples,) or (2 samples,) whose quantiles are the ends of `over_seeds`; `scale` is one of SCALES.
 
-    To each sample of pairs a deviation of the seeds is added, on the one of SCALES on which it is least skewed:
-
-        sqrt(max(0, between * df / chi2(df) - noise)) * N(0, 1),    df = effective number of seeds - 1, at least 1
-
-    with between and noise the jackknife's variances over seeds and inside them.
+    To each sample of pairs a deviation of the seeds is added, by the jackknife's variances over seeds and inside them.
     """
     estimate, drawn = float(statistic.estimates[0]), statistic.drawn
     seeds = len(statistic.estimates) - 1
