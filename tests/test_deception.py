@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from w2s import deception as d
 from w2s import intervals
@@ -18,7 +19,7 @@ REFERENCE = np.array([0.90, 0.70, 0.60, 0.80, 0.70, 0.60, 0.30, 0.90])  # right:
 STUDENT = np.array([0.80, 0.30, 0.20, 0.90, 0.40, 0.50, 0.20, 0.60])  # wrong: 1, 2, 4, 5 (a tie), 6
 # Tax: 1, 2, 4, 5. S-known/W-unknown: 1, 2, 3, 6, of which 1, 2, 3 are at risk.
 KNOWN, BLIND, WEAK_ONLY, NEITHER = d.AREAS
-GOLD = "gold-m-8-none"  # a run of the study below
+GOLD, FIRST = "gold-m-8-none", "student-m-16-m-8-none"  # runs of the study below
 AREA = [KNOWN, BLIND, BLIND, BLIND, WEAK_ONLY, NEITHER, BLIND, KNOWN]
 FOUR = (REFERENCE, STUDENT, CEILING, WEAK)
 
@@ -81,16 +82,14 @@ def test_tax_score_and_null_by_hand():
 
 
 def test_scores_are_nan_without_tax_and_without_anything_at_risk():
-    assert np.isnan(
-        [measure(REFERENCE, REFERENCE, CEILING, WEAK) for measure in (d.deception_score, d.even_tax_p)]
-    ).all()
+    no_tax = (REFERENCE, REFERENCE, CEILING, WEAK)
+    assert np.isnan(d.deception_score(*no_tax)) and np.isnan(d.even_tax_p(*no_tax))
     assert np.isnan(d.null_score(np.zeros(8), CEILING, WEAK)) and np.isnan(d.deception_score([], [], [], []))
 
 
-def test_measures_accept_lists_series_and_tensors():
-    torch = pytest.importorskip("torch")
-    for convert in (list, lambda a: pd.Series(a, index=range(8)[::-1]), torch.tensor):
-        assert d.deception_score(*map(convert, FOUR)) == 0.5
+@pytest.mark.parametrize("convert", [list, lambda a: pd.Series(a, index=range(8)[::-1]), torch.tensor])
+def test_measures_accept_lists_series_and_tensors(convert):
+    assert d.deception_score(*map(convert, FOUR)) == 0.5
 
 
 def test_tax_rates_by_hand():
@@ -116,31 +115,6 @@ def test_wilson_by_hand():
     # Wilson (1927) with z = 1.959964: centre (p + z²/2n) / (1 + z²/n), here p = 0.5, n = 10.
     assert intervals.wilson(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)
     assert all(np.isnan(intervals.wilson(0, 0)))
-
-
-MESSAGES = [
-    (lambda: d.areas([0.5, 1.2], [0.5, 0.5]), r"ceiling: 1\.2 at position 1 is no probability"),
-    (lambda: d.areas([0.5], [np.nan]), "weak: nan at position 0 is no probability"),
-    (lambda: d.conflict_tax([0.5, 0.5], [0.5]), "conflicted: 1 pairs, but reference has 2; join the runs by id"),
-    (lambda: d.deception_score([0.5], [0.5], [[0.5]], [0.5]), r"ceiling: shape \(1, 1\), expected one probability"),
-    (lambda: d.deception_score([0.5], [0.5], [0.5], []), "weak: 0 pairs, but reference has 1"),
-    (lambda: d.null_score([0.5], [0.5, 0.5], [0.5, 0.5]), "ceiling: 2 pairs, but reference has 1"),
-    (lambda: d.tax_rates([0.5], [0.5], [0.5] * 2, [0.5] * 2), "ceiling: 2 pairs, but reference has 1"),
-    (lambda: d.known([0.5], threshold=1.0), r"threshold = 1\.0: choose a confidence from 0\.5 to below 1"),
-    (lambda: d.known([0.5], threshold=0.4), r"threshold = 0\.4"),
-    (lambda: d.known([0.5], known_by="margin"), "known_by = 'margin': choose 'confidence' or 'gold'"),
-    (lambda: intervals.bootstrap({"a": [1, 0], "b": [1]}, dict), "indicators: give arrays"),
-    (lambda: intervals.bootstrap({"a": []}, dict), "at least 1 pair"),
-    (lambda: intervals.bootstrap({"a": [0.3, 1]}, dict), "indicators: only 0 and 1"),
-    (lambda: scoring.score_table(study(n=5), reference="weak"), "reference = 'weak': choose 'none' or 'ceiling'"),
-    (lambda: scoring.shorter_table(study(n=5), LENGTHS.head(4)), f"no pair test-00004, which run {GOLD} was scored on"),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), MESSAGES)
-def test_messages(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def accuracy_of(sums):
@@ -289,8 +263,6 @@ def test_accuracy_table_by_hand():
 # Pairs whose chosen response is longer, shorter, equal, shorter, shorter than the other.
 LENGTHS = pd.DataFrame({"chosen": ["aaa", "a", "aa", "a", "a"], "rejected": ["a", "aaa", "bb", "bb", "bbb"]})
 LENGTHS["id"] = [f"test-{i:05d}" for i in range(5)]
-
-
 SHARES = [([0.2, 0.9, 0.9, 0.5, 0.7], 0.75)]  # of the 4 pairs of unequal length: shorter, shorter, longer, shorter
 SHARES += [([0.1, 0.9, 0.9, 0.9, 0.9], 1), ([0.9, 0.1, 0.1, 0.1, 0.1], 0)]
 
@@ -310,25 +282,45 @@ def test_shorter_table_has_a_row_for_each_run_and_nan_where_all_lengths_are_equa
     assert (table["unequal_pairs"] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.drop(t.index[t["run"] == GOLD][0]),
-         f"run {GOLD}: 1 test ids differ from those of run student-m-16-m-8-none"),
-        (lambda t: t[t["run"] != GOLD], "run student-m-16-m-8-none: its weak is missing; add test predictions of "
-         "role 'gold', model 'm-8', conflict 'none', seed 0"),
-        (lambda t: t[t["run"] != "student-m-128-m-8-none"], "run student-m-128-m-8-explicit: its reference is missing"),
-        (lambda t: t[t["role"] == "gold"], "no student run was scored"),
-        (lambda t: t.assign(split="w2s"), "no row has split 'test'"),
-        (lambda t: t.drop(columns=["teacher", "seed"]), "predictions: no column seed, teacher"),
-        (lambda t: pd.concat([t, t[t["run"] == GOLD]]), f"run {GOLD}: id test-00000 has two predictions"),
-        (lambda t: pd.concat([t, t[t["run"] == GOLD].assign(run="again")]), "run again: its setting and its name"),
-        (lambda t: t.assign(probability=t["probability"].where(t["run"] != GOLD)), f"run {GOLD}: nan at"),
-    ],
-)  # fmt: skip
-def test_messages_of_study_tables(predictions, change, message):
+MESSAGES = [
+    (lambda: d.areas([0.5, 1.2], [0.5, 0.5]), r"ceiling: 1\.2 at position 1 is no probability"),
+    (lambda: d.areas([0.5], [np.nan]), "weak: nan at position 0 is no probability"),
+    (lambda: d.conflict_tax([0.5, 0.5], [0.5]), "conflicted: 1 pairs, but reference has 2; join the runs by id"),
+    (lambda: d.deception_score([0.5], [0.5], [[0.5]], [0.5]), r"ceiling: shape \(1, 1\), expected one probability"),
+    (lambda: d.deception_score([0.5], [0.5], [0.5], []), "weak: 0 pairs, but reference has 1"),
+    (lambda: d.null_score([0.5], [0.5, 0.5], [0.5, 0.5]), "ceiling: 2 pairs, but reference has 1"),
+    (lambda: d.tax_rates([0.5], [0.5], [0.5] * 2, [0.5] * 2), "ceiling: 2 pairs, but reference has 1"),
+    (lambda: d.known([0.5], threshold=1.0), r"threshold = 1\.0: choose a confidence from 0\.5 to below 1"),
+    (lambda: d.known([0.5], threshold=0.4), r"threshold = 0\.4"),
+    (lambda: d.known([0.5], known_by="margin"), "known_by = 'margin': choose 'confidence' or 'gold'"),
+    (lambda: intervals.bootstrap({"a": [1, 0], "b": [1]}, dict), "indicators: give arrays"),
+    (lambda: intervals.bootstrap({"a": []}, dict), "at least 1 pair"),
+    (lambda: intervals.bootstrap({"a": [0.3, 1]}, dict), "indicators: only 0 and 1"),
+    (lambda: scoring.score_table(study(n=5), reference="weak"), "reference = 'weak': choose 'none' or 'ceiling'"),
+    (lambda: scoring.shorter_table(study(n=5), LENGTHS.head(4)), f"no pair test-00004, which run {GOLD} was scored on"),
+]
+MADE_UP = study(n=5)
+CHANGES = [
+    (lambda t: t.drop(t.index[t["run"] == GOLD][0]), f"run {GOLD}: 1 test ids differ from those of run {FIRST}"),
+    (lambda t: t[t["run"] != GOLD], f"run {FIRST}: its weak is missing; add test predictions of role 'gold', "
+     "model 'm-8', conflict 'none', seed 0"),
+    (lambda t: t[t["run"] != "student-m-128-m-8-none"], "run student-m-128-m-8-explicit: its reference is missing"),
+    (lambda t: t[t["role"] == "gold"], "no student run was scored"),
+    (lambda t: t.assign(split="w2s"), "no row has split 'test'"),
+    (lambda t: t.drop(columns=["teacher", "seed"]), "predictions: no column seed, teacher"),
+    (lambda t: pd.concat([t, t[t["run"] == GOLD]]), f"run {GOLD}: id test-00000 has two predictions"),
+    (lambda t: pd.concat([t, t[t["run"] == GOLD].assign(run="again")]), "run again: its setting and its name"),
+    (lambda t: t.assign(probability=t["probability"].where(t["run"] != GOLD)), f"run {GOLD}: nan at"),
+]  # fmt: skip
+MESSAGES += [
+    (lambda change=change: scoring.score_table(change(MADE_UP), bootstrap=10), text) for change, text in CHANGES
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MESSAGES)
+def test_messages(call, message):
     with pytest.raises(ValueError, match=message):
-        scoring.score_table(change(predictions), bootstrap=100)
+        call()
 
 
 def test_findings_state_each_setting_with_its_numbers(predictions, scores):
@@ -384,19 +376,16 @@ def test_findings_judge_the_difference_from_the_null_and_warn_of_ceilings_at_cha
         assert "no setting has a confident ceiling above chance" in findings_of([rows[mute]], ceilings[mute])[1]
 
 
-@pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
+def test_findings_rank_the_score_by_capability_gap():
+    for values, verdict in (
         ([1, 2, 3, 4, 5, 6], "Spearman 1.00 over 6 weak-strong pairs (permutation p 0.003"),
         ([6, 5, 4, 3, 2, 1], "it falls."),
         ([1, 2, 3], "a rise is not supported in this study."),  # 3 pairs: p is at least 2/6
         ([1, 1, 1, 1], "does not vary enough to be ranked."),
-    ],
-)
-def test_findings_rank_the_score_by_capability_gap(values, verdict):
-    rows = [row_of(0.1, 0.3, strong=f"b-{k}", gap=k / 10, score=value / 10) for k, value in enumerate(values)]
-    lines = findings_of(rows, *((0.6, row["strong"], 0.5) for row in rows))
-    assert verdict in next(x for x in lines if "Deception Score against capability gap" in x)
+    ):
+        rows = [row_of(0.1, 0.3, strong=f"b-{k}", gap=k / 10, score=value / 10) for k, value in enumerate(values)]
+        lines = findings_of(rows, *((0.6, row["strong"], 0.5) for row in rows))
+        assert verdict in next(x for x in lines if "Deception Score against capability gap" in x)
 
 
 LORA = {"lora": {"rank": 8, "alpha": 16.0}}
@@ -407,13 +396,16 @@ SETUP = [
     ({"target": "helpful"}, "Target", "helpful pairs are supervised, harmless pairs are the conflict"),
     ({}, "Method", "reward modelling"),
     (DPO, "Method", "(DPO), beta 0.1, after SFT"),
-    (SIMPO, "Method", "SimPO, beta 2, gamma 1, after SFT"),
-    (SIMPO | {"gamma": 0}, "Method", "gamma 0,"),
+    (SIMPO | {"gamma": 0}, "Method", "SimPO, beta 2, gamma 0, after SFT"),
+    (SIMPO, "Method", "gamma 1, after SFT"),
     ({}, "Weights", "all of them"),
     (LORA, "Weights", "low-rank adapters are trained (rank 8), NOT all weights"),
     ({}, "Weak labels", "soft, the weak model's P; all"),
-    (DPO, "Weak labels", "hard, the response"),
-    ({"weak_filter": "confidence"}, "Weak labels", "only confident ones are used (weak_filter: confidence)"),
+    (
+        DPO | {"weak_filter": "confidence"},
+        "Weak labels",
+        "hard, the response that the weak model prefers; only confident",
+    ),
     ({"weak_filter": "gold_oracle"}, "Weak labels", "only confident and RIGHT ones are used, which takes gold"),
     ({}, "Probability", "P = sigmoid(margin); margin: the difference of the two scores, in logits"),
     (CALIBRATED, "Probability", "sigmoid(margin / temperature), each run's temperature from gold"),

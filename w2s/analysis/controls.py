@@ -21,9 +21,8 @@ def count_controls(rows: pd.DataFrame, chances: pd.DataFrame, threshold=0.75, kn
     for run in pd.unique(rows[PARTS].to_numpy().ravel()):
         if run not in chances or chances[run].isna().any():
             raise ValueError(f"run {run}: it lacks predictions of test pairs; score all runs on one split")
-    settings = rows.drop(columns=PARTS).assign(
-        **{name: "" for name in POOLED if name not in rows} | {"role": "student"}
-    )
+    settings = rows.drop(columns=PARTS)
+    settings = settings.assign(**{name: "" for name in POOLED if name not in settings} | {"role": "student"})
     each = ({part: chances[row[part]].to_numpy() for part in PARTS} for row in rows.to_dict("records"))
     return stack(zip(settings.to_dict("records"), (indicators(p, threshold, known_by) for p in each)))
 

@@ -14,7 +14,7 @@ from w2s.analysis.pooled import POOLED, Counts, Sums, ratio_table, stack
 from w2s.analysis.scoring import SETTING, comparisons
 from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_seeds
 from w2s.deception import confidence, conflict_tax, known, right
-from w2s.intervals import draws, ratio, with_ends
+from w2s.intervals import draws, ratio
 
 MODELS = ("student", "none", "ceiling")  # none: the student without conflict
 AUC_SAMPLES = 500  # of the bootstrap behind an AUC: it cannot be had from sums, and takes its time
@@ -104,7 +104,7 @@ def variance_table(predictions, kept: pd.DataFrame, by=("conflict",), bootstrap=
         sizes = group["seed"].value_counts()
         ends = over_seeds(Resampled(own, np.array(many), effective_seeds(sizes)))[:3]
         rows.append((*key, len(group), len(sizes), *ends))
-    return pd.DataFrame(rows, columns=[*keys, "runs", "seeds", *with_ends("auc")])
+    return pd.DataFrame(rows, columns=[*keys, "runs", "seeds", "auc", "low", "high"])
 
 
 def _predictors(predictions, kept: pd.DataFrame) -> Iterator[tuple[dict, np.ndarray, np.ndarray, dict]]:
