@@ -33,26 +33,28 @@ def test_counts_by_hand():
 
 
 def test_what_cannot_be_counted_is_named():
-    with pytest.raises(ValueError, match="^rows: no control"):
-        controls.count_controls(ROWS.head(0), CHANCES)
-    with pytest.raises(ValueError, match="^run absent: it lacks predictions"):
-        controls.count_controls(pd.DataFrame([row("absent", "weak")]), CHANCES)
-    with pytest.raises(ValueError, match="^run one: it lacks predictions"):
-        controls.count_controls(ROWS, CHANCES.assign(one=CHANCES["one"].where(CHANCES.index != "test-3")))
+    unscored = CHANCES.assign(one=CHANCES["one"].where(CHANCES.index != "test-3"))
+    for rows, chances, message in (
+        (ROWS.head(0), CHANCES, "^rows: no control"),
+        (pd.DataFrame([row("absent", "weak")]), CHANCES, "^run absent: it lacks predictions"),
+        (ROWS, unscored, "^run one: it lacks predictions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            controls.count_controls(rows, chances)
 
 
 def test_a_difference_is_taken_on_the_same_pairs():
     counts = controls.count_controls(ROWS, CHANCES)
     weak, gold, shuffled = ({"labels": k, "conflict": "explicit"} for k in ("weak", "gold", "shuffled"))
-    found = controls.tax_difference(counts, weak, gold, 500)
-    assert found["estimate"] == pytest.approx(0.1) and found["low"] < 0 < found["high"] and found["seeds"] == 1
+    result = controls.tax_difference(counts, weak, gold, 500)
+    assert result["estimate"] == pytest.approx(0.1) and result["low"] < 0 < result["high"] and result["seeds"] == 1
     # The same tax on the same pairs: in every sample the difference is 0, whatever pairs are drawn.
     same = controls.tax_difference(counts, weak, shuffled, 500)
     assert (same["estimate"], same["low"], same["high"]) == (0, 0, 0)
     # Over seeds it is their mean.
     rows = pd.DataFrame([row("one", "weak", 0), row("two", "weak", 1), row("two", "gold", 0), row("two", "gold", 1)])
-    found = controls.tax_difference(controls.count_controls(rows, CHANCES), weak, gold, 500)
-    assert found["estimate"] == pytest.approx((0.1 + 0) / 2) and found["seeds"] == 2
+    result = controls.tax_difference(controls.count_controls(rows, CHANCES), weak, gold, 500)
+    assert result["estimate"] == pytest.approx((0.1 + 0) / 2) and result["seeds"] == 2
 
 
 def difference(estimate, low, high, **names):
@@ -67,39 +69,33 @@ def pooled_row(**values):
     return pd.Series(usual | values)
 
 
-@pytest.mark.parametrize(
-    ("gold", "shuffled", "words"),
-    [
-        ((0.2, 0.1, 0.3), (0.1, 0.05, 0.2), ("weak labels add to the tax", "cost more than the same errors")),
-        ((-0.2, -0.3, -0.1), (-0.1, -0.2, -0.05), ("make it smaller", "cost less than the same errors")),
-        ((0.0, -0.1, 0.1), (0.0, 0.0, 0.1), ("add to it is not supported", "model errs is not supported")),
-    ],
-)
-def test_the_answer_follows_the_intervals(gold, shuffled, words):
+def test_the_answer_follows_the_intervals():
     settings = pd.DataFrame([pooled_row(labels="weak"), pooled_row(labels="random", reference_accuracy=0.51)])
-    ends = {"gold": gold, "shuffled": shuffled}
-    rows = [difference(*ends[less], conflict="explicit", less=less) for less in sentences_extensions.WEAK_LESS]
-    tax, answer = sentences_extensions.label_lines(settings, pd.DataFrame(rows), "a -> b")
-    assert "0.12 [0.07, 0.17] with weak labels" in tax and "a -> b, 3 seeds" in tax
-    assert "its tax is noise: random)" in tax and "noise: weak" not in tax
-    assert all(part in answer for part in words), answer
+    for gold, shuffled, *words in (
+        ((0.2, 0.1, 0.3), (0.1, 0.05, 0.2), "weak labels add to the tax", "cost more than the same errors"),
+        ((-0.2, -0.3, -0.1), (-0.1, -0.2, -0.05), "make it smaller", "cost less than the same errors"),
+        ((0.0, -0.1, 0.1), (0.0, 0.0, 0.1), "add to it is not supported", "model errs is not supported"),
+    ):
+        ends = {"gold": gold, "shuffled": shuffled}
+        rows = pd.DataFrame([difference(*ends[less], conflict="explicit", less=less) for less in ends])
+        tax, answer = sentences_extensions.label_lines(settings, rows, "a -> b")
+        assert "0.12 [0.07, 0.17] with weak labels" in tax and "a -> b, 3 seeds" in tax
+        assert "its tax is noise: random)" in tax and "noise: weak" not in tax
+        assert all(part in answer for part in words), answer
     # no reference at chance, no word of it
-    assert "chance" not in sentences_extensions.label_lines(settings.head(1), pd.DataFrame(rows), "a -> b")[0]
+    assert "chance" not in sentences_extensions.label_lines(settings.head(1), rows, "a -> b")[0]
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
+def test_the_score_without_conflict():
+    for values, words in (
         ({}, "Deception Score 0.50 [0.45, 0.55] over 120 tax pairs, 0.40 if they fell evenly: more than even"),
         ({"score_minus_null_low": -0.2, "score_minus_null_high": -0.1}, "less than even where the weak model is blind"),
         ({"score_minus_null_low": -0.2}, "a difference is not supported in this study"),
         ({"tax": 9}, "9 tax pairs, too few for a Score"),
         ({"reference_accuracy": 0.51}, "no Score: the reference cannot be told from chance"),
-    ],
-)
-def test_the_score_without_conflict(values, words):
-    line = sentences_extensions.no_conflict_line(pooled_row(**values), "a -> b")
-    assert words in line and "loses 0.12 [0.07, 0.17] of the test pairs by weak supervision alone" in line
+    ):
+        line = sentences_extensions.no_conflict_line(pooled_row(**values), "a -> b")
+        assert words in line and "loses 0.12 [0.07, 0.17] of the test pairs by weak supervision alone" in line
 
 
 def test_whether_the_tax_rises_with_the_strength():
@@ -110,29 +106,27 @@ def test_whether_the_tax_rises_with_the_strength():
     assert "with gold labels (a change is not supported in this study)" in line
 
 
-@pytest.mark.parametrize(
-    ("gap", "ceiling", "silent"), [(0.019, 0.8, True), (0.021, 0.8, False), (-0.3, 0.8, True), (0.1, 0.52, True)]
-)
-def test_without_a_gap_or_a_ceiling_exchanged_roles_say_nothing(gap, ceiling, silent):
-    names = {"target": "helpful", "conflicting": "harmless", "gap": gap, "ceiling_accuracy": ceiling}
-    table = pd.DataFrame([pooled_row(**names, conflict="none"), pooled_row(**names)])
-    lines = sentences_extensions.swapped_lines(table, "a -> b")
-    assert len(lines) == 1 and "target helpful, conflict harmless" in lines[0] and "has 0.60 of the test" in lines[0]
-    assert ("this control says nothing" in lines[0]) == silent and ("Deception Score" in lines[0]) != silent
+def test_without_a_gap_or_a_ceiling_exchanged_roles_say_nothing():
+    for gap, ceiling, silent in ((0.019, 0.8, True), (0.021, 0.8, False), (-0.3, 0.8, True), (0.1, 0.52, True)):
+        names = {"target": "helpful", "conflicting": "harmless", "gap": gap, "ceiling_accuracy": ceiling}
+        table = pd.DataFrame([pooled_row(**names, conflict="none"), pooled_row(**names)])
+        (line,) = sentences_extensions.swapped_lines(table, "a -> b")
+        assert "target helpful, conflict harmless" in line and "has 0.60 of the test" in line
+        assert ("this control says nothing" in line) == silent and ("Deception Score" in line) != silent
 
 
 def test_a_mute_ceiling_and_a_student_at_chance_are_warnings_of_their_seed():
     gold = {"role": "gold", "pairs": 1000, "accuracy": 0.5, "high": 0.53, "confident_share": 0.5}
     rows = [gold | {"model": m, "seed": s, "low": low} for m, s, low in (("b", 0, 0.6), ("b", 1, 0.47), ("a", 0, 0.4))]
-    columns = ["labels", "conflict", "seed", "student_accuracy"]
     named = [
-        ["weak", "none", 0, 0.8],
-        ["weak", "none", 1, 0.51],
-        ["weak", "explicit", 0, 0.1],
-        ["gold", "none", 0, 0.5],
+        ("weak", "none", 0, 0.8),
+        ("weak", "none", 1, 0.51),
+        ("weak", "explicit", 0, 0.1),
+        ("gold", "none", 0, 0.5),
     ]
-    students = [pooled_row(**dict(zip(columns, values, strict=True))) for values in named]
-    ceiling, student = sentences_extensions.control_warnings(pd.DataFrame(rows), "b", pd.DataFrame(students))
+    columns = ["labels", "conflict", "seed", "student_accuracy"]
+    students = pd.DataFrame([pooled_row(**dict(zip(columns, values))) for values in named])
+    ceiling, student = sentences_extensions.control_warnings(pd.DataFrame(rows), "b", students)
     assert ceiling.startswith("Warning: the strong ceiling b, seed 1, cannot be told from chance")
     assert student.startswith("Warning: seed 1: the student with weak labels and no conflict (accuracy 0.51)")
 

@@ -63,10 +63,9 @@ class World:
         ease, frailty = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
         effects = {name: values[..., None].astype(np.float32) for name, values in effects.items()}
         every = np.broadcast_shapes(shape, effects["weak"].shape)
-        out = {
-            name: ease + effects[name] + rng.standard_normal(every, dtype=np.float32) + np.float32(by) > 0
-            for name, by in MODELS.items()
-        }
+        out = {}
+        for name, by in MODELS.items():
+            out[name] = ease + effects[name] + rng.standard_normal(every, dtype=np.float32) + np.float32(by) > 0
         out["area"] = out["ceiling"] & ~out["weak"]
         for s in STUDENTS:
             level = effects[f"{s} level"] - np.float32(EASE) * ease
@@ -76,12 +75,12 @@ class World:
     def study(self, studies: int, seeds: int, n: int, rng) -> tuple[pooled.Counts, dict]:
         """The counts of many studies, told apart by the name of their weak model, and the effects of their seeds."""
         effects = self.seeds((studies, seeds), rng)
-        found, columns, settings = self.pairs(effects, (studies, 1, n), rng), [], []
+        models, columns, settings = self.pairs(effects, (studies, 1, n), rng), [], []
         for student in STUDENTS:
-            tax = rng.random(found[student].shape, dtype=np.float32) < found[student]
-            one = {"tax": tax, "blind_tax": tax & found["area"], "blind_at_risk": found["reference"] & found["area"]}
-            one |= {name: found[name] for name in MODELS} | {"pairs": np.ones_like(tax)}
-            columns.append(one | {"student": found["reference"] & ~tax})
+            tax = rng.random(models[student].shape, dtype=np.float32) < models[student]
+            one = {"tax": tax, "blind_tax": tax & models["area"], "blind_at_risk": models["reference"] & models["area"]}
+            one |= {name: models[name] for name in MODELS} | {"pairs": np.ones_like(tax)}
+            columns.append(one | {"student": models["reference"] & ~tax})
             grid = pd.MultiIndex.from_product([range(studies), range(seeds)], names=["weak", "seed"])
             names = {"strong": "b", "role": "student", "teacher": "a", "via": "", "conflict": student}
             settings.append(grid.to_frame(index=False).assign(**names)[scoring.SETTING])
@@ -105,24 +104,26 @@ class World:
         return out
 
 
-def coverage(world: World, seeds: int, n: int, studies: int = 500, samples: int = 500) -> pd.DataFrame:
-    """The share of studies whose interval holds the truth, by student and measure; nan intervals are none."""
-    rng = np.random.default_rng(20 * seeds + n)
+def studies_and_truth(world, studies: int, seeds: int, n: int, rng) -> tuple[pooled.Counts, dict]:
     counts, effects = world.study(studies, seeds, n, rng)
-    truth = world.truth(effects if seeds == 1 else world.seeds((1, 12_000), rng))
-    table = pooled.pooled_table(counts, bootstrap=samples)
-    assert (table["covers"] == ("pairs" if seeds == 1 else "pairs and seeds")).all()
-    rows = []
-    for student, of in table.groupby("conflict", sort=False):
-        row = {"student": student, "tax": of["tax"].mean() / seeds, "none": of["lift_low"].isna().mean()}
-        rows.append(row | {m: held(of[f"{m}_low"], of[f"{m}_high"], truth[student][m]) for m in MEASURES})
-    return pd.DataFrame(rows).set_index("student")
+    return counts, world.truth(effects if seeds == 1 else world.seeds((1, 12_000), rng))
 
 
 def held(low, high, truth) -> float:
     """The share of defined intervals that hold the truth."""
     inside = (low.to_numpy() <= truth) & (truth <= high.to_numpy())
     return float(inside[low.notna()].mean())
+
+
+def coverage(world: World, seeds: int, n: int, studies: int = 500) -> pd.DataFrame:
+    """The share of studies whose interval holds the truth, by student and measure; nan intervals are none."""
+    counts, truth = studies_and_truth(world, studies, seeds, n, np.random.default_rng(20 * seeds + n))
+    table, rows = pooled.pooled_table(counts, bootstrap=500), []
+    assert (table["covers"] == ("pairs" if seeds == 1 else "pairs and seeds")).all()
+    for student, of in table.groupby("conflict", sort=False):
+        row = {"student": student, "tax": of["tax"].mean() / seeds, "none": of["lift_low"].isna().mean()}
+        rows.append(row | {m: held(of[f"{m}_low"], of[f"{m}_high"], truth[student][m]) for m in MEASURES})
+    return pd.DataFrame(rows).set_index("student")
 
 
 def within(table, low, high) -> bool:
@@ -138,29 +139,23 @@ def test_intervals_cover_the_truth(seeds, n):
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_where_seeds_differ_as_much_as_in_the_pocket_studies():
+def test_intervals_cover_the_truth_where_seeds_differ_as_much_as_in_the_pocket_studies_and_where_tax_is_tiny():
     table = coverage(World(sd_level=1.5, sd_blind=1.0, sd_models=0.4), 5, 1280)
     assert within(table[["score", "lift"]], LOW, HIGH), table
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("level", "tax"), [(-4.5, (3, 12)), (-3.5, (8, 25))])
-def test_intervals_of_a_tiny_tax_are_wide_enough(level, tax):
-    table = coverage(World(level=(level, level), blind=(0.0, 1.5), sd_level=0.3, sd_blind=0.3), 1, 300, 1000)
-    assert table["tax"].between(*tax).all() and (table["none"] < 0.06).all()  # some have no tax at all
-    assert (table[["score", "lift"]] >= LOW).all(axis=None), table
+    for level, tax in ((-4.5, (3, 12)), (-3.5, (8, 25))):
+        table = coverage(World(level=(level, level), blind=(0.0, 1.5), sd_level=0.3, sd_blind=0.3), 1, 300, 1000)
+        assert table["tax"].between(*tax).all() and (table["none"] < 0.06).all()  # some have no tax at all
+        assert (table[["score", "lift"]] >= LOW).all(axis=None), table
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_intervals_of_a_difference_cover_the_truth(seeds):
-    world, rng, n, studies = World(), np.random.default_rng(seeds), 600, 200
-    counts, effects = world.study(studies, seeds, n, rng)
-    truth = world.truth(effects if seeds == 1 else world.seeds((1, 12_000), rng))
+    counts, truth = studies_and_truth(World(), 200, seeds, 600, np.random.default_rng(seeds))
     settings = [{"conflict": student} for student in STUDENTS]
-    of = [counts.where(counts.settings["weak"] == k) for k in range(studies)]
+    of = [counts.where(counts.settings["weak"] == k) for k in range(200)]
     table = pd.concat([pooled.difference(study, *settings, 500) for study in of])
-    few = 3 * np.sqrt(0.05 * 0.95 / studies)  # three standard errors of a share of so few studies
+    few = 3 * np.sqrt(0.05 * 0.95 / 200)  # three standard errors of a share of so few studies
     for measure, rows in table.groupby("difference"):
         if measure in MEASURES:
             share = held(rows["low"], rows["high"], truth["explicit"][measure] - truth["implicit"][measure])
@@ -168,22 +163,21 @@ def test_intervals_of_a_difference_cover_the_truth(seeds):
 
 
 def test_the_truth_is_what_a_huge_study_finds():
-    world, rng = World(), np.random.default_rng(3)
-    counts, effects = world.study(4, 1, 200_000, rng)
-    sums = {name: values.sum(axis=1).astype(float) for name, values in counts.indicators.items()}
-    found, truth = scoring.statistics(sums), world.truth(effects)
+    world = World()
+    counts, effects = world.study(4, 1, 200_000, np.random.default_rng(3))
+    measured, truth = scoring.statistics(counts.sums()), world.truth(effects)
     for measure in MEASURES:
         expected = np.concatenate([truth[student][measure] for student in STUDENTS])
-        np.testing.assert_allclose(found[measure], expected, rtol=0.02, atol=0.01)
+        np.testing.assert_allclose(measured[measure], expected, rtol=0.02, atol=0.01)
 
 
 def p_values(inside: float, level: float, studies: int, n: int = 1280) -> np.ndarray:
     """`even_tax_p` of studies whose pairs at risk are lost with a rate of logit `level`, plus `inside` in the area."""
     rng, world = np.random.default_rng(5), World()
-    found = world.pairs(world.seeds((studies, 1), rng), (studies, 1, n), rng)
-    sure = {name: np.where(found[name][:, 0], 0.9, 0.6) for name in ("ceiling", "weak")}
-    reference = np.where(found["reference"][:, 0], 0.9, 0.1)
-    lost = rng.random((studies, n)) < expit(level + inside * found["area"][:, 0])
+    models = world.pairs(world.seeds((studies, 1), rng), (studies, 1, n), rng)
+    sure = {name: np.where(models[name][:, 0], 0.9, 0.6) for name in ("ceiling", "weak")}
+    reference = np.where(models["reference"][:, 0], 0.9, 0.1)
+    lost = rng.random((studies, n)) < expit(level + inside * models["area"][:, 0])
     rows = zip(reference, np.where(lost, 0.1, reference), sure["ceiling"], sure["weak"], strict=True)
     return np.array([d.even_tax_p(*row) for row in rows])
 

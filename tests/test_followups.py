@@ -127,41 +127,33 @@ def ranged(name, value, low, high):
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-@pytest.mark.parametrize(
-    ("lifts", "verdict"),
-    [
+def test_the_sentence_on_knowledge_follows_both_intervals():
+    for lifts, verdict in (
         ([(1.2, 1.1, 1.3), (1.1, 1.01, 1.2)], "the tax leans towards them."),
         ([(0.8, 0.7, 0.9), (0.9, 0.8, 0.99)], "the tax avoids them."),
         ([(1.0, 0.9, 1.1), (1.1, 0.9, 1.2)], "not supported in this study."),
         ([(1.2, 1.1, 1.3), (1.1, 0.9, 1.2)], "it hangs on what counts as knowledge."),
-    ],
-)
-def test_the_sentence_on_knowledge_follows_both_intervals(lifts, verdict):
-    usual = {"conflict": "explicit", "tax": 50, "score": 0.5} | ranged("lost", 0.1, 0, 0.2)
-    ways = zip(("knowledge", "sure_knowledge", "confidence"), [*lifts, (1.0, 0.9, 1.1)], strict=True)
-    table = pd.DataFrame([usual | {"known_by": way} | ranged("lift", *lift) for way, lift in ways])
-    (line,) = sentences_extensions.by_knowledge(table)
-    assert line.endswith(verdict) and "lift {:.2f} [{:.2f}, {:.2f}]".format(*lifts[0]) in line
-    assert sentences_extensions.by_knowledge(table.assign(tax=9)) == []
+    ):
+        usual = {"conflict": "explicit", "tax": 50, "score": 0.5} | ranged("lost", 0.1, 0, 0.2)
+        ways = zip(("knowledge", "sure_knowledge", "confidence"), [*lifts, (1.0, 0.9, 1.1)])
+        table = pd.DataFrame([usual | {"known_by": way} | ranged("lift", *lift) for way, lift in ways])
+        (line,) = sentences_extensions.by_knowledge(table)
+        assert line.endswith(verdict) and "lift {:.2f} [{:.2f}, {:.2f}]".format(*lifts[0]) in line
+        assert sentences_extensions.by_knowledge(table.assign(tax=9)) == []
 
 
-def test_a_share_of_nothing_is_called_none():
+def test_sentences_on_blind_spots_shared_errors_and_variance():
     row = {"conflict": "explicit"} | ranged("share_student", 0.0, 0, 0) | ranged("share_none", 0.01, 0.005, 0.02)
     row |= ranged("share_ceiling", 0.1, 0.09, 0.11) | ranged("share_student_minus_share_none", -0.01, -0.02, -0.005)
     (line,) = sentences_extensions.blind_spots(pd.DataFrame([row]), 0.75, "paper")
     assert "on none of the pairs; the student without conflict on 1.000% [0.500%, 2.000%]" in line
     assert line.endswith("fewer than without conflict.")
-
-
-@pytest.mark.parametrize(
-    ("low", "ending"), [(0.02, "it shares more of them than the ceiling does."), (-0.02, "no difference is shown.")]
-)
-def test_sentences_on_shared_errors_and_variance(low, ending):
     row = ranged("correlation_student", 0.2, 0.1, 0.3) | ranged("correlation_ceiling", 0.1, 0.05, 0.15)
-    row |= ranged("correlation_student_minus_correlation_ceiling", 0.1, low, 0.2)
-    table = pd.DataFrame([row | {"conflict": conflict} for conflict in ("none", "explicit")])
-    (line,) = sentences_extensions.shared_errors(table)
-    assert line.endswith(ending)
+    less = "correlation_student_minus_correlation_ceiling"
+    for low, ending in ((0.02, "it shares more of them than the ceiling does."), (-0.02, "no difference is shown.")):
+        table = pd.DataFrame([row | ranged(less, 0.1, low, 0.2) | {"conflict": c} for c in ("none", "explicit")])
+        (line,) = sentences_extensions.shared_errors(table)
+        assert line.endswith(ending)
     row = {"conflict": "explicit", "predictor": "variance, conflict", "runs": 9, "seeds": 3}
     (line,) = sentences_extensions.variance(pd.DataFrame([row | {"auc": 0.4, "low": 0.3, "high": 0.45}]))
     assert "is smaller on these (AUC 0.40 [0.30, 0.45], 9 runs)." in line

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_deception import study
-from test_pooled import ENDS, runs_of, seeded
+from test_pooled import runs_of, seeded
 
 from w2s import zoo
 from w2s.analysis import knowledge, pooled
+from w2s.intervals import with_ends
 from w2s.world import World
 
 # Of six pairs all are right without conflict, and all but the first and the last are lost under it.
@@ -20,9 +21,7 @@ IDS = [f"test-{i}" for i in range(6)]
 
 def judgements():
     """In another order of ids."""
-    tables = [
-        pd.DataFrame({"id": IDS, "probability": p, "correct": np.array(p) > 0.5, "model": m}) for m, p in JUDGED.items()
-    ]
+    tables = [pd.DataFrame({"id": IDS, "probability": p, "model": m}) for m, p in JUDGED.items()]
     return pd.concat(tables, ignore_index=True).iloc[::-1]
 
 
@@ -55,10 +54,8 @@ def made_up():
     """Two seeds of the made-up study, and language models that judge it in their own way."""
     table = seeded([study(seed=k) for k in range(2)])
     rng, ids = np.random.default_rng(0), np.sort(table["id"].unique())
-    judged = [
-        pd.DataFrame({"id": ids, "probability": rng.random(len(ids)), "model": m}) for m in table["model"].unique()
-    ]
-    judged = pd.concat(judged, ignore_index=True)
+    models = table["model"].unique()
+    judged = pd.concat([pd.DataFrame({"id": ids, "probability": rng.random(len(ids)), "model": m}) for m in models])
     return table, judged, knowledge.count_knowledge(table, judged)
 
 
@@ -69,7 +66,7 @@ def test_by_confidence_it_is_the_pooled_table(made_up, by):
     ours = ours[ours["known_by"] == "confidence"]
     both = ours.merge(pooled.pooled_table(pooled.count_students(table), by, 200), on=by, suffixes=("", "_pooled"))
     assert len(both) == len(ours) > 1 and (both["tax"] == both["tax_pooled"]).all()
-    for name in ("runs", "seeds", "gap", *(n + e for n in ("score", "null", "lift") for e in ENDS)):
+    for name in ("runs", "seeds", "gap", *with_ends("score", "null", "lift")):
         np.testing.assert_allclose(both[f"{name}_pooled"], both[name], atol=1e-12)
 
 

@@ -14,7 +14,7 @@ from w2s.analysis import pooled, scoring, seeds
 from w2s.report import sentences
 
 ENDS = ("", "_low", "_high")
-POOLED_NAMES = [name + end for name in scoring.WITH_INTERVAL for end in ENDS]
+POOLED_NAMES = intervals.with_ends(*scoring.ESTIMATES)
 
 
 def seeded(tables):
@@ -25,14 +25,13 @@ def seeded(tables):
 def runs_of(rights: dict[str, list[int]], seed=0):
     """A study of a weak and a strong model; 1 where a run is right (P = 0.9, known) and 0 where not; others are P."""
     names = {"weak": ("gold", "a", "", "none"), "ceiling": ("gold", "b", "", "none")}
-    names |= {c: ("student", "b", "a", c) for c in ("none", "explicit", "implicit")}
+    names |= {c: ("student", "b", "a", c) for c in scoring.CONFLICTS}
     tables = []
     for part, values in rights.items():
-        columns = dict(zip(("role", "model", "teacher", "conflict"), names[part], strict=True))
-        p = np.array(values, dtype=float)
-        p = np.select([p == 1, p == 0], [0.9, 0.1], p)
+        p = np.select([np.equal(values, 1), np.equal(values, 0)], [0.9, 0.1], values)
+        columns = dict(zip(("role", "model", "teacher", "conflict"), names[part])) | {"run": f"{part}-{seed}"}
         ids = [f"test-{i}" for i in range(len(p))]
-        tables.append(pd.DataFrame({"id": ids, "split": "test", "probability": p, "run": f"{part}-{seed}", **columns}))
+        tables.append(pd.DataFrame(columns | {"id": ids, "split": "test", "probability": p}))
     return pd.concat(tables).assign(seed=seed, via="")
 
 
@@ -135,7 +134,7 @@ IMPLICIT = WIDE | {"conflict": "implicit"}
 
 def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three, counts):
     table = pooled.difference(counts, WIDE, WIDE, bootstrap=100)
-    assert list(table["difference"]) == list(scoring.WITH_INTERVAL)
+    assert list(table["difference"]) == list(scoring.ESTIMATES)
     assert (table[["estimate", "low", "high"]] == 0).all(axis=None) and (table["seeds"] == 3).all()
     shuffled = pooled.count_students(three.sample(frac=1, random_state=0))
     other = IMPLICIT | {"strong": "m-16"}
@@ -148,19 +147,16 @@ def test_difference_is_that_of_the_pooled_rows_and_turns_with_its_sides(three, c
     assert (forth["low"] <= forth["estimate"]).all() and (forth["estimate"] <= forth["high"]).all()
 
 
-@pytest.mark.parametrize(
-    ("first", "of_seeds", "message"),
-    [
+def test_messages_of_difference_and_count(three, counts):
+    conflict, seed = counts.settings["conflict"], counts.settings["seed"]
+    for first, of_seeds, message in (
         ({"weak": "m-8"}, (0, 1), "6 settings have it; name weak, strong"),
         (WIDE | {"strong": "x"}, (0, 1), "0 settings have it"),
         (WIDE, (1,), "no seed in common; train both with one seed"),
-    ],
-)
-def test_messages_of_difference_and_count(three, counts, first, of_seeds, message):
-    conflict, seed = counts.settings["conflict"], counts.settings["seed"]
-    few = counts.where(np.where(conflict == "explicit", seed.isin(of_seeds), seed == 0))
-    with pytest.raises(ValueError, match=message):
-        pooled.difference(few, first, IMPLICIT)
+    ):
+        few = counts.where(np.where(conflict == "explicit", seed.isin(of_seeds), seed == 0))
+        with pytest.raises(ValueError, match=message):
+            pooled.difference(few, first, IMPLICIT)
     short = three[(three["seed"] != 2) | (three["id"] != "test-00000")]
     with pytest.raises(ValueError, match="1 test pairs are missing; score all runs on one split"):
         pooled.count_students(short)
@@ -212,28 +208,25 @@ def test_surface_agrees_with_the_areas(one):
     names = ["tax", "score", "null", "lift"]
     assert cell[names].tolist() == pytest.approx([row[name] for name in names])
     p = next(p for setting, p in scoring.comparisons(one, "none") if tuple(setting.values()) == key)
-    blind = d.areas(p["ceiling"], p["weak"], 0.9, "gold", weak_threshold=0.6) == d.AREAS[1]
+    blind = d.known(p["ceiling"], 0.9, "gold") & ~d.known(p["weak"], 0.6, "gold")
     cell = rows.query("weak_threshold == 0.6 and strong_threshold == 0.9").iloc[0]
     assert cell["blind_tax"] == (d.conflict_tax(p["reference"], p["student"]) & blind).sum() > 0
     assert pooled.surface_table(one[one["conflict"] == "none"]).empty
 
 
-def ratios_of(indicators, parts, less=(), of_seeds=(0,), bootstrap=100):
+def ratios_of(indicators, parts, less=(), of_seeds=(0,), bootstrap=300):
     """The one row of `ratio_table` of runs of one setting."""
     settings = pd.DataFrame([dict.fromkeys(pooled.POOLED, "x") | {"seed": seed} for seed in of_seeds])
     indicators = indicators | {"pairs": np.ones_like(next(iter(indicators.values())))}
     return pooled.ratio_table(pooled.Counts(settings, indicators), parts, less, bootstrap=bootstrap).iloc[0]
 
 
-def test_ratios_of_one_run_are_those_of_the_bootstrap():
+def test_ratios_of_one_run_are_those_of_the_bootstrap_and_runs_are_added_up_before_they_divide():
     hits, n = np.random.default_rng(1).random((1, 50)) < 0.3, np.ones(50, dtype=bool)
-    row = ratios_of({"hits": hits}, lambda s: {"share": (s["hits"], s["pairs"])}, bootstrap=300)
+    row = ratios_of({"hits": hits}, lambda s: {"share": (s["hits"], s["pairs"])})
     ratio = intervals.bootstrap({"hits": hits[0], "n": n}, lambda s: {"share": intervals.ratio(s["hits"], s["n"])}, 300)
     expected = ratio.loc["share", ["estimate", "low", "high"]].tolist()
     assert row[["share", "share_low", "share_high"]].tolist() == pytest.approx(expected)
-
-
-def test_ratios_add_up_runs_before_they_divide():
     indicators = {"up": np.array([[1, 1, 0, 0], [1, 0, 0, 0]]), "down": np.array([[1, 1, 1, 1], [1, 0, 0, 0]])}
     row = ratios_of(indicators, lambda s: {"a": (s["up"], s["down"]), "b": (s["down"],) * 2}, [("b", "a")], (0, 1))
     assert row["a"] == 3 / 5 and row["b_minus_a"] == pytest.approx(2 / 5) and row["pairs"] == 4
@@ -256,15 +249,12 @@ def over(values, effective=None, scale="plain", noise=0.0):
     return np.array(seeds.over_seeds(seeds.Resampled(found, found + pairs, effective or len(values)), scale)[:3])
 
 
-@pytest.mark.parametrize(("df", "effective"), [(4, 5), (2.5, 3.5)])
-def test_without_noise_of_pairs_the_interval_over_seeds_is_students(df, effective):
+def test_without_noise_of_pairs_the_interval_over_seeds_is_students_and_without_differences_that_of_the_pairs():
     values = np.array([0.31, 0.4, 0.44, 0.52, 0.6])
-    half = stats.t.ppf(0.975, df) * stats.sem(values)
-    expected = [values.mean(), values.mean() - half, values.mean() + half]
-    np.testing.assert_allclose(over(values, effective), expected, atol=0.02 * half)
-
-
-def test_seeds_that_are_alike_leave_the_interval_of_the_pairs():
+    for df, effective in ((4, 5), (2.5, 3.5)):
+        half = stats.t.ppf(0.975, df) * stats.sem(values)
+        expected = [values.mean(), values.mean() - half, values.mean() + half]
+        np.testing.assert_allclose(over(values, effective), expected, atol=0.02 * half)
     pairs = 0.4 + 0.1 * np.random.default_rng(0).normal(size=2000)
     assert over([0.4] * 5, noise=0.1) == pytest.approx(intervals.interval(0.4, pairs)[:3])
 
@@ -340,8 +330,8 @@ def test_a_reference_at_chance_silences_its_scores(one):
 
 def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(three, counts, scores):
     conflicts, settings = (pooled.pooled_table(counts, by, 100) for by in (["conflict"], pooled.POOLED))
-    slopes = pooled.slope_table(counts, 100)
-    lines = sentences.findings(scores, scoring.accuracy_table(three), conflicts, slopes, settings)
+    others = pooled.slope_table(counts, 100), settings
+    lines = sentences.findings(scores, scoring.accuracy_table(three), conflicts, *others)
     row = conflicts.set_index("conflict").loc["explicit"]
     interval = f"lift {row['lift']:.2f} [{row['lift_low']:.2f}, {row['lift_high']:.2f}] over {row['tax']} tax pairs"
     assert any(x.startswith(f"explicit conflict, all settings: {interval} of 12 runs, 3 seeds") for x in lines)
@@ -349,19 +339,12 @@ def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(
     assert any(x.startswith("explicit conflict, m-8 -> m-128, 3 seeds: student accuracy") for x in lines)
     assert "by Student's t, and are wide where these are few (3 here)" in lines[-1]
     assert not any("seed 1" in x for x in lines)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
+    for low, high, verdict in (
         (1.02, 1.3, "leans towards"),
         (0.9, 1.1, "blind: not supported in this study."),
         (0.7, 0.9, "even avoids"),
         (np.nan, np.nan, "no interval, because all of the tax is that of one seed: no statement."),
-    ],
-)
-def test_the_pooled_lift_is_judged_by_its_interval(low, high, verdict):
-    row = {"conflict": "explicit", "tax": 50, "runs": 2, "seeds": 1, "lift": 1.0, "lift_low": low, "lift_high": high}
-    row |= dict.fromkeys(("score", "score_low", "score_high", "null"), 0.5)
-    (line,) = sentences._pooled("explicit", pd.DataFrame([row]))
-    assert verdict in line
+    ):
+        judged = conflicts.assign(lift_low=low, lift_high=high)
+        lines = sentences.findings(scores, scoring.accuracy_table(three), judged, *others)
+        assert verdict in next(x for x in lines if x.startswith("explicit conflict, all settings: lift"))

@@ -1,4 +1,4 @@
-"""Intervals: Wilson's for a proportion, the paired bootstrap over test pairs, and over pairs and training seeds."""
+"""Intervals over test pairs: Wilson's for a proportion, and the paired bootstrap. With seeds: `analysis.seeds`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a proportion (Wilson, 1927); nan, nan when n is 0."""
     if n == 0:
         return np.nan, np.nan
-    interval = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    ends = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def with_ends(*names: str, ends=("", "_low", "_high")) -> list[str]:
+    """The columns of estimates and their intervals."""
+    return [name + end for name in names for end in ends]
 
 
 @lru_cache(maxsize=4)
@@ -37,13 +42,10 @@ def draws(n_pairs: int, samples: int = 2000, seed: int = 0) -> np.ndarray:
     return counts
 
 
-def resample(indicators: Mapping[str, np.ndarray], samples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+def resample(indicators: Mapping[str, np.ndarray], samples: int = 2000) -> dict[str, np.ndarray]:
     """The sums of bool arrays (runs, n) over the pairs of each bootstrap sample, (samples, runs) by name.
 
-    A sample draws the same pairs for every run.
-
-    Raises:
-        ValueError: indicators of unequal shape or without pairs, or that are not 0 and 1.
+    A sample draws the same pairs for every run. ValueError where arrays differ in shape, are empty, or not 0 and 1.
     """
     columns = {name: np.asarray(values) for name, values in indicators.items()}
     if len({values.shape for values in columns.values()}) != 1 or not next(iter(columns.values())).size:
@@ -51,11 +53,11 @@ def resample(indicators: Mapping[str, np.ndarray], samples: int = 2000, seed: in
     if not all(values.dtype == bool or np.isin(values, (0, 1)).all() for values in columns.values()):
         raise ValueError("indicators: only 0 and 1 (or False and True) can be summed")
     matrix = np.concatenate(list(columns.values()), dtype=np.float32).T  # sums of 0 and 1 are exact in float32
-    totals = (draws(len(matrix), samples, seed) @ matrix).astype(float)
-    return dict(zip(columns, np.split(totals, len(columns), axis=1), strict=True))
+    totals = (draws(len(matrix), samples) @ matrix).astype(float)
+    return dict(zip(columns, np.split(totals, len(columns), axis=1)))
 
 
-def bootstrap(indicators: Mapping, statistics: Callable[[dict], dict], samples=2000, seed=0) -> pd.DataFrame:
+def bootstrap(indicators: Mapping, statistics: Callable[[dict], dict], samples=2000) -> pd.DataFrame:
     """Paired 95% percentile bootstrap over test pairs: estimate, low, high, undefined, one row a statistic.
 
     `indicators` are named bool arrays (n,). `statistics` maps their sums over pairs (a dict of floats, or of arrays
@@ -63,9 +65,8 @@ def bootstrap(indicators: Mapping, statistics: Callable[[dict], dict], samples=2
     defined ones, and nan where the estimate is nan or fewer than half are defined (Efron, 1979). Raises as `resample`.
     """
     arrays = {name: np.atleast_2d(np.asarray(values)) for name, values in indicators.items()}
-    drawn = resample(arrays, samples, seed)
+    resampled = statistics({name: sums[:, 0] for name, sums in resample(arrays, samples).items()})
     estimates = statistics({name: float(values.sum()) for name, values in arrays.items()})
-    resampled = statistics({name: sums[:, 0] for name, sums in drawn.items()})
     rows = {name: interval(float(estimates[name]), resampled[name]) for name in estimates}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "undefined"])
 

@@ -1,8 +1,6 @@
 """Measures around the Deception Score: blind spots, mistakes shared with the teacher, variance over seeds.
 
-Osooli et al. (2026, arXiv 2604.25077) look at weak-to-strong training through bias, variance and covariance, and count
-cases where the strong model is confidently wrong while the weak one is uncertain; the formulas are this kit's own
-reading of their abstract.
+The ideas are those of the abstract of Osooli et al. (2026, arXiv 2604.25077), the formulas this kit's own.
 """
 
 from __future__ import annotations
@@ -32,44 +30,44 @@ def count_errors(predictions: pd.DataFrame, threshold: float = 0.75) -> Counts:
     runs = []
     for setting, p in comparisons(predictions, "none"):
         unsure, weak_wrong = ~known(p["weak"], threshold), ~right(p["weak"])
-        counted = {"pairs": np.ones(len(unsure), dtype=bool), "unsure": unsure, "weak_wrong": weak_wrong}
-        for model, values in zip(MODELS, (p["student"], p["reference"], p["ceiling"]), strict=True):
+        counted = {"pairs": np.ones_like(unsure), "unsure": unsure, "weak_wrong": weak_wrong}
+        for model, values in zip(MODELS, (p["student"], p["reference"], p["ceiling"])):
             wrong = ~right(values)
             sure = wrong & known(values, threshold)
-            counted |= {f"{model}_wrong": wrong, f"{model}_sure": sure, f"{model}_blind": sure & unsure}
-            counted[f"{model}_shared"] = wrong & weak_wrong
+            counted |= {f"{model}_wrong": wrong, f"{model}_sure": sure}
+            counted |= {f"{model}_blind": sure & unsure, f"{model}_shared": wrong & weak_wrong}
         runs.append((setting, counted))
     return stack(runs)
 
 
-def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
+def blind_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFrame:
     """Blind-spot errors: pairs on which a model is confidently wrong while the weak model is uncertain.
 
     As `pooled.ratio_table`, of each of MODELS share_<model> (of the pairs), errors_<model> (of its errors) and
     lift_<model> (to what the area would hold if its confident errors fell evenly); the student's share minus others'.
     """
 
-    def parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        out = {}
+    def parts(sums: Sums) -> dict:
+        out, unsure = {}, ratio(sums["unsure"], sums["pairs"])
         for model in MODELS:
             blind, wrong, sure = (sums[f"{model}_{name}"] for name in ("blind", "wrong", "sure"))
             out |= {f"share_{model}": (blind, sums["pairs"]), f"errors_{model}": (blind, wrong)}
-            out[f"lift_{model}"] = (blind, sure * ratio(sums["unsure"], sums["pairs"]))
+            out[f"lift_{model}"] = blind, sure * unsure
         return out
 
     less = [("share_student", "share_none"), ("share_student", "share_ceiling")]
     scales = {f"{name}_{model}": "logit" for name in ("share", "errors") for model in MODELS}
-    return ratio_table(counts, parts, less, by, bootstrap, seed, **scales)
+    return ratio_table(counts, parts, less, by, bootstrap, **scales)
 
 
-def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
+def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFrame:
     """Covariance and correlation of a model's errors (0 or 1) with the weak model's over test pairs, the runs' mean.
 
-    As `pooled.ratio_table`: covariance_<model>, correlation_<model> (a run in which one of the two never or always
-    errs has none) of student and ceiling, and the student's minus the ceiling's.
+    As `pooled.ratio_table`, of student and ceiling covariance_<model> and correlation_<model> (none of a run in which
+    one of the two never or always errs), and the student's minus the ceiling's.
     """
 
-    def parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def parts(sums: Sums) -> dict:
         out, n = {}, sums["pairs"]
         weak = ratio(sums["weak_wrong"], n)
         for model in ("student", "ceiling"):
@@ -81,22 +79,22 @@ def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd
         return out
 
     less = [(f"{name}_student", f"{name}_ceiling") for name in ("covariance", "correlation")]
-    return ratio_table(counts, parts, less, by, bootstrap, seed)
+    return ratio_table(counts, parts, less, by, bootstrap)
 
 
-def variance_table(predictions: pd.DataFrame, kept: pd.DataFrame, by=("conflict",), bootstrap=2000, seed=0):
+def variance_table(predictions, kept: pd.DataFrame, by=("conflict",), bootstrap=2000) -> pd.DataFrame:
     """How well variance over seeds predicts which pairs at risk become tax in ANOTHER seed: AUC, 0.5 for no use at all.
 
     Predicted are the direct students under a conflict that are rows of `kept` (SETTING) and have two others of their
     setting there: their tax among what the student without conflict has right, by the variance of P over the OTHER
     seeds, of students under conflict and without, and by the weak model's uncertainty 1 - max(P, 1-P) in its own seed.
-    One row a group of `by` and predictor: runs, seeds, auc (mean over runs), low, high; the interval covers test pairs
-    (a bootstrap of at most AUC_SAMPLES) and the seeds that are predicted, not those that predict.
+    One row a group of `by` and predictor; auc is the mean over runs. Its interval covers test pairs (a bootstrap of at
+    most AUC_SAMPLES) and the seeds that are predicted, not those that predict.
     """
     each, rows, keys = [], [], [*by, "predictor"]
     for setting, at_risk, tax, predictors in _predictors(predictions, kept):
         stays = at_risk & ~tax
-        drawn = np.vstack([np.ones_like(tax), draws(len(tax), min(bootstrap, AUC_SAMPLES), seed)], dtype=np.float32)
+        drawn = np.vstack([np.ones_like(tax), draws(len(tax), min(bootstrap, AUC_SAMPLES))], dtype=np.float32)
         for name, values in predictors.items():
             of_run = auc(values[tax], values[stays], drawn[:, tax], drawn[:, stays])
             each.append(setting | {"predictor": name, "auc": of_run})
@@ -109,25 +107,24 @@ def variance_table(predictions: pd.DataFrame, kept: pd.DataFrame, by=("conflict"
     return pd.DataFrame(rows, columns=[*keys, "runs", "seeds", "auc", "low", "high"])
 
 
-def _predictors(predictions: pd.DataFrame, kept: pd.DataFrame) -> Iterator[tuple[dict, np.ndarray, np.ndarray, dict]]:
+def _predictors(predictions, kept: pd.DataFrame) -> Iterator[tuple[dict, np.ndarray, np.ndarray, dict]]:
     """Setting, pairs at risk, tax and predictors (n,) of each kept student that has a tax and enough other seeds."""
-    usable = set(kept[SETTING].itertuples(index=False, name=None))
+    usable = kept[(kept["role"] == "student") & (kept["conflict"] != "none")]
+    usable = set(usable[SETTING].itertuples(index=False, name=None))
     students = [(s, p) for s, p in comparisons(predictions, "none") if tuple(s.values()) in usable]
-    students = [(s, p) for s, p in students if s["role"] == "student" and s["conflict"] != "none"]
     for setting, p in students:
         others = [q for s, q in students if s["seed"] != setting["seed"] and s | {"seed": 0} == setting | {"seed": 0}]
         at_risk, tax = right(p["reference"]), conflict_tax(p["reference"], p["student"])
-        if len(others) < MIN_SEEDS - 1 or tax.sum() in (0, at_risk.sum()):
-            continue
-        predictors = {"variance, conflict": np.var([q["student"] for q in others], axis=0, ddof=1)}
-        predictors["variance, no conflict"] = np.var([q["reference"] for q in others], axis=0, ddof=1)
-        yield setting, at_risk, tax, predictors | {"weak model's uncertainty": 1 - confidence(p["weak"])}
+        if len(others) >= MIN_SEEDS - 1 and 0 < tax.sum() < at_risk.sum():
+            predictors = {"variance, conflict": np.var([q["student"] for q in others], axis=0, ddof=1)}
+            predictors["variance, no conflict"] = np.var([q["reference"] for q in others], axis=0, ddof=1)
+            yield setting, at_risk, tax, predictors | {"weak model's uncertainty": 1 - confidence(p["weak"])}
 
 
 def auc(up: np.ndarray, down: np.ndarray, of_up: np.ndarray, of_down: np.ndarray) -> np.ndarray:
     """P(a value of `up` exceeds one of `down`), ties counting one half (Mann and Whitney, 1947), (samples,).
 
-    `up` is (p,), `down` (q,); `of_up` (samples, p) and `of_down` (samples, q), float32, say how often each is drawn;
+    `of_up` (samples, p) and `of_down` (samples, q), float32, say how often each of `up` (p,) and `down` (q,) is drawn;
     nan where a sample has none of one kind.
     """
     order = np.argsort(down)

@@ -1,13 +1,13 @@
 """Areas by what the language models knew before any fine-tuning, beside the areas by confidence; pocket world alone.
 
-There every answer is followed by a reaction that tells the truth, so that `zoo.judge` can ask a language model
-which of two answers is right. A model knows a pair when it judges it rightly, which is a matter of its body and
-the same for all seeds. One that has no idea is right half of the time.
+There a reaction that tells the truth follows every answer, so that `zoo.judge` can ask a language model which of two
+answers is right: then it knows the pair, whatever the seed. One that has no idea is right half of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -24,20 +24,15 @@ BY_WAY = ("weak", "ceiling", "blind_tax", "blind_at_risk")
 
 
 def _knowing(predictions: pd.DataFrame, judged: pd.DataFrame, reference: str) -> Iterator[tuple[dict, dict, dict]]:
-    """`scoring.comparisons`, and the P of the language models of weak and ceiling, (n,) each, joined by id.
-
-    Settings of a model that was not judged are left out.
-    """
+    """`scoring.comparisons` of judged models, and P of the language models of weak and ceiling, (n,) each, by id."""
     chances = judged.pivot(index="id", columns="model", values="probability").sort_index()
     for setting, p in comparisons(predictions, reference):
-        if {setting["weak"], setting["strong"]} <= set(chances):
-            own = {"weak": chances[setting["weak"]].to_numpy(), "ceiling": chances[setting["strong"]].to_numpy()}
-            yield setting, p, own
+        models = {"weak": setting["weak"], "ceiling": setting["strong"]}
+        if set(models.values()) <= set(chances):
+            yield setting, p, {part: chances[model].to_numpy() for part, model in models.items()}
 
 
-def count_knowledge(
-    predictions: pd.DataFrame, judged: pd.DataFrame, threshold=0.75, known_by="confidence", reference="none"
-) -> Counts:
+def count_knowledge(predictions, judged, threshold=0.75, known_by="confidence", reference="none") -> Counts:
     """`pooled.count_students`, with BY_WAY counted in each of WAYS (as <name>_<way>).
 
     By knowledge a pair is known where the language model judges it rightly, by sure_knowledge where its P
@@ -48,20 +43,14 @@ def count_knowledge(
         ways = [indicators(p, threshold, known_by)]
         ways += [indicators(p | own, level, "gold") for level in (0.5, threshold)]
         counted = {name: ways[0][name] for name in ALWAYS}
-        counted |= {f"{name}_{way}": of[name] for way, of in zip(WAYS, ways, strict=True) for name in BY_WAY}
-        runs.append((setting, counted))
+        runs.append((setting, counted | {f"{name}_{way}": of[name] for way, of in zip(WAYS, ways) for name in BY_WAY}))
     return stack(runs)
 
 
-def cross_table(
-    predictions: pd.DataFrame, judged: pd.DataFrame, threshold=0.75, known_by="confidence", reference="none"
-) -> pd.DataFrame:
-    """The areas by confidence against those by knowledge, 16 rows a setting.
-
-    Columns: SETTING, by_confidence, by_knowledge, pairs, at_risk (right by the reference) and tax, in pairs.
-    """
+def cross_table(predictions, judged, threshold=0.75, known_by="confidence", reference="none") -> pd.DataFrame:
+    """Pairs, at_risk (right by the reference) and tax in areas by confidence and by knowledge, 16 rows a setting."""
     cells = pd.MultiIndex.from_product([BY_CONFIDENCE, AREAS], names=["by_confidence", "by_knowledge"])
-    by_knowledge, tables = dict(zip(BY_CONFIDENCE, AREAS, strict=True)), []
+    by_knowledge, tables = dict(zip(BY_CONFIDENCE, AREAS)), []
     for setting, p, own in _knowing(predictions, judged, reference):
         pairs = pd.DataFrame({"by_confidence": areas(p["ceiling"], p["weak"], threshold, known_by)})
         pairs["by_knowledge"] = [by_knowledge[area] for area in areas(own["ceiling"], own["weak"], 0.5, "gold")]
@@ -72,18 +61,20 @@ def cross_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def scores_by_knowledge(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
+def scores_by_knowledge(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFrame:
     """Score, null and lift with areas in each of WAYS, one row a setting (or group of `by`) with a tax, and way.
 
-    Over runs as in `pooled.pooled_table`. Columns: those of `by`, known_by, runs, seeds, pairs, tax (pairs of all
-    runs), and with _low and _high tax_share, gap (of accuracy; of knowledge), score, null, lift and lost: the Score
+    Over runs as in `pooled.pooled_table`. tax is that of all runs, gap one of accuracy (of knowledge), lost the Score
     by confidence minus this one, in the same samples.
     """
-    tables = [ratio_table(_by(counts, way), _parts, (), by, bootstrap, seed).assign(known_by=way) for way in WAYS]
-    table = pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
-    table["tax"] = (table["tax_share"] * table["runs"] * table["pairs"]).round().astype(int)
-    first = [*by, "known_by", "runs", "seeds", "pairs", "tax"]
-    return table.loc[table["tax"] > 0, [*first, *table.columns.difference(first, sort=False)]].reset_index(drop=True)
+    tables = []
+    for way in WAYS:
+        table = ratio_table(_by(counts, way), _parts, (), by, bootstrap)
+        tax = (table["tax_share"] * table["runs"] * table["pairs"]).round().astype(int)
+        table.insert(len(by), "known_by", way)
+        table.insert(len(by) + 4, "tax", tax)
+        tables.append(table[tax > 0])
+    return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
 
 
 def _by(counts: Counts, way: str) -> Counts:
@@ -99,17 +90,13 @@ def _parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return parts | {"null": (even, tax), "lift": (blind, even), "lost": (sums["blind_by_confidence"] - blind, tax)}
 
 
-def slopes(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
-    """`pooled.slope_table` of the Score in each of WAYS over two gaps: of accuracy (ceiling - weak), of knowledge.
-
-    Columns: conflict, known_by, gap ("accuracy" or "knowledge"), and the others of `slope_table`.
-    """
+def slopes(counts: Counts, bootstrap=2000) -> pd.DataFrame:
+    """`pooled.slope_table` of the Score in each of WAYS (known_by) over two gaps: of "accuracy", of "knowledge"."""
     tables = []
-    for way in WAYS:
-        for gap, of in (("accuracy", "confidence"), ("knowledge", "knowledge")):
-            models = {name: counts.indicators[f"{name}_{of}"] for name in ("weak", "ceiling")}
-            scored = Counts(counts.settings, _by(counts, way).indicators | models)
-            tables.append(slope_table(scored, bootstrap, seed).assign(known_by=way, gap=gap))
-    table = pd.concat(tables, ignore_index=True).sort_values("conflict", kind="stable", ignore_index=True)
-    first = ["conflict", "known_by", "gap"]
-    return table[[*first, *table.columns.difference(first, sort=False)]]
+    for way, (gap, of) in product(WAYS, (("accuracy", "confidence"), ("knowledge", "knowledge"))):
+        models = {name: counts.indicators[f"{name}_{of}"] for name in ("weak", "ceiling")}
+        table = slope_table(Counts(counts.settings, _by(counts, way).indicators | models), bootstrap)
+        table.insert(1, "known_by", way)
+        table.insert(2, "gap", gap)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True).sort_values("conflict", kind="stable", ignore_index=True)

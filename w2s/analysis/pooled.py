@@ -1,7 +1,7 @@
-"""One number for several runs: settings pooled over seeds, their differences, the slope over the capability gap.
+"""Several runs in one number: settings pooled over seeds, their differences, the slope over the capability gap.
 
-Pairs are the same in every seed: a bootstrap sample draws the same test pairs for all runs, and the seeds enter
-by `seeds.over_seeds`. Few seeds make an interval wide, two of them useless: `seeds` stands beside each.
+A bootstrap sample draws the same test pairs for all runs; seeds enter by `seeds.over_seeds`. Few seeds make an interval
+wide, two of them useless: their number stands beside each.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.scoring import OF_SCORE, SETTING, WITH_INTERVAL, all_or_none, comparisons, indicators, statistics
+from w2s.analysis.scoring import ESTIMATES, MEANS, OF_SCORE, SETTING, all_or_none, comparisons, indicators, statistics
 from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_seeds
 from w2s.deception import conflict_tax, known, right
-from w2s.intervals import ratio, resample
+from w2s.intervals import ratio, resample, with_ends
 
 POOLED = SETTING[:-1]  # a setting without its seed
-MEANS = ("gap", "weak_accuracy", "ceiling_accuracy", "reference_accuracy")
 SLOPES = ("score", "score_minus_null")
 BY_TAX = ("score", "null", "score_minus_null", "lift")  # over runs, each counts by its tax
 SCALE = dict.fromkeys(("student_accuracy", "tax_share", "score", "null"), "logit") | {"lift": "log"}
@@ -30,10 +29,10 @@ Parts = Callable[[Sums], dict[str, tuple[np.ndarray, np.ndarray]]]  # numerator 
 
 
 class Counts(NamedTuple):
-    """What is counted of every pair under each setting and seed of a study."""
+    """What is counted of every pair under each setting and seed, one row a run: SETTING, and bool (runs, n) by name."""
 
-    settings: pd.DataFrame  # SETTING, one row a run of a student
-    indicators: dict[str, np.ndarray]  # bool (runs, n) by name, as `scoring.indicators` names them
+    settings: pd.DataFrame
+    indicators: dict[str, np.ndarray]
 
     def rows(self, numbers) -> Counts:
         """The runs of these row numbers, in their order."""
@@ -42,7 +41,7 @@ class Counts(NamedTuple):
 
     def where(self, chosen) -> Counts:
         """The runs that a bool array (runs,) marks."""
-        return self.rows(np.flatnonzero(np.asarray(chosen, dtype=bool)))
+        return self.rows(np.flatnonzero(chosen))
 
     def once(self) -> Counts:
         """Every run once."""
@@ -50,13 +49,16 @@ class Counts(NamedTuple):
 
     def among(self, rows: pd.DataFrame) -> Counts:
         """The runs whose setting and seed is a row of `rows`, such as those of a score table."""
-        wanted = set(rows[SETTING].itertuples(index=False, name=None))
-        return self.where([key in wanted for key in self.settings.itertuples(index=False, name=None)])
+        return self.where(pd.MultiIndex.from_frame(self.settings).isin(pd.MultiIndex.from_frame(rows[SETTING])))
 
     def groups(self, by: Sequence[str]) -> Iterator[tuple[dict, np.ndarray]]:
         """What each group of runs has in the columns `by`, and its row numbers."""
         for key, rows in self.settings.groupby(list(by), sort=False, dropna=False):
-            yield dict(zip(by, key, strict=True)), rows.index.to_numpy()
+            yield dict(zip(by, key)), rows.index.to_numpy()
+
+    def sums(self) -> Sums:
+        """How many pairs each run has of everything that is counted, (runs,) by name."""
+        return {name: values.sum(axis=1).astype(float) for name, values in self.indicators.items()}
 
 
 def stack(runs: Iterable[tuple[dict, dict[str, np.ndarray]]]) -> Counts:
@@ -76,80 +78,67 @@ def count_students(predictions: pd.DataFrame, threshold=0.75, known_by="confiden
     return stack((setting, indicators(p, threshold, known_by)) for setting, p in students)
 
 
-def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000, seed=0) -> pd.DataFrame:
+def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFrame:
     """One row a setting (or group of `by`) over its seeds, with 95% intervals over test pairs and seeds.
 
     Numerators and denominators are added up over runs, then divided; the null is what a tax that falls evenly within
     each run would give (weighed by tax: else a run with much tax and a large blind area would pass for deception).
-    Columns: those of `by`, runs, seeds, covers ("pairs" with one seed, else "pairs and seeds"), pairs (of one run), tax
-    (of all), MEANS, undefined (share of samples without a Score), and for each of WITH_INTERVAL name, _low, _high, _min
-    and _max (of the seeds' own estimates).
+    covers is "pairs" with one seed, else "pairs and seeds"; pairs are those of one run, tax that of all; undefined is
+    the share of samples without a Score; _min and _max are those of the seeds' own estimates.
     """
-    found, rows = _sums(counts), []
-    drawn = resample(counts.indicators, bootstrap, seed) if len(counts.settings) else {}
+    sums, rows, ends = counts.sums(), [], ("", "_low", "_high", "_min", "_max")
+    drawn = resample(counts.indicators, bootstrap) if len(counts.settings) else {}
     for row, runs in counts.groups(by):
         seeds, tax = counts.settings["seed"].to_numpy()[runs], counts.indicators["tax"][runs]
-        of_group = ({name: sums[..., runs] for name, sums in every.items()} for every in (found, drawn))
-        pooled = over_runs(seeds, *of_group)
-        each = _added_up({name: sums[runs] for name, sums in found.items()}, seeds == np.unique(seeds)[:, None])
+        pooled = over_runs(seeds, *({name: of[..., runs] for name, of in every.items()} for every in (sums, drawn)))
+        each = _added_up({name: of[runs] for name, of in sums.items()}, seeds == np.unique(seeds)[:, None])
         row |= {"runs": len(runs), "seeds": len(set(seeds)), "pairs": tax.shape[1], "tax": tax.sum()}
         row |= {"covers": "pairs" if row["seeds"] == 1 else "pairs and seeds"}
-        row |= {name: pooled[name].found[0] for name in MEANS}
+        row |= {name: pooled[name].estimates[0] for name in MEANS}
         row["undefined"] = np.isnan(pooled["score"].drawn[:, 0]).mean()
-        certain = all_or_none(*(float(pooled[name].found[0]) for name in ("score", "null")), tax.any(axis=0).sum())
-        for name in WITH_INTERVAL:
-            estimate, *ends, _ = over_seeds(pooled[name], SCALE.get(name, "plain"))
-            low, high = certain.get(name, ends)
-            row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
-            row |= {f"{name}_min": np.fmin.reduce(each[name]), f"{name}_max": np.fmax.reduce(each[name])}
+        certain = all_or_none(*(float(pooled[name].estimates[0]) for name in ("score", "null")), tax.any(axis=0).sum())
+        for name in ESTIMATES:
+            estimate, *interval, _ = over_seeds(pooled[name], SCALE.get(name, "plain"))
+            values = estimate, *certain.get(name, interval), np.fmin.reduce(each[name]), np.fmax.reduce(each[name])
+            row |= dict(zip(with_ends(name, ends=ends), values))
         rows.append(row)
-    ends = [name + end for name in WITH_INTERVAL for end in ("", "_low", "_high", "_min", "_max")]
-    return pd.DataFrame(rows, columns=[*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined", *ends])
+    columns = [*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined"]
+    return pd.DataFrame(rows, columns=[*columns, *with_ends(*ESTIMATES, ends=ends)])
 
 
-def ratio_table(
-    counts: Counts, parts: Parts, less: Sequence[tuple[str, str]], by=tuple(POOLED), bootstrap=2000, seed=0, **scales
-) -> pd.DataFrame:
-    """Ratios of `parts` over the runs of each group, one row a group.
+def ratio_table(counts: Counts, parts: Parts, less=(), by=tuple(POOLED), bootstrap=2000, **scales) -> pd.DataFrame:
+    """Ratios of `parts` over the runs of each group, one row a group: by, runs, seeds, pairs (of one run), the ratios.
 
-    Columns: those of `by`, runs, seeds, pairs (of one run), and name, name_low, name_high for each name of `parts` and
-    first_minus_second of each pair of names in `less`; intervals by `seeds.over_seeds` on `scales` (else SCALE, or
-    plain). The indicators must hold "pairs", 1 everywhere.
+    `less` are pairs of names whose difference first_minus_second is added; intervals are by `seeds.over_seeds` on
+    `scales` (else SCALE, or plain). The indicators must hold "pairs", 1 everywhere.
     """
     rows = []
     for row, runs in counts.groups(by):
         group, n = counts.rows(runs), counts.indicators["pairs"].shape[1]
         row |= {"runs": len(runs), "seeds": group.settings["seed"].nunique(), "pairs": n}
-        ratios = measured(group, bootstrap, seed, parts)
+        ratios = measured(group, bootstrap, parts)
         ratios |= {f"{one}_minus_{other}": ratios[one].minus(ratios[other]) for one, other in less}
         for name, values in ratios.items():
-            estimate, low, high, _ = over_seeds(values, (SCALE | scales).get(name, "plain"))
-            row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
+            row |= dict(zip(with_ends(name), over_seeds(values, (SCALE | scales).get(name, "plain"))))
         rows.append(row)
     names = [*parts({name: np.zeros(1) for name in counts.indicators}), *(f"{a}_minus_{b}" for a, b in less)]
-    ends = [name + end for name in names for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=[*by, "runs", "seeds", "pairs", *ends])
+    return pd.DataFrame(rows, columns=[*by, "runs", "seeds", "pairs", *with_ends(*names)])
 
 
-def measured(counts: Counts, samples: int = 2000, seed: int = 0, parts: Parts | None = None) -> dict[str, Resampled]:
+def measured(counts: Counts, samples: int = 2000, parts: Parts | None = None) -> dict[str, Resampled]:
     """The `statistics` pooled over runs (or the ratios of `parts`) by name, of which `over_seeds` makes intervals."""
-    drawn = resample(counts.indicators, samples, seed)
-    return over_runs(counts.settings["seed"].to_numpy(), _sums(counts), drawn, parts)
+    return over_runs(counts.settings["seed"].to_numpy(), counts.sums(), resample(counts.indicators, samples), parts)
 
 
-def over_runs(seeds: np.ndarray, found: Sums, drawn: Sums, parts: Parts | None = None) -> dict[str, Resampled]:
+def over_runs(seeds: np.ndarray, sums: Sums, drawn: Sums, parts: Parts | None = None) -> dict[str, Resampled]:
     """As `measured`, of the seeds (runs,) and the sums over pairs as they are (runs,), and drawn (samples, runs)."""
-    weights, out = leaving_out(seeds), {}
-    sizes = {name: bottom for name, (_, bottom) in parts(found).items()} if parts else {}
-    many = _added_up(drawn, weights, parts)
-    for name, one in _added_up(found, weights, parts).items():
-        size = found["tax"] if name in BY_TAX else sizes.get(name, found["pairs"])
-        out[name] = Resampled(one, many[name], effective_seeds((seeds == np.unique(seeds)[:, None]) @ size))
-    return out
-
-
-def _sums(counts: Counts) -> Sums:
-    return {name: values.sum(axis=1).astype(float) for name, values in counts.indicators.items()}
+    weights, of_seed = leaving_out(seeds), seeds == np.unique(seeds)[:, None]
+    sizes = {name: bottom for name, (_, bottom) in parts(sums).items()} if parts else {}
+    sizes |= {name: sums["tax"] for name in BY_TAX if "tax" in sums}
+    effective = {name: effective_seeds(of_seed @ size) for name, size in sizes.items()}
+    one, many = (_added_up(of, weights, parts) for of in (sums, drawn))
+    all_alike = effective_seeds(of_seed @ sums["pairs"])
+    return {name: Resampled(one[name], many[name], effective.get(name, all_alike)) for name in one}
 
 
 def _added_up(sums: Sums, weights: np.ndarray, parts: Parts | None = None) -> Sums:
@@ -164,7 +153,7 @@ def even_tax(sums: Sums) -> np.ndarray:
     return np.nan_to_num(sums["tax"] * ratio(sums["blind_at_risk"], sums["reference"]))
 
 
-def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0) -> pd.DataFrame:
+def difference(counts: Counts, first: dict, second: dict, bootstrap=2000) -> pd.DataFrame:
     """First setting minus second, over the seeds of both: difference, estimate, low, high, undefined, seeds.
 
     A setting names the columns that single it out, such as {"weak": ..., "strong": ..., "conflict": "explicit"}; role
@@ -172,24 +161,29 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000, seed=0
     in the area, no sample differs: OF_SCORE have no interval then. ValueError for a setting that no run has, or several
     settings have, or without a common seed. Coverage: docs/measurements.md.
     """
-    pair = [_one_setting(counts, setting) for setting in (first, second)]
-    common = np.intersect1d(*(c.settings["seed"] for c in pair))
+    pair = []
+    for setting in (first, second):
+        wanted = {"role": "student"} | setting
+        runs = counts.where(np.all([counts.settings[column] == value for column, value in wanted.items()], axis=0))
+        n = len(runs.settings[POOLED].drop_duplicates())
+        if n != 1:
+            raise ValueError(f"{setting}: {n} settings have it; name weak, strong, conflict, and teacher where needed")
+        pair.append(runs)
+    common = np.intersect1d(*(runs.settings["seed"] for runs in pair))
     if not len(common):
         raise ValueError(f"{first} and {second}: no seed in common; train both with one seed")
-    return contrast(*(c.where(c.settings["seed"].isin(common)) for c in pair), bootstrap, seed)
+    return contrast(*(runs.where(runs.settings["seed"].isin(common)) for runs in pair), bootstrap)
 
 
-def contrast(first: Counts, second: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
+def contrast(first: Counts, second: Counts, bootstrap=2000) -> pd.DataFrame:
     """As `difference`, of two groups of runs with the same seeds, each pooled."""
-    left, right = (measured(c, bootstrap, seed) for c in (first, second))
-    stuck = any(m["score"].found[0] in (0, 1) for m in (left, right))
-    n_seeds, rows = first.settings["seed"].nunique(), []
-    for name in WITH_INTERVAL:
-        estimate, low, high, undefined = over_seeds(left[name].minus(right[name]))
-        if stuck and name in OF_SCORE:
-            low = high = np.nan
-        rows.append((name, estimate, low, high, undefined, n_seeds))
-    return pd.DataFrame(rows, columns=["difference", "estimate", "low", "high", "undefined", "seeds"])
+    one, other = measured(first, bootstrap), measured(second, bootstrap)
+    stuck = any(of["score"].estimates[0] in (0, 1) for of in (one, other))
+    n_seeds, columns = first.settings["seed"].nunique(), ["estimate", "low", "high", "undefined"]
+    rows = [(name, *over_seeds(one[name].minus(other[name])), n_seeds) for name in ESTIMATES]
+    table = pd.DataFrame(rows, columns=["difference", *columns, "seeds"])
+    table.loc[table["difference"].isin(OF_SCORE if stuck else ()), ["low", "high"]] = np.nan
+    return table
 
 
 def both_ways(counts: Counts) -> tuple[Counts, Counts]:
@@ -200,34 +194,24 @@ def both_ways(counts: Counts) -> tuple[Counts, Counts]:
     return counts.rows(both["row_direct"]), counts.rows(both["row_chain"])
 
 
-def _one_setting(counts: Counts, setting: dict) -> Counts:
-    wanted = {"role": "student"} | setting
-    chosen = np.all([counts.settings[column] == value for column, value in wanted.items()], axis=0)
-    n = len(counts.settings.loc[chosen, POOLED].drop_duplicates())
-    if n != 1:
-        raise ValueError(f"{setting}: {n} settings have it; name weak, strong, conflict, and teacher where needed")
-    return counts.where(chosen)
-
-
-def slope_table(counts: Counts, bootstrap=2000, seed=0) -> pd.DataFrame:
+def slope_table(counts: Counts, bootstrap=2000) -> pd.DataFrame:
     """The slope of Score, and of Score minus null, over the capability gap, one row a conflict and measure.
 
-    Least squares over all direct students (weak-strong pairs and seeds) that have a tax. Columns: conflict, measure,
-    slope (per unit of accuracy; nan with fewer than 3 gaps), low, high, undefined, points, seeds, mean_gap and mean (a
-    point of the line). The interval covers test pairs and seeds alone: weak-strong pairs share models, and other models
-    would give another slope. Gaps are estimated too, which flattens it.
+    Least squares over all direct students (weak-strong pairs and seeds: points) that have a tax: slope per unit of
+    accuracy, nan with fewer than 3 gaps; mean_gap and mean are a point of the line. The interval covers test pairs and
+    seeds alone: weak-strong pairs share models, and other models would give another slope. Gaps are estimated too,
+    which flattens it.
     """
     direct, rows = counts.settings["role"] == "student", []
     usable = counts.where(direct & counts.indicators["tax"].any(axis=1))
     for name, runs in usable.groups(["conflict"]):
         group = usable.rows(runs)
-        found, drawn = statistics(_sums(group)), statistics(resample(group.indicators, bootstrap, seed))
-        weights = leaving_out(group.settings["seed"])
-        sizes = group.settings["seed"].value_counts()
+        of_runs, drawn = statistics(group.sums()), statistics(resample(group.indicators, bootstrap))
+        weights, sizes = leaving_out(group.settings["seed"]), group.settings["seed"].value_counts()
         for measure in SLOPES:
-            one, many = (np.stack([slope(s["gap"], s[measure], w) for w in weights], axis=-1) for s in (found, drawn))
-            ends = over_seeds(Resampled(one, many, effective_seeds(sizes)))
-            means = found["gap"].mean(), found[measure].mean()
+            slopes = (np.stack([slope(of["gap"], of[measure], w) for w in weights], axis=-1) for of in (of_runs, drawn))
+            means = of_runs["gap"].mean(), of_runs[measure].mean()
+            ends = over_seeds(Resampled(*slopes, effective_seeds(sizes)))
             rows.append((name["conflict"], measure, *ends, len(runs), len(sizes), *means))
     columns = ["conflict", "measure", "slope", "low", "high", "undefined", "points", "seeds", "mean_gap", "mean"]
     return pd.DataFrame(rows, columns=columns)
@@ -244,29 +228,25 @@ def slope(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(steps.sum(axis=-1) < 2, np.nan, fitted)
 
 
-def surface_table(predictions: pd.DataFrame, known_by="confidence", reference="none", levels=LEVELS) -> pd.DataFrame:
-    """How much tax lies in S-known/W-unknown, one row a setting with a tax and pair of thresholds in [0.5, 1).
+def surface_table(predictions: pd.DataFrame, known_by="confidence", reference="none") -> pd.DataFrame:
+    """How much tax lies in S-known/W-unknown, one row a setting with a tax and pair of THRESHOLDS from LEVELS.
 
-    Columns: SETTING, weak_threshold, strong_threshold, tax and blind_tax (pairs, in all and in the area), even_tax
-    (pairs in the area if the tax fell evenly: tax * null). `over_thresholds` makes Scores of them.
+    tax and blind_tax are pairs, in all and in the area, even_tax pairs in the area if the tax fell evenly (tax * null).
     """
     columns, tables = [*SETTING, *THRESHOLDS, "tax", "blind_tax", "even_tax"], []
+    grid = pd.MultiIndex.from_product([LEVELS, LEVELS], names=THRESHOLDS).to_frame(index=False)
     for setting, p in comparisons(predictions, reference):
         tax, at_risk = conflict_tax(p["reference"], p["student"]), right(p["reference"])
         if tax.any():
-            strong, weak = (np.stack([known(p[m], level, known_by) for level in levels]) for m in ("ceiling", "weak"))
+            strong, weak = (np.stack([known(p[m], level, known_by) for level in LEVELS]) for m in ("ceiling", "weak"))
             blind, exposed = (((~weak * of).astype(int) @ strong.T.astype(int)).ravel() for of in (tax, at_risk))
-            grid = pd.MultiIndex.from_product([levels, levels], names=THRESHOLDS).to_frame(index=False)
             even = tax.sum() * exposed / at_risk.sum()
             tables.append(grid.assign(**setting, tax=tax.sum(), blind_tax=blind, even_tax=even)[columns])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def over_thresholds(table: pd.DataFrame, by: Sequence[str] = ("conflict",)) -> pd.DataFrame:
-    """Score, null and lift at each pair of thresholds, added up over the runs of each group (weighed by tax).
-
-    Columns: those of `by`, THRESHOLDS, runs, tax, blind_tax, even_tax, score, null, lift (nan where even_tax is 0).
-    """
+    """Score, null and lift of a `surface_table` at each pair of thresholds, added up over the runs of each group."""
     sums = ["tax", "blind_tax", "even_tax"]
     groups = table.groupby([*by, *THRESHOLDS], sort=False)
     out = groups[sums].sum().assign(runs=groups.size()).reset_index()

@@ -14,43 +14,40 @@ MEASURES = {"accuracy": 1, "conflicting": 1, "tax_share": -1, "score_minus_null"
 BY = ("remedy", "conflict")
 
 
-def count_remedies(rows: list[dict], threshold: float, known_by: str) -> tuple[Counts, np.ndarray]:
-    """What `pooled` starts from, and the conflicting goal's hits, bool (runs, m), of all runs.
+def count_remedies(rows: list[dict], threshold: float, known_by: str) -> tuple[Counts, Counts]:
+    """What is counted of the test pairs, and of the conflicting goal's pairs, of all runs.
 
     `rows`: remedy, conflict, seed, p (arrays (n,) of weak, ceiling, reference and student) and helpful (bool (m,)).
+    Where the conflicting goal has no pairs, one that counts nothing stands for them, so that every share is nan.
     """
-    runs = [({key: row[key] for key in (*BY, "seed")}, indicators(row["p"], threshold, known_by)) for row in rows]
-    return stack(runs), np.stack([row["helpful"] for row in rows])
+    settings = [{key: row[key] for key in (*BY, "seed")} for row in rows]
+    hits, nothing = [row["helpful"] for row in rows], np.zeros(1, dtype=bool)
+    goal = [{"hits": h, "pairs": np.ones_like(h)} if len(h) else {"hits": nothing, "pairs": nothing} for h in hits]
+    counted = (indicators(row["p"], threshold, known_by) for row in rows)
+    return stack(zip(settings, counted)), stack(zip(settings, goal))
 
 
-def _conflicting(counts: Counts, hits: np.ndarray) -> Counts:
-    """The conflicting goal's pairs counted; where it has none, one that counts nothing, so that its share is nan."""
-    nothing = np.zeros((len(hits), 1), dtype=bool)
-    hits, pairs = (hits, np.ones_like(hits)) if hits.shape[1] else (nothing, nothing)
-    return Counts(counts.settings, {"hits": hits, "pairs": pairs})
-
-
-def _share(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _share(sums: Sums) -> dict:
     return {"conflicting": (sums["hits"], sums["pairs"])}
 
 
-def remedy_table(counts: Counts, hits: np.ndarray, samples: int) -> pd.DataFrame:
-    """`pooled.pooled_table` by remedy and conflict, and conflicting (accuracy on that goal) with _low and _high."""
-    table = pooled_table(counts, BY, samples)
-    goal = ratio_table(_conflicting(counts, hits), _share, (), BY, samples, conflicting="logit")
-    ends = goal[["conflicting", "conflicting_low", "conflicting_high"]]
-    return pd.concat([table, ends], axis=1).assign(conflicting_pairs=hits.shape[1])
+def remedy_table(counts: Counts, goal: Counts, samples: int) -> pd.DataFrame:
+    """`pooled.pooled_table` by remedy and conflict, and conflicting (accuracy on that goal), conflicting_pairs."""
+    shares = ratio_table(goal, _share, (), BY, samples, conflicting="logit")
+    ends = shares[["conflicting", "conflicting_low", "conflicting_high"]]
+    pairs = goal.indicators["pairs"][0].sum()
+    return pd.concat([pooled_table(counts, BY, samples), ends], axis=1).assign(conflicting_pairs=pairs)
 
 
-def differences(counts: Counts, hits: np.ndarray, samples: int, base: str = NOTHING) -> pd.DataFrame:
-    """Each remedy less doing nothing (or another `base`), on the same samples.
+def differences(counts: Counts, goal: Counts, samples: int, base: str = NOTHING) -> pd.DataFrame:
+    """Each remedy less doing nothing (or another `base`), on the same samples: one row a measure of MEASURES.
 
-    Columns: remedy, conflict, measure (one of MEASURES), estimate, low, high (95%), p (`bootstrap_p`), and holm, which
-    is p adjusted for all remedies under all conflicts but none, each measure by itself; nan where there is no conflict.
+    p is that of `bootstrap_p`, holm the same adjusted for all remedies under all conflicts but none, each measure by
+    itself; nan where there is no conflict.
     """
-    goal, measures, rows = _conflicting(counts, hits), {}, []
+    measures, rows = {}, []
     for names, runs in counts.groups(BY):
-        statistics = measured(counts.rows(runs), samples) | measured(goal.rows(runs), samples, parts=_share)
+        statistics = measured(counts.rows(runs), samples) | measured(goal.rows(runs), samples, _share)
         measures[tuple(names.values())] = statistics | {"accuracy": statistics["student_accuracy"]}
     for remedy, conflict in [key for key in measures if key[0] != base]:
         for measure in MEASURES:

@@ -20,8 +20,8 @@ SCALES = {  # forward, back and the derivative of forward
 def leaving_out(seeds) -> np.ndarray:
     """Weights of the runs (1 + seeds, runs): all of them first, then without each training seed; (1, runs) of one."""
     values, of_run = np.unique(np.asarray(seeds), return_inverse=True)
-    everything = np.ones((1, len(of_run)))
-    return everything if len(values) == 1 else np.vstack([everything, np.arange(len(values))[:, None] != of_run])
+    weights = np.vstack([np.ones(len(of_run)), np.arange(len(values))[:, None] != of_run])
+    return weights if len(values) > 1 else weights[:1]
 
 
 def effective_seeds(sizes) -> float:
@@ -33,38 +33,35 @@ def effective_seeds(sizes) -> float:
 class Resampled(NamedTuple):
     """One statistic with all seeds (first) and without each of them in turn; a single value where there is one seed."""
 
-    found: np.ndarray  # (1 + seeds,)
+    estimates: np.ndarray  # (1 + seeds,)
     drawn: np.ndarray  # (samples, 1 + seeds), in each bootstrap sample of pairs
     effective: float  # effective number of seeds
 
     def minus(self, other: Resampled) -> Resampled:
         """The paired difference, with the smaller effective number of seeds."""
         effective = min(self.effective, other.effective)
-        return Resampled(self.found - other.found, self.drawn - other.drawn, effective)
+        return Resampled(self.estimates - other.estimates, self.drawn - other.drawn, effective)
 
 
 def over_seeds(statistic: Resampled, scale: str = "plain") -> tuple[float, float, float, float]:
-    """As `interval`, covering test pairs and training seeds; with one seed, pairs alone.
+    """As `intervals.interval`, over test pairs and training seeds (with one seed, pairs alone).
 
-    Pairs are resampled, and to each sample a deviation of the seeds is added, on the one of SCALES in which the
-    statistic is least skewed, with between and noise the jackknife's variances over seeds and inside them:
-
-        sqrt(max(0, between * df / chi2(df) - noise)) * N(0, 1),    df = effective number of seeds - 1, at least 1
-
-    nan as in `interval`, and where leaving out one seed leaves nothing. Why so, sources, and how often it covers the
-    truth: docs/measurements.md.
+    nan also where leaving out one seed leaves nothing. Method, sources and coverage: docs/measurements.md.
     """
-    estimate = float(statistic.found[0])
-    if np.isnan(statistic.found).any():
+    estimate = float(statistic.estimates[0])
+    if np.isnan(statistic.estimates).any():
         return estimate, np.nan, np.nan, float(np.isnan(statistic.drawn[:, 0]).mean())
     return interval(estimate, with_seeds(statistic, scale))
 
 
 def with_seeds(statistic: Resampled, scale: str = "plain") -> np.ndarray:
-    """The values (samples,) or (2 samples,) whose quantiles are the ends of `over_seeds`."""
-    estimate, drawn = float(statistic.found[0]), statistic.drawn
-    seeds = len(statistic.found) - 1
-    between = (seeds - 1) * statistic.found[1:].var() if seeds else 0
+    """The values (samples,) or (2 samples,) whose quantiles are the ends of `over_seeds`; `scale` is one of SCALES.
+
+    To each sample of pairs a deviation of the seeds is added, by the jackknife's variances over seeds and inside them.
+    """
+    estimate, drawn = float(statistic.estimates[0]), statistic.drawn
+    seeds = len(statistic.estimates) - 1
+    between = (seeds - 1) * statistic.estimates[1:].var() if seeds else 0
     if between < 1e-20:  # one seed, or all alike but for rounding
         return drawn[:, 0]
     noise = (seeds - 1) * np.nanvar(drawn[:, 1:] - drawn[:, 1:].mean(axis=1, keepdims=True), axis=0).mean()
