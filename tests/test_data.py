@@ -20,11 +20,9 @@ from w2s.sources.audit import DROPS, FAULTS, DataError, fault_of, split_text
 from w2s.world import SPLITS
 
 REAL = Path(os.environ.get("W2S_DATA_DIR") or Path(__file__).parents[2] / "shared/data/hh-single-turn")
-needs_real_files = pytest.mark.skipif(
-    not (REAL / "harmless_test.jsonl").is_file(),
-    reason="the real HH files are absent: set W2S_DATA_DIR to the folder of harmless_test.jsonl",
-)
-TARGETS = sorted(set(SPLITS) - {"helpful"})
+ABSENT = "the real HH files are absent: set W2S_DATA_DIR to the folder of harmless_test.jsonl"
+needs_real_files = pytest.mark.skipif(not (REAL / "harmless_test.jsonl").is_file(), reason=ABSENT)
+TARGETS, NOTHING = sorted(set(SPLITS) - {"helpful"}), dict.fromkeys(SPLITS)
 HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
 SEVERAL_TURNS = "a\n\nAssistant: b\n\nHuman: c"
 
@@ -43,18 +41,13 @@ def rows(name, n):
     return [hh(f"{name} {i}", f"good {i}", f"bad {i}") for i in range(n)]
 
 
-def write(folder, **files):
-    """One JSONL file for each keyword; a row is a mapping, or bytes for a line as it stands."""
-    for name, content in files.items():
-        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in content]
-        (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return folder
-
-
 def full(folder, **files):
-    """A folder with a file for every split; keywords replace the rows of a file, None leaves it out."""
-    files = {split: rows(split, 6) for split in SPLITS} | files
-    return write(folder, **{name: content for name, content in files.items() if content is not None})
+    """JSONL files, of six pairs for every split; keywords replace or add rows (bytes: a line as it stands), or None."""
+    for name, content in ({split: rows(split, 6) for split in SPLITS} | files).items():
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in content or []]
+        if content is not None:
+            (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return folder
 
 
 def params(data, **values):
@@ -76,61 +69,34 @@ def checked(params):
     return data
 
 
-# Rows and formats
-
-
 def test_rows_of_all_forms_give_the_same_pair():
     text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
     assert split_text(text) == ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " d")
-    columns = {"prompt": "may i?", "chosen": "no", "rejected": " yes"}
-    as_text = {**columns, "prompt": "\n\nHuman: may i?\n\nAssistant:"}
+    columns, prompt = {"prompt": "may i?", "chosen": "no", "rejected": " yes"}, "\n\nHuman: may i?\n\nAssistant:"
     beside_dialogues = {"prompt": "may i?", **hh("may i?", "no", "yes")}  # is not put in front of them
-    for row in (columns, as_text, hh("may i?", "no", "yes"), beside_dialogues):
-        assert fault_of(row) == (
-            ("\n\nHuman: may i?\n\nAssistant:", " no", " yes", "\n\nHuman: may i?\n\nAssistant:"),
-            "",
-        )
+    for row in (columns, columns | {"prompt": prompt}, hh("may i?", "no", "yes"), beside_dialogues):
+        assert fault_of(row) == ((prompt, " no", " yes", prompt), "")
 
 
 def test_jsonl_gzip_and_parquet_give_the_same_pairs(tmp_path):
-    prints = {load(params(full(tmp_path))).fingerprint}
+    first = load(params(full(tmp_path))).fingerprint
     for suffix in ("jsonl.gz", "parquet"):
         (tmp_path / suffix).mkdir()
         for split in SPLITS:
-            file = tmp_path / suffix / f"{split}.{suffix}"
-            if suffix == "parquet":
-                pd.DataFrame(rows(split, 6)).to_parquet(file)
-            else:
-                file.write_bytes(gzip.compress((tmp_path / f"{split}.jsonl").read_bytes()))
-        prints.add(load(params(tmp_path / suffix)).fingerprint)
-    assert len(prints) == 1
+            zipped = gzip.compress((tmp_path / f"{split}.jsonl").read_bytes())
+            content = pd.DataFrame(rows(split, 6)).to_parquet() if suffix == "parquet" else zipped
+            (tmp_path / suffix / f"{split}.{suffix}").write_bytes(content)
+        assert load(params(tmp_path / suffix)).fingerprint == first
 
 
-def test_tables_have_the_agreed_columns_and_unique_ids(tmp_path):
-    data = load(params(full(tmp_path), n_gt=4))
-    assert data.gt.id.tolist() == ["gt-00000", "gt-00001", "gt-00002", "gt-00003"]
-    ids = pd.concat([getattr(data, split).id for split in SPLITS])
-    assert ids.is_unique and len(ids) == 12
-    for split in SPLITS:
-        table = getattr(data, split)
-        assert table.columns.tolist() == PAIR_COLUMNS
-        assert set(table.dimension) == {"helpful" if split == "helpful" else "harmless"}
-        assert table.prompt.str.endswith("\n\nAssistant:").all() and table.chosen.str.startswith(" good").all()
-
-
-# Bad pairs
-
+CAI_ROW, PROMPT = {"init_prompt": "a", "init_response": "b"}, {"prompt": None, "chosen": "b", "rejected": "c"}
 BAD = {
     "wrong_encoding": ["{'ä': 1}".encode("latin-1"), rb'{"chosen": "\ud800", "rejected": "x"}'],
     "malformed": [b'{"chosen": ', b'["a", "b"]'],
-    "missing_keys": [
-        {"chosen": "a"},
-        {"chosen": "none", "rejected": "none"},
-        {"init_prompt": "a", "init_response": "b"},
-    ],
-    "not_text": [{"prompt": "a", "chosen": "b", "rejected": 3}, {"prompt": None, "chosen": "b", "rejected": "c"}],
+    "missing_keys": [{"chosen": "a"}, {"chosen": "none", "rejected": "none"}, CAI_ROW],
+    "not_text": [{"prompt": "a", "chosen": "b", "rejected": 3}, PROMPT],
     "prompt_mismatches": [hh("a", rejected_question="b")],
-    "empty_prompts": [hh(" "), {"prompt": "", "chosen": "b", "rejected": "c"}],
+    "empty_prompts": [hh(" "), PROMPT | {"prompt": ""}],
     "empty_responses": [hh("a", chosen=" "), hh("a", rejected="")],
     "identical_responses": [hh("a", "same", "same ")],
 }
@@ -149,23 +115,20 @@ def test_bad_pair_stops_with_its_place_or_is_dropped_and_counted(tmp_path, fault
     assert row[list(FAULTS)].to_dict() == {name: int(name == fault) for name in FAULTS} and row.rows_read == 6
 
 
-def test_bad_pair_in_parquet_names_the_row(tmp_path):
-    full(tmp_path, gt=None)
-    pd.DataFrame([hh("first"), {"chosen": None, "rejected": "x"}]).to_parquet(tmp_path / "gt.parquet")
-    with pytest.raises(DataError, match=r"^gt.parquet row 2: prompt, chosen and rejected must be text"):
-        load(params(tmp_path))
+NULL = pd.DataFrame([hh("first"), {"chosen": None, "rejected": "x"}]).to_parquet()
+UNREADABLE = [
+    ("gt.jsonl.gz", b"no gzip", "drop", ": cannot be read .*; replace the file$"),
+    ("gt.jsonl.gz", gzip.compress(b"x" * 999)[:-12], "drop", ": cannot be read .*; replace the file$"),
+    ("gt.parquet", b"no parquet", "drop", ": cannot be read .*; replace the file$"),
+    ("gt.parquet", NULL, "error", " row 2: prompt, chosen and rejected must be text"),
+]
 
 
-@pytest.mark.parametrize("name", ["gt.jsonl.gz", "gt.parquet", "truncated.gz"])
-def test_unreadable_file_stops_whatever_bad_pairs_says(tmp_path, name):
-    content = gzip.compress(b"x" * 999)[:-12] if name == "truncated.gz" else b"neither gzip nor parquet"
-    name = name.replace("truncated", "gt.jsonl")
-    (full(tmp_path) / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"^{name}: cannot be read .*; replace the file$"):
-        load(params(tmp_path, bad_pairs="drop"))
-
-
-# Splits
+@pytest.mark.parametrize(("name", "content", "bad_pairs", "message"), UNREADABLE)
+def test_an_unreadable_file_stops_and_parquet_names_the_row(tmp_path, name, content, bad_pairs, message):
+    (full(tmp_path, gt=None) / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"^{name}{message}"):
+        load(params(tmp_path, bad_pairs=bad_pairs))
 
 
 def test_shared_prompts_stay_in_the_split_of_higher_priority(tmp_path):
@@ -176,12 +139,8 @@ def test_shared_prompts_stay_in_the_split_of_higher_priority(tmp_path):
     data = checked(params(tmp_path))
     assert data.audit.set_index("split").dropped_as_shared.to_dict() == dict(zip(SPLITS, (2, 3, 4, 1, 0), strict=True))
     assert {p.split()[1] for p in data.test.prompt} == {"t", "test"}
-    assert row_of(data, "gt")[["shared_test", "shared_validation", "shared_w2s", "shared_helpful"]].tolist() == [
-        1,
-        2,
-        3,
-        3,
-    ]
+    others = ["shared_test", "shared_validation", "shared_w2s", "shared_helpful"]
+    assert row_of(data, "gt")[others].tolist() == [1, 2, 3, 3]
 
 
 def test_duplicates_are_counted_and_only_identical_pairs_dropped(tmp_path):
@@ -204,17 +163,24 @@ def test_validation_is_carved_from_gt_by_prompt(tmp_path):
 @pytest.mark.parametrize(("name", "own"), [("harmless", "test"), ("train", "gt"), ("train", None)])
 def test_splits_are_drawn_from_a_pool_without_the_pairs_of_files_of_their_own(tmp_path, name, own):
     files = {name: [*rows("pool", 12), *rows(own or "test", 3)], "helpful_online": rows("helpful", 2)}
-    data = checked(params(write(tmp_path, **files, **({own: rows(own, 4)} if own else {})), n_gt=4))
-    sources = data.audit.set_index("split").source
+    data = checked(params(full(tmp_path, **NOTHING | files | ({own: rows(own, 4)} if own else {})), n_gt=4))
     for split in TARGETS:
-        assert sources[split] == (f"{split}.jsonl" if split == own else f"{name}.jsonl")
+        assert row_of(data, split).source == (f"{split}.jsonl" if split == own else f"{name}.jsonl")
     assert row_of(data, "gt").kept == 4
     assert row_of(data, "test" if own == "gt" else "gt").dropped_as_shared == (3 if own else 0)
 
 
-def test_tables_depend_on_neither_seeds_nor_other_sizes_nor_place(tmp_path):
+def test_tables_have_the_agreed_columns_and_depend_on_neither_seeds_nor_other_sizes_nor_place(tmp_path):
     (tmp_path / "copy").mkdir()
     first = load(params(full(tmp_path, gt=rows("gt", 50))))
+    assert first.gt.id.tolist() == ["gt-00000", "gt-00001"]
+    ids = pd.concat([getattr(first, split).id for split in SPLITS])
+    assert ids.is_unique and len(ids) == 10
+    for split in SPLITS:
+        table = getattr(first, split)
+        assert table.columns.tolist() == PAIR_COLUMNS
+        assert set(table.dimension) == {"helpful" if split == "helpful" else "harmless"}
+        assert table.prompt.str.endswith("\n\nAssistant:").all() and table.chosen.str.startswith(" good").all()
     assert load(params(full(tmp_path / "copy", gt=rows("gt", 50)), seeds=[7, 8])).fingerprint == first.fingerprint
     more = load(params(tmp_path, n_gt=50))
     assert more.fingerprint != first.fingerprint
@@ -222,15 +188,6 @@ def test_tables_depend_on_neither_seeds_nor_other_sizes_nor_place(tmp_path):
     pd.testing.assert_frame_equal(more.w2s, first.w2s)
     numbers = [int(text.split()[-1]) for text in more.gt.chosen]  # taken in a random order
     assert sorted(numbers) == list(range(50)) and numbers != sorted(numbers)
-
-
-def test_more_helpful_pairs_extend_fewer_and_change_nothing_else(tmp_path):
-    for few in (params(full(tmp_path)), params("pocket")):
-        one, more = load(few), load(few.model_copy(update={"n_helpful": 5}))
-        pd.testing.assert_frame_equal(more.helpful.head(2), one.helpful)
-        assert len(more.helpful) == 5
-        for split in TARGETS:
-            pd.testing.assert_frame_equal(getattr(more, split), getattr(one, split))
 
 
 def test_with_helpful_as_the_target_helpful_files_are_the_pool(tmp_path):
@@ -245,46 +202,45 @@ def test_with_helpful_as_the_target_helpful_files_are_the_pool(tmp_path):
     assert row_of(data, "helpful").dropped_as_shared == 3 and data.source["target"] == "helpful"
 
 
-def test_helpful_pairs_can_be_left_out_by_asking_for_none(tmp_path):
-    for where in (full(tmp_path, helpful=None), "pocket"):
-        data = load(params(where, n_helpful=0, conflicts=["none", "explicit"]))
-        assert data.helpful.empty and data.helpful.columns.tolist() == data.gt.columns.tolist()
-        assert row_of(data, "helpful").kept == 0
+def test_helpful_pairs_may_be_more_or_none_and_change_nothing_else(tmp_path):
+    for where in (full(tmp_path), "pocket"):
+        one, more = load(params(where)), load(params(where, n_helpful=5))
+        pd.testing.assert_frame_equal(more.helpful.head(2), one.helpful)
+        assert len(more.helpful) == 5
+        (tmp_path / "helpful.jsonl").unlink(missing_ok=True)
+        none = load(params(where, n_helpful=0, conflicts=["none", "explicit"]))
+        assert none.helpful.empty and none.helpful.columns.tolist() == one.gt.columns.tolist()
+        assert row_of(none, "helpful").kept == 0
         with pytest.raises(ValueError, match="set n_helpful to 1 or more"):
-            training_pairs(data, "gt", conflict="implicit")
+            training_pairs(none, "gt", conflict="implicit")
+        for split in TARGETS:
+            pd.testing.assert_frame_equal(getattr(more, split), getattr(one, split))
 
 
-# What is missing: files, folders, pairs
-
-SWAP, NO_TARGETS, NOTHING = {"target": "helpful"}, dict.fromkeys(TARGETS), dict.fromkeys(SPLITS)
-USABLE = "usable pairs are left for"
+SWAP, NO_TARGETS = {"target": "helpful"}, dict.fromkeys(TARGETS)
+MANY = {"helpful": rows("helpful", 12)}
+LEFT = "usable pairs are left for"
 EXPECTED = (
     r"expected gt\.\*, w2s\.\*, test\.\*, helpful\*\.\*.* harmless\.\* / train\.\* .*; found gt.jsonl, notes.jsonl$"
 )
+MISSING = [  # files, parameters, message
+    *(({}, {f"n_{s}": 7}, f"n_{s} = 7: only 6 {LEFT} {s} of 6 rows in {s}.jsonl; lower n_{s}$") for s in SPLITS),
+    ({}, SWAP | {"n_gt": 7}, "n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"),
+    (MANY, SWAP | {"n_helpful": 25}, f"n_helpful = 25: only 24 {LEFT} harmless of 24 rows in gt.jsonl"),
+    ({}, {"data_dir": "b"}, "data_dir = 'b': data already names a folder; leave data_dir out$"),
+    ({}, {"data": "poket"}, r"data = 'poket': no such folder; did you mean 'pocket'\?$"),
+    ({}, {"data": "hh", "data_dir": "no"}, "data_dir = 'no': no such folder; give the folder that holds gt"),
+    ({}, {"data": "cai"}, "W2S_DATA_DIR = 'absent': no such folder"),
+    ({}, {"data": "pocket", "n_validation": 999999}, "n_validation = 999999: .*; lower n_validation$"),
+    (NOTHING | {"gt": rows("gt", 2), "notes": []}, {}, f"/.*: no file for test, w2s; {EXPECTED}"),
+    (NOTHING, {}, "/.*found nothing$"),
+    ({"helpful": None}, {}, r"/.*: no file for helpful \(n_helpful = 2; 0 goes without\)"),
+    ({"helpful": None}, SWAP, r"/.*: no file for test, gt, w2s; expected helpful\*\.\* to draw"),
+    (NO_TARGETS, SWAP, r"/.*: no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
+]
 
 
-@pytest.mark.parametrize(
-    ("files", "values", "message"),
-    [
-        *(({}, {f"n_{s}": 7}, f"n_{s} = 7: only 6 {USABLE} {s} of 6 rows in {s}.jsonl; lower n_{s}$") for s in SPLITS),
-        ({}, SWAP | {"n_gt": 7}, "n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"),
-        (
-            {"helpful": rows("helpful", 12)},
-            SWAP | {"n_helpful": 25},
-            f"n_helpful = 25: only 24 {USABLE} harmless of 24 rows in gt.jsonl",
-        ),
-        ({}, {"data_dir": "b"}, "data_dir = 'b': data already names a folder; leave data_dir out$"),
-        ({}, {"data": "poket"}, r"data = 'poket': no such folder; did you mean 'pocket'\?$"),
-        ({}, {"data": "hh", "data_dir": "no"}, "data_dir = 'no': no such folder; give the folder that holds gt"),
-        ({}, {"data": "cai"}, "W2S_DATA_DIR = 'absent': no such folder"),
-        ({}, {"data": "pocket", "n_validation": 999999}, "n_validation = 999999: .*; lower n_validation$"),
-        (NOTHING | {"gt": rows("gt", 2), "notes": []}, {}, f"/.*: no file for test, w2s; {EXPECTED}"),
-        (NOTHING, {}, "/.*found nothing$"),
-        ({"helpful": None}, {}, r"/.*: no file for helpful \(n_helpful = 2; 0 goes without\)"),
-        ({"helpful": None}, SWAP, r"/.*: no file for test, gt, w2s; expected helpful\*\.\* to draw"),
-        (NO_TARGETS, SWAP, r"/.*: no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
-    ],
-)
+@pytest.mark.parametrize(("files", "values", "message"), MISSING)
 def test_what_is_too_few_or_absent_is_named(tmp_path, monkeypatch, files, values, message):
     monkeypatch.setenv("W2S_DATA_DIR", "absent")
     with pytest.raises(DataError if message.startswith("/") else ParameterError, match=f"^{message}"):
@@ -298,9 +254,6 @@ def test_single_turn_is_the_filter_of_hh_and_not_of_your_own_folder(tmp_path):
     assert (row.rows_read, row.multi_turn, row.prompt_mismatches, row.kept) == (6, 2, 1, 2)
     row = row_of(load(params(tmp_path, bad_pairs="drop", n_helpful=5)), "helpful")
     assert (row.multi_turn, row.prompt_mismatches, row.kept) == (0, 1, 5)
-
-
-# The hub
 
 
 @pytest.fixture
@@ -317,14 +270,13 @@ def hub(monkeypatch):
 
     def load_dataset(path, data_dir=None):
         asked.append((path, data_dir))
-        if path == CAI:
-            names = ("train_sft", "train_prefs", "test_sft", "test_prefs")
-            parts = {name: [cai(name, i) for i in range(5)] for name in names}
-        else:
-            assert path == HH and data_dir in ("harmless-base", "helpful-base")
+        assert (path, data_dir) in ((CAI, None), (HH, "harmless-base"), (HH, "helpful-base"))
+        parts = ("train_sft", "train_prefs", "test_sft", "test_prefs")
+        content = {part: [cai(part, i) for i in range(5)] for part in parts}
+        if path == HH:
             several = hh(SEVERAL_TURNS)
-            parts = {"train": [*rows(data_dir, 12), several], "test": [several, *rows(f"{data_dir} test", 2)]}
-        return {part: datasets.Dataset.from_list(content) for part, content in parts.items()}
+            content = {"train": [*rows(data_dir, 12), several], "test": [several, *rows(f"{data_dir} test", 2)]}
+        return {part: datasets.Dataset.from_list(table) for part, table in content.items()}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
@@ -342,13 +294,13 @@ def test_hh_from_the_hub_is_one_pool_of_single_turn_pairs(hub):
     assert hub == [(HH, "harmless-base")]
 
 
-@pytest.mark.parametrize(("data", "conflict"), [("hh", (HH, "harmless-base")), ("cai", (CAI, None))])
-def test_exchanged_roles_read_the_same_datasets_of_the_hub(hub, data, conflict):
-    loaded = checked(params(data, target="helpful"))
-    assert hub == [(HH, "helpful-base"), conflict]
-    assert row_of(loaded, "test").source.startswith(f"{HH}/helpful-base/")
-    assert row_of(loaded, "helpful").source.startswith(conflict[0])
-    assert set(loaded.helpful.dimension) == {"harmless"}
+def test_exchanged_roles_read_the_same_datasets_of_the_hub(hub):
+    for data, conflict in (("hh", (HH, "harmless-base")), ("cai", (CAI, None))):
+        loaded = checked(params(data, target="helpful"))
+        assert hub[-2:] == [(HH, "helpful-base"), conflict]
+        assert row_of(loaded, "test").source.startswith(f"{HH}/helpful-base/")
+        assert row_of(loaded, "helpful").source.startswith(conflict[0])
+        assert set(loaded.helpful.dimension) == {"harmless"}
 
 
 def test_cai_takes_the_revision_as_chosen_and_helpful_pairs_from_hh(hub):
@@ -376,25 +328,26 @@ def test_what_fails_on_the_hub_is_one_line_with_place_or_remedy(hub, monkeypatch
     assert "\n" not in message and "set data_dir" in message and "W2S_DATA_DIR" in message
 
 
-@pytest.mark.parametrize("by", ["data_dir", "variable", "both"])
-def test_local_folder_takes_the_place_of_the_hub(tmp_path, monkeypatch, hub, by):
-    monkeypatch.setenv("W2S_DATA_DIR", {"data_dir": "", "variable": str(full(tmp_path)), "both": "absent"}[by])
-    data = load(params("hh", data_dir=None if by == "variable" else str(full(tmp_path))))
-    assert hub == [] and data.source["read_from"] == "folder"
-    digest = hashlib.sha256((tmp_path / "gt.jsonl").read_bytes()).hexdigest()
-    assert row_of(data, "gt").sha256 == data.source["files"]["gt.jsonl"] == digest
+def test_local_folder_takes_the_place_of_the_hub(tmp_path, monkeypatch, hub):
+    folder = str(full(tmp_path))
+    for variable, data_dir in (("", folder), (folder, None), ("absent", folder)):
+        monkeypatch.setenv("W2S_DATA_DIR", variable)
+        data = load(params("hh", data_dir=data_dir))
+        assert hub == [] and data.source["read_from"] == "folder"
+        digest = hashlib.sha256((tmp_path / "gt.jsonl").read_bytes()).hexdigest()
+        assert row_of(data, "gt").sha256 == data.source["files"]["gt.jsonl"] == digest
 
 
 def test_a_downloaded_copy_of_the_hub_gives_the_same_tables(tmp_path, hub):
     for subset in ("harmless-base", "helpful-base"):
         (tmp_path / subset).mkdir()
         for part, content in datasets.load_dataset(HH, data_dir=subset).items():
-            write(tmp_path / subset, **{part: content.to_list()})
+            full(tmp_path / subset, **NOTHING | {part: content.to_list()})
     assert load(params("hh", data_dir=str(tmp_path))).fingerprint == load(params("hh")).fingerprint
     (tmp_path / "cai" / "data").mkdir(parents=True)
     for part, content in datasets.load_dataset(CAI).items():
         content.to_parquet(tmp_path / "cai" / "data" / f"{part}-00000-of-00001.parquet")
-    write(tmp_path / "cai", helpful=rows("helpful", 4))
+    full(tmp_path / "cai", **NOTHING | MANY)
     local, online = load(params("cai", data_dir=str(tmp_path / "cai"))), load(params("cai"))
     assert table_fingerprint(local.gt) == table_fingerprint(online.gt)
 
@@ -402,9 +355,6 @@ def test_a_downloaded_copy_of_the_hub_gives_the_same_tables(tmp_path, hub):
 def test_import_is_light():
     code = "import sys, w2s.data; sys.exit(any(m in sys.modules for m in ('datasets', 'torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
-
-
-# The real files and the pocket world
 
 
 @needs_real_files
@@ -420,11 +370,11 @@ def test_audit_of_the_real_files_reports_the_known_figures():
     assert files.empty_responses.tolist() == [4, 5, 8]
     # 2,354 helpful pairs, 700 of them with a single turn on one side at least.
     assert audit.loc["helpful", ["rows_read", "multi_turn"]].tolist() == [2354, 1654]
-    assert audit.sha256["test"] == hashlib.sha256((REAL / "harmless_test.jsonl").read_bytes()).hexdigest()
+    content = (REAL / "harmless_test.jsonl").read_bytes()
+    assert audit.sha256["test"] == hashlib.sha256(content).hexdigest()
     assert audit.source["validation"] == "harmless_train_gt.jsonl"
     assert audit.kept.to_dict() == {key.removeprefix("n_"): n for key, n in sizes.items()}
-    lines = (REAL / "harmless_test.jsonl").read_bytes().splitlines()
-    first = next(i for i, line in enumerate(lines, 1) if fault_of(line)[1])
+    first = next(i for i, line in enumerate(content.splitlines(), 1) if fault_of(line)[1])
     with pytest.raises(DataError, match=f"^harmless_test.jsonl line {first}: .*bad_pairs: drop$"):
         load(params("hh", data_dir=str(REAL)))
 
@@ -445,9 +395,6 @@ def test_pocket_world_has_the_sizes_asked_for_and_an_audit():
     data = checked(params("pocket", **{f"n_{split}": n for split, n in sizes.items()}))
     assert data.audit.set_index("split").kept.to_dict() == sizes
     assert "substance" in data.gt and data.source["world"]["seed"] == 0
-
-
-# Mixing, tokens, fingerprints
 
 
 @pytest.fixture
@@ -478,25 +425,20 @@ def test_implicit_alone_adds_the_helpful_pairs_with_gold_labels(data):
     assert pairs.target.tolist() == [True] * 4 + [False] * 2 and pairs.target.dtype == bool
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.iloc[1:], "no weak_label for 1 of 4 pairs of w2s, such as w2s-00000"),
-        (lambda t: t.assign(weak_label=float("nan")), "no weak_label for 4 of 4 pairs"),
-        (lambda t: pd.concat([t, t.iloc[:1]]), "id w2s-00000 occurs twice; keep one label a pair"),
-        (lambda t: t.assign(weak_label=1.5), r"weak_label 1.5 is no probability \(0 to 1\)"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(data, change, message):
+REFUSED = [
+    ("w2s", "none", lambda t: t.iloc[1:], "no weak_label for 1 of 4 pairs of w2s, such as w2s-00000"),
+    ("w2s", "none", lambda t: t.assign(weak_label=float("nan")), "no weak_label for 4 of 4 pairs"),
+    ("w2s", "none", lambda t: pd.concat([t, t.iloc[:1]]), "id w2s-00000 occurs twice; keep one label a pair"),
+    ("w2s", "none", lambda t: t.assign(weak_label=1.5), r"weak_label 1.5 is no probability \(0 to 1\)"),
+    ("test", "none", lambda t: None, "split 'test': choose one of gt, w2s, validation"),
+    ("gt", "implict", lambda t: None, "conflict 'implict': did you mean 'implicit'"),
+]
+
+
+@pytest.mark.parametrize(("split", "conflict", "change", "message"), REFUSED)
+def test_labels_that_do_not_fit_and_unknown_splits_and_conflicts_are_refused(data, split, conflict, change, message):
     with pytest.raises(ValueError, match=message):
-        training_pairs(data, "w2s", change(weak_labels(data, 0.5)))
-
-
-def test_unknown_split_or_conflict_is_refused(data):
-    with pytest.raises(ValueError, match="split 'test': choose one of gt, w2s, validation"):
-        training_pairs(data, "test")
-    with pytest.raises(ValueError, match="conflict 'implict': did you mean 'implicit'"):
-        training_pairs(data, "gt", conflict="implict")
+        training_pairs(data, split, change(weak_labels(data, 0.5)), conflict)
 
 
 class LetterTokenizer:
@@ -510,7 +452,7 @@ class LetterTokenizer:
 
 
 def test_token_audit_by_hand(tmp_path):
-    """Start token and prompt: 23 letters; the responses add 3, 2 and 41, 2."""
+    """Start token and prompt: 23 letters; the responses add 3, 2 and 41, 2. Truncation begins above max_length."""
     pairs = [hh("q", "aa", "a"), hh("b", "a" * 40, "a")]
     data = load(params(full(tmp_path, gt=pairs), n_helpful=0, conflicts=["none"]))
     tokenizer = LetterTokenizer()
@@ -519,14 +461,10 @@ def test_token_audit_by_hand(tmp_path):
     assert table.loc["gt"].to_dict() == expected
     assert table.loc["helpful", ["pairs", "max_tokens", "long_responses"]].tolist() == [0, 0, 0]
     assert tokenizer.calls == 16  # four batches for each of four splits, none for the empty one
-
-
-@pytest.mark.parametrize(("max_length", "share", "long"), [(26, 0.0, 0), (25, 0.5, 0), (3, 1.0, 0), (2, 1.0, 1)])
-def test_truncation_begins_above_max_length(tmp_path, max_length, share, long):
-    """The longest text has 26 tokens, the longest response 3."""
-    data = load(params(full(tmp_path, gt=[hh("q", "aa", "a"), hh("r", "a", "b")])))
-    row = audit_tokens(data, LetterTokenizer(), max_length).set_index("split").loc["gt"]
-    assert (row.truncated_share, row.long_responses) == (share, long)
+    data = load(params(full(tmp_path, gt=[hh("q", "aa", "a"), hh("r", "a", "b")])))  # a text of 26, a response of 3
+    for max_length, share, long in [(26, 0.0, 0), (25, 0.5, 0), (3, 1.0, 0), (2, 1.0, 1)]:
+        row = audit_tokens(data, tokenizer, max_length).set_index("split").loc["gt"]
+        assert (row.truncated_share, row.long_responses) == (share, long)
 
 
 def test_token_audit_takes_a_hugging_face_tokenizer(data):

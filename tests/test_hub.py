@@ -369,11 +369,10 @@ def test_a_name_is_a_repository_and_perhaps_a_revision(tmp_path):
 
 
 def test_offline_names_the_model_and_the_remedy_whatever_the_pairs_are(tiny_models, tmp_path):
-    hub.check_offline(study(tmp_path, "org/tiny"))
+    data.load(study(tmp_path, "org/tiny"))
     data.load(study(tmp_path, tiny_models[0], offline=True))
-    for check in (hub.check_offline, data.load):
-        message = refused(check, study(tmp_path, "org/tiny", offline=True))
-        assert message.startswith("model 'org/tiny': not fetched, and offline = True; w2s fetch")
+    message = refused(data.load, study(tmp_path, "org/tiny", offline=True))
+    assert message.startswith("model 'org/tiny': not fetched, and offline = True; w2s fetch")
 
 
 # What cannot be had, and what is refused, by fetching and by looking up

@@ -5,8 +5,6 @@ setting, and with `target: helpful` these pairs are harmless ones.
 Nothing here depends on the seeds of a study: every repetition sees the same tables.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass

@@ -17,7 +17,7 @@ from w2s.fast import cpu, packed
 from w2s.losses import next_token_loss
 from w2s.params import Lora, ParameterError
 from w2s.sources import adapters
-from w2s.sources.hub import check_vocabulary, from_pretrained, resolve
+from w2s.sources.hub import ADAPTERS, base_of, check_vocabulary, from_pretrained, resolve
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
@@ -73,7 +73,7 @@ def _has_plain_head(model) -> bool:
 
 def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
     """Weights in float32; with `lora` the frozen ones in `dtype`, and adapters, new or saved, in float32."""
-    base = adapters.base_of(name)
+    base = base_of(name)
     model = from_pretrained(loader, base, config=load_config(base), dtype=dtype if lora else torch.float32)
     if base != name:
         adapters.read(model, base, name)
@@ -170,10 +170,10 @@ def fingerprint(name: str) -> str:
         return f"{name}@{getattr(load_config(name), '_commit_hash', None)}"
     digest = hashlib.sha256()
     for file in sorted(where.glob("*")):
-        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", adapters.FILE):
+        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", ADAPTERS):
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    if adapters.base_of(name) != name:
-        digest.update(fingerprint(adapters.base_of(name)).encode())
+    if base_of(name) != name:
+        digest.update(fingerprint(base_of(name)).encode())
     config = {k: v for k, v in json.loads((where / "config.json").read_text()).items() if k != "transformers_version"}
     return hashlib.sha256(digest.digest() + json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 

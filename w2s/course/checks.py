@@ -4,8 +4,6 @@ A check never stops a notebook: without an answer it says what is asked for. The
 file; here stand the right result of each exercise and the wrong ones that its slips give, under the same names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Low-rank adapters (Hu et al., 2021): added to a model, read from a folder, written with the name of their base."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,15 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from w2s.params import Lora, ParameterError
-from w2s.sources.hub import resolve
-
-FILE = "adapter_config.json"
-
-
-def base_of(name: str) -> str:
-    """The model that a folder of adapters was trained on, else the model itself."""
-    file = Path(resolve(name)) / FILE
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else name
+from w2s.sources.hub import ADAPTERS, resolve
 
 
 def add(model, base: str, lora: Lora, seed: int) -> None:
@@ -26,14 +16,10 @@ def add(model, base: str, lora: Lora, seed: int) -> None:
     from peft import LoraConfig  # here, as it takes seconds to import and most studies train no adapters
 
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    _inject(model, base, config)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    layers = {"target_modules": list(lora.target_modules)} if lora.target_modules else {}
+    sizes = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    _inject(model, base, LoraConfig(**sizes, **layers, fan_in_fan_out=transposed))
 
 
 def read(model, base: str, name: str) -> None:
@@ -42,9 +28,9 @@ def read(model, base: str, name: str) -> None:
 
     _inject(model, base, LoraConfig.from_pretrained(resolve(name)))
     # hotswap: into the weights that are there. On its own, load_adapter rounds them to the base model's dtype.
-    found = model.load_adapter(resolve(name), adapter_name="default", hotswap=True, is_trainable=True)
-    if found.missing_keys:
-        lost = len(found.missing_keys)
+    result = model.load_adapter(resolve(name), adapter_name="default", hotswap=True, is_trainable=True)
+    if result.missing_keys:
+        lost = len(result.missing_keys)
         raise ParameterError(f"model {name!r}: its files lack {lost} of its adapters' weights; train it again")
 
 
@@ -58,14 +44,13 @@ def _inject(model, base: str, config) -> None:
         raise ParameterError(f"model {base!r}: {reason}; set target_modules of lora to some of {layers}") from None
     # `save` writes the name: given one, PEFT asks the hub about it, and add_adapter's has lost its revision.
     model.peft_config["default"].base_model_name_or_path, model.adapted_from = None, base
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        parameter.data = parameter.data.float()
 
 
 def name_base(model, folder: Path) -> None:
     """Write the base into the saved settings of an adapted model."""
     if hasattr(model, "adapted_from"):
-        settings = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        settings = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))
         text = json.dumps(settings | {"base_model_name_or_path": model.adapted_from}, indent=2, sort_keys=True) + "\n"
-        (folder / FILE).write_text(text, encoding="utf-8")
+        (folder / ADAPTERS).write_text(text, encoding="utf-8")

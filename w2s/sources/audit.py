@@ -1,9 +1,4 @@
-"""Read the rows of a source of pairs, and judge each row.
-
-A bad pair has one of the faults in FAULTS and counts under the first that applies, in that order.
-"""
-
-from __future__ import annotations
+"""Read the rows of a source of pairs, and judge each row: a bad pair counts under the first of FAULTS that applies."""
 
 import gzip
 import hashlib
@@ -17,30 +12,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from w2s.sources import TABLES
 from w2s.world import render
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-FAULTS = {
-    "wrong_encoding": "not UTF-8 text",
-    "malformed": "not a JSON object",
-    "missing_keys": "needs chosen and rejected, with a key prompt or with '\\n\\nAssistant:' in both texts",
-    "not_text": "prompt, chosen and rejected must be text",
-    "prompt_mismatches": "the prompts of chosen and rejected differ",
-    "empty_prompts": "the prompt is empty",
-    "empty_responses": "a response is empty",
-    "identical_responses": "chosen and rejected are the same response",
-}
+FAULTS = TABLES["faults"]
 DROPS = (*FAULTS, "multi_turn", "identical_pairs", "dropped_as_shared", "unused")
 CAI_COLUMNS = {"prompt": "init_prompt", "chosen": "revision_response", "rejected": "init_response"}
+
+Pair = namedtuple("Pair", "prompt chosen rejected other_prompt")  # the prompt is that of chosen, the other of rejected
+Source = namedtuple("Source", "name sha256 rows")  # rows: (place, JSON line or dict) of a file or a part of a dataset
 
 
 class DataError(ValueError):
     """Pairs that cannot be used; its text is one line with the place and the remedy."""
-
-
-Pair = namedtuple("Pair", "prompt chosen rejected other_prompt")  # the prompt is that of chosen, the other of rejected
-Source = namedtuple("Source", "name sha256 rows")  # rows: (place, JSON line or dict) of a file or a part of a dataset
 
 
 @dataclass
@@ -116,24 +102,22 @@ def _read(row: Any) -> Pair | str:
         return "not_text"
     # JSON can spell half of a surrogate pair, which no UTF-8 file (ours are Parquet) can hold: a UnicodeEncodeError.
     "".join(texts.values()).encode("utf-8")
-    if "prompt" in texts and not texts["chosen"].startswith(HUMAN):
+    chosen, rejected = texts["chosen"], texts["rejected"]
+    if "prompt" in texts and not chosen.startswith(HUMAN):
         prompt = texts["prompt"].rstrip()
         if not prompt.startswith(HUMAN):
             prompt = render(prompt.strip())
         elif not prompt.endswith(ASSISTANT):
             prompt += ASSISTANT
-        return Pair(prompt, _response(texts["chosen"]), _response(texts["rejected"]), prompt)
-    if ASSISTANT not in texts["chosen"] or ASSISTANT not in texts["rejected"]:
+        other_prompt = prompt
+    elif ASSISTANT in chosen and ASSISTANT in rejected:
+        (prompt, chosen), (other_prompt, rejected) = split_text(chosen), split_text(rejected)
+    else:
         return "missing_keys"
-    (prompt, chosen), (other_prompt, rejected) = split_text(texts["chosen"]), split_text(texts["rejected"])
-    return Pair(prompt, chosen, rejected, other_prompt)
+    return Pair(prompt, *(text if text.startswith(" ") else f" {text}" for text in (chosen, rejected)), other_prompt)
 
 
 def split_text(text: str) -> tuple[str, str]:
     """Prompt and response of a dialogue in the HH format, parted after the last "\\n\\nAssistant:"."""
     prompt, marker, response = text.rpartition(ASSISTANT)
-    return prompt + marker, _response(response)
-
-
-def _response(text: str) -> str:
-    return text if text.startswith(" ") else " " + text
+    return prompt + marker, response

@@ -1,7 +1,5 @@
 """Download the models and datasets of a study once, whole, and no more than it needs."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from fnmatch import fnmatchcase
@@ -13,26 +11,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from w2s.files import write_json
 from w2s.params import ParameterError, StudyParams
-from w2s.sources import hub
+from w2s.sources import TABLES, hub
 from w2s.sources.audit import SUFFIXES
-
-# Patterns of a repository's own folder only: nothing of original/, onnx/ and the like.
-SETTINGS = (
-    *("config.json", "generation_config.json", "reward_unit.safetensors", "chat_template.*", "tokenizer.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
-    *("merges.txt", "*.model", "*.tiktoken", "tekken.json"),
-)
-SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
-PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def fetch(params: StudyParams) -> None:
     """Get from the hub what a study needs and is not here whole; the index names it once it is.
 
-    A name stays at the commit of its first fetch.
-
-    Raises:
-        ParameterError: something that cannot be had, or that w2s could not use.
+    A name stays at the commit of its first fetch. What cannot be had, or w2s could not use, is a ParameterError.
     """
     items = hub.wanted(params)
     for item in items:
@@ -74,7 +60,7 @@ def _download(item: hub.Wanted, revision: str | None) -> None:
         raise ParameterError(f"{item}: needs {room}; set W2S_HUB to a folder on a larger disk")
     for file in files:  # one by one: snapshot_download, interrupted, first waits for all that are under way
         if item.kind == "model" and file == large[0]:
-            config, tokenizer = (hub.load(auto, item.name, str(folder), {}) for auto in (AutoConfig, AutoTokenizer))
+            config, tokenizer = (hub.load(auto, item.name, str(folder)) for auto in (AutoConfig, AutoTokenizer))
             hub.check_vocabulary(item.name, tokenizer, config)
         hf_hub_download(item.repo, file, repo_type=item.kind, revision=info.sha, local_dir=folder)
     digests = {file: _sha256(folder / file) for file in files}
@@ -91,19 +77,17 @@ def _download(item: hub.Wanted, revision: str | None) -> None:
 
 def _files(item: hub.Wanted, names: list[str]) -> tuple[list[str], list[str]]:
     """Of a model its settings, and its weights as safetensors, else pickles; of a dataset its card and its tables."""
-
-    def matching(*patterns: str) -> list[str]:
-        return [name for name in names if any("/" not in name and fnmatchcase(name, pattern) for pattern in patterns)]
-
     if item.kind == "dataset":
         folder = f"{item.subset}/" if item.subset else ""
         tables = [name for name in names if name.startswith(folder) and name.endswith(SUFFIXES)]
         if not tables:
             raise ParameterError(f"{item} cannot be fetched: its repository holds no {' or '.join(SUFFIXES)}")
-        return matching("README.md"), tables
-    safe, pickles = matching(*SAFETENSORS), matching(*PICKLES)
+        return [name for name in names if name == "README.md"], tables
+    own = [name for name in names if "/" not in name]
+    kinds = (TABLES[kind] for kind in ("settings", "safetensors", "pickles"))
+    settings, safe, pickles = ([n for n in own if any(fnmatchcase(n, p) for p in kind)] for kind in kinds)
     if not safe + pickles:
         raise ParameterError(f"{item} cannot be fetched: {hub.NO_WEIGHTS}")
     if not safe:
         print(f"{item}: has its weights as pickle files only; they are read with weights_only=True", flush=True)
-    return matching(*SETTINGS), safe or pickles
+    return settings, safe or pickles

@@ -1,7 +1,5 @@
 """Models and datasets by name: where their files are, and loading them without running what they bring."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -15,40 +13,13 @@ from huggingface_hub import errors, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from w2s.params import PACKAGE, ParameterError, StudyParams, located, nearest
+from w2s.sources import TABLES
 
-LADDER, INDEX = PACKAGE / "ladder", "fetched.json"
-
-EXPECTED = {
-    "harmless": "gt.*, w2s.*, test.*, helpful*.* and perhaps validation.*, or harmless.* / train.* to draw them from",
-    "helpful": "helpful*.* to draw gt, w2s, validation and test from, and harmless files (gt.*, harmless.*, train.* "
-    "and so on) for the conflict",
-}
+LADDER, INDEX, ADAPTERS = PACKAGE / "ladder", "fetched.json", "adapter_config.json"
 GET = "w2s fetch PARAMS.yaml gets it where there is a network"
-NO_NETWORK = f"no network, or HF_HUB_OFFLINE is set; {GET}"
-DAMAGED = "a file of its weights is damaged; get it again"
-UNSAFE = "its pickle holds more than weights, or is damaged, and w2s executes none; choose a model with safetensors"
-NO_WEIGHTS = "it has no weights: neither model.safetensors nor pytorch_model.bin; name another model"
-NO_TOKENIZER = "it has no tokenizer that can be used; choose a model that has a tokenizer.json"
-# The first kind of error that occurs in a failure explains it, else the first words.
-CAUSES = {
-    errors.GatedRepoError: "it is gated; accept its licence on its page and set HF_TOKEN",
-    errors.RevisionNotFoundError: "the hub has no such revision of it; check what stands behind the @",
-    errors.RepositoryNotFoundError: "the hub has none of that name, or a private one; check the name, or set HF_TOKEN",
-    errors.HfHubHTTPError: "the hub refuses to give it; check HF_TOKEN, or try again later",
-    errors.LocalEntryNotFoundError: NO_NETWORK,
-    errors.OfflineModeIsEnabled: NO_NETWORK,
-    errors.HTTPError: NO_NETWORK,
-    pickle.UnpicklingError: UNSAFE,
-    SafetensorError: DAMAGED,
-    EOFError: DAMAGED,
-}
-WORDS = {
-    "trust_remote_code": "it wants trust_remote_code, which w2s never grants; choose a model that transformers knows",
-    "no file named model.safetensors": NO_WEIGHTS,
-    "a file named pytorch_model.bin": NO_WEIGHTS,
-    "backend tokenizer": NO_TOKENIZER,
-    "ignore_mismatched_sizes": "its weights do not have the shapes that its config.json says; get it again",
-}
+NO_WEIGHTS = TABLES["words"]["no file named model.safetensors"]
+FAILURES = (errors.HTTPError, pickle.UnpicklingError, SafetensorError, EOFError)
+FAILURES += (OSError, ValueError, RuntimeError, ImportError)
 
 
 class Wanted(NamedTuple):
@@ -65,12 +36,9 @@ class Wanted(NamedTuple):
 
 
 HH, CAI = "Anthropic/hh-rlhf", "HuggingFaceH4/cai-conversation-harmless"
-HELPFUL = Wanted("dataset", f"{HH}/helpful-base", HH, subset="helpful-base")
+HH_HARMLESS, HELPFUL = (Wanted("dataset", f"{HH}/{s}", HH, subset=s) for s in ("harmless-base", "helpful-base"))
 # What `data` names on the hub, beside the helpful pairs of HH.
-HARMLESS = {
-    "hh": HELPFUL._replace(name=f"{HH}/harmless-base", subset="harmless-base"),
-    "cai": Wanted("dataset", CAI, CAI),
-}
+HARMLESS = {"hh": HH_HARMLESS, "cai": Wanted("dataset", CAI, CAI)}
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -83,20 +51,28 @@ def split(name: str) -> tuple[str, str | None]:
 
 def resolve(name: str) -> str:
     """Where a model's files are: the pocket ladder, a local folder, a fetched one, else its name on the hub."""
-    return _on_disk(name) or str(fetched("model", name) or name)
+    return str(_on_disk(name) or fetched("model", name) or name)
 
 
-def _on_disk(name: str) -> str | None:
-    """The folder of a model on this machine that was not fetched, None where there is none."""
+def _on_disk(name: str) -> Path | None:
+    """The folder of a model on this machine that was not fetched."""
     path = LADDER / name if name.startswith("pocket-") else located(name)
-    if name.startswith("pocket-") and not (path / "config.json").is_file():
+    if (path / "config.json").is_file():
+        return path
+    if name.startswith("pocket-"):
         sizes = sorted(p.parent.name for p in LADDER.glob("*/config.json"))
         raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
-    if (path / "config.json").is_file():
-        return str(path)
     if path.exists() or name.startswith((".", "/", "~")):
         raise ParameterError(f"model {name!r}: this folder holds no config.json; name a Hugging Face model folder")
     return None
+
+
+def base_of(name: str) -> str:
+    """The model that a local folder of adapters was trained on, else the model itself."""
+    folder = _on_disk(name)
+    if not folder or not (folder / ADAPTERS).is_file():
+        return name
+    return json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
 def hub_folder() -> Path:
@@ -115,27 +91,17 @@ def index() -> dict[str, dict[str, dict]]:
 
 def fetched(kind: str, name: str) -> Path | None:
     """The folder of a fetched model or dataset with all of its files, None when it has not been fetched."""
-    entry = index()[kind].get(name)
-    folder = hub_folder() / entry["folder"] if entry else None
-    for file in entry["files"] if entry else []:
+    entry = index()[kind].get(name, {"folder": "", "files": {}})
+    folder = hub_folder() / entry["folder"]
+    for file in entry["files"]:
         if not (folder / file).is_file():
             raise ParameterError(f"{kind} {name!r}: {folder / file} was fetched and is gone; {GET}")
-    return folder
-
-
-def check_offline(params: StudyParams) -> None:
-    """Raise a ParameterError when `offline` is set and a study needs something that has not been fetched."""
-    for item in wanted(params) if params.offline else []:
-        if fetched(item.kind, item.name) is None:
-            raise ParameterError(f"{item}: not fetched, and offline = True; {GET}")
+    return folder if entry["files"] else None
 
 
 def wanted(params: StudyParams) -> list[Wanted]:
-    """What a study needs from the hub, fetched or not."""
-    names = []
-    for name in (*params.weak_models, *params.strong_models, *params.intermediate_models):
-        adapter = Path(_on_disk(name) or "") / "adapter_config.json"  # of a folder of adapters, their base is needed
-        names.append(json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name)
+    """What a study needs from the hub, fetched or not; of adapters in a local folder, their base."""
+    names = map(base_of, (*params.weak_models, *params.strong_models, *params.intermediate_models))
     models = [Wanted("model", name, *split(name)) for name in dict.fromkeys(names) if not _on_disk(name)]
     return models + list(hub_parts(params).values())
 
@@ -145,15 +111,15 @@ def hub_parts(params: StudyParams) -> dict[str, Wanted]:
     if params.data not in HARMLESS or pairs_folder(params):
         return {}
     parts = {"harmless": HARMLESS[params.data], "helpful": HELPFUL}
-    roles = {"pool": parts[params.target], "helpful": parts[params.conflicting]}
-    return roles if params.n_helpful else {"pool": roles["pool"]}
+    conflict = {"helpful": parts[params.conflicting]} if params.n_helpful else {}
+    return {"pool": parts[params.target]} | conflict
 
 
 def pairs_folder(params: StudyParams) -> Path | None:
     """The local folder of pairs that `params` names, None for the hub."""
     if params.data in HARMLESS:
         key, value = ("data_dir", params.data_dir) if params.data_dir else ("W2S_DATA_DIR", os.getenv("W2S_DATA_DIR"))
-        remedy = f"give the folder that holds {EXPECTED[params.target]}"
+        remedy = f"give the folder that holds {TABLES['expected'][params.target]}"
     elif params.data_dir:
         raise ParameterError(f"data_dir = {params.data_dir!r}: data already names a folder; leave data_dir out")
     else:
@@ -171,22 +137,23 @@ def from_pretrained(loader, name: str, **options):
     logging.disable_progress_bar()  # a bar for each of many small loads hides the study's own progress
     # Else transformers asks a web service to convert a model of pickles, and hands it the user's token.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    where, revision = resolve(name), None
+    where = resolve(name)
     if not Path(where).is_absolute():
         where, revision = split(name)
+        options |= {"revision": revision} if revision else {}
     with explained(f"model {name!r}", "loaded", "check the name, or give a local folder or a pocket size"):
-        return load(loader, name, where, options | ({"revision": revision} if revision else {}))
+        return load(loader, name, where, **options)
 
 
-def load(loader, name: str, where: str, options: dict):
+def load(loader, name: str, where: str, **options):
     """Load from `where`, running no foreign and no pickled code, and leaving no weight to chance."""
     from transformers import AutoConfig, AutoTokenizer
 
-    options = {**options, "trust_remote_code": False}
+    options["trust_remote_code"] = False
     if loader in (AutoConfig, AutoTokenizer):
         loaded = loader.from_pretrained(where, **options)
         if loader is AutoTokenizer and not n_plain(loaded):  # transformers makes an empty one where its files lack
-            raise ParameterError(f"model {name!r}: {NO_TOKENIZER}")
+            raise ParameterError(f"model {name!r}: {TABLES['words']['backend tokenizer']}")
         return loaded
     model, info = loader.from_pretrained(where, weights_only=True, output_loading_info=True, **options)
     if info["missing_keys"]:  # transformers draws them at random
@@ -200,12 +167,12 @@ def load(loader, name: str, where: str, options: dict):
 def _announce_pickle(name: str, where: str, revision: str | None) -> None:
     """Say, once in a process, that the weights in a folder, or in transformers' own cache, are pickles only."""
 
-    def there(file: str) -> bool:
+    def is_there(file: str) -> bool:
         if Path(where).is_dir():
             return (Path(where) / file).is_file()
         return isinstance(try_to_load_from_cache(where, file, revision=revision), str)
 
-    safe, pickled = (there(f) or there(f"{f}.index.json") for f in ("model.safetensors", "pytorch_model.bin"))
+    safe, pickled = (is_there(f) or is_there(f"{f}.index.json") for f in ("model.safetensors", "pytorch_model.bin"))
     if pickled and not safe:
         print(f"model {name!r}: read from pickle, with weights_only=True", flush=True)
 
@@ -231,11 +198,12 @@ def explained(what: str, done: str, remedy: str) -> Iterator[None]:
         yield
     except ParameterError:
         raise
-    except (*CAUSES, OSError, ValueError, RuntimeError, ImportError) as error:
+    except FAILURES as error:
         text, chain = " ".join(str(error).split()), [error]
         while chain[-1].__cause__:
             chain.append(chain[-1].__cause__)
-        kinds = (cause for kind, cause in CAUSES.items() if any(isinstance(link, kind) for link in chain))
-        words = (cause for part, cause in WORDS.items() if part in str(error))
-        reason = next(kinds, None) or next(words, f"{text[:160].rstrip('.')}; {remedy}")
+        kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+        reasons = [reason for kind, reason in TABLES["kinds"].items() if kind in kinds]
+        reasons += [reason for words, reason in TABLES["words"].items() if words in str(error)]
+        reason = reasons[0] if reasons else f"{text[:160].rstrip('.')}; {remedy}"
         raise ParameterError(f"{what} cannot be {done}: {reason}") from error

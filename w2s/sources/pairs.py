@@ -1,7 +1,5 @@
 """Read the pairs of a study from files or the hub, and draw splits without a common prompt from them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from fnmatch import fnmatchcase
@@ -11,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from w2s.params import ParameterError, StudyParams
-from w2s.sources import hub
+from w2s.sources import TABLES, hub
 from w2s.sources.audit import FAULTS, SUFFIXES, DataError, Origin, Source, brief, fault_of, read_file
 from w2s.world import dimension_of
 
@@ -19,15 +17,7 @@ from w2s.world import dimension_of
 PRIORITY = ("test", "validation", "gt", "w2s")
 ORDER_SEED = 0
 
-# Names without suffix. The last patterns are the folders of a downloaded copy of the hub's data.
-ROLES = {
-    "gt": ("gt", "harmless_train_gt"),
-    "w2s": ("w2s", "harmless_train_w2s"),
-    "validation": ("validation", "harmless_validation"),
-    "test": ("test", "harmless_test"),
-    "helpful": ("helpful*", "helpful-base/*"),
-    "pool": ("harmless", "train", "harmless-base/*", "data/*_prefs-*", "data/*_sft-*"),
-}
+ROLES = {role: tuple(patterns) for role, patterns in TABLES["roles"].items()}
 # With helpful as the target the dimensions change places: helpful files are the pool, all others the conflict.
 SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROLES if role != "helpful"), ())}
 
@@ -37,7 +27,9 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
 
     First of all, for every kind of data, it checks that `offline` lacks nothing. Errors are those of `data.load`.
     """
-    hub.check_offline(params)
+    for item in hub.wanted(params) if params.offline else []:
+        if hub.fetched(item.kind, item.name) is None:
+            raise ParameterError(f"{item}: not fetched, and offline = True; {hub.GET}")
     if params.data == "pocket":
         return None
     folder = hub.pairs_folder(params)
@@ -50,8 +42,8 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
     origins, tables, claimed = {}, {}, set()
     for role, splits in plan.items():
         parts = sources.get(role, [])
-        names, digests = [part.name for part in parts], [part.sha256 for part in parts]
-        origins |= {split: Origin(" + ".join(names), " + ".join(digests)) for split in splits}
+        names, digests = (" + ".join(getattr(part, key) for part in parts) for key in ("name", "sha256"))
+        origins |= {split: Origin(names, digests) for split in splits}
         owner = origins["gt" if "gt" in splits else splits[0]]
         pairs = _usable(parts, claimed, owner, params)
         claimed |= set(pairs.prompt)
@@ -61,15 +53,11 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
             origins[split].counts.update(carved=len(part), unused=len(part) - len(tables[split]))
         n_drawn = sum(map(len, drawn.values()))
         owner.counts.update(carved=-n_drawn, unused=len(pairs) - n_drawn)
-    source = {
-        "data": params.data if params.data in hub.HARMLESS else "folder",
-        "read_from": "folder" if folder else "hub",
-        "files": {source.name: source.sha256 for parts in sources.values() for source in parts},
-        "filters": {"bad_pairs": params.bad_pairs, "single_turn": params.data in hub.HARMLESS},
-        "order_seed": ORDER_SEED,
-        "target": params.target,
-    }
-    return origins, tables, source
+    on_hub = params.data in hub.HARMLESS
+    source = {"data": params.data if on_hub else "folder", "read_from": "folder" if folder else "hub"}
+    source["files"] = {source.name: source.sha256 for parts in sources.values() for source in parts}
+    source["filters"] = {"bad_pairs": params.bad_pairs, "single_turn": on_hub}
+    return origins, tables, source | {"order_seed": ORDER_SEED, "target": params.target}
 
 
 def _names(folder: Path) -> list[str]:
@@ -80,8 +68,7 @@ def _files(folder: Path, params: StudyParams) -> dict[str, list[str]]:
     """Role -> names of its files in `folder`, in order, where it has some."""
     roles: dict[str, list[str]] = {}
     for name in _names(folder):
-        suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
-        stem = name.lower().removesuffix(suffix) if suffix else ""
+        stem = next((name.lower().removesuffix(end) for end in SUFFIXES if name.lower().endswith(end)), "")
         for role, patterns in (ROLES if params.target == "harmless" else SWAPPED).items():
             if any(stem.count("/") == pattern.count("/") and fnmatchcase(stem, pattern) for pattern in patterns):
                 roles.setdefault(role, []).append(name)
@@ -99,14 +86,14 @@ def _plan(roles: dict[str, list], folder: Path | None, params: StudyParams) -> d
         plan["pool"] = missing
     elif missing == ["validation"]:
         plan["gt"] = ["validation", "gt"]
-    elif missing:
+    else:
         lacking = ", ".join(split for split in missing if split != "validation")
     if not lacking and params.n_helpful and "helpful" not in roles:
         lacking = f"{params.conflicting} (n_helpful = {params.n_helpful}; 0 goes without)"
     if lacking:
-        names = _names(folder)
-        shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "nothing"
-        expected = f"{hub.EXPECTED[params.target]} ({', '.join(SUFFIXES)})"
+        names = _names(folder) or ["nothing"]
+        shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+        expected = f"{TABLES['expected'][params.target]} ({', '.join(SUFFIXES)})"
         raise DataError(f"{folder}: no file for {lacking}; expected {expected}; found {shown}")
     return plan | {"helpful": ["helpful"]}
 
@@ -119,8 +106,8 @@ def _read_dataset(item: hub.Wanted, params: StudyParams) -> list[Source]:
     import datasets  # here, as it takes seconds to import and most studies never need it
 
     folder = hub.fetched(item.kind, item.name)
+    options = {"data_dir": item.subset} if item.subset else {}
     try:
-        options = {"data_dir": item.subset} if item.subset else {}
         parts = datasets.load_dataset(str(folder or item.repo), **options)
     # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
     except Exception as error:
@@ -130,9 +117,9 @@ def _read_dataset(item: hub.Wanted, params: StudyParams) -> list[Source]:
     sources = []
     for part in sorted(parts):
         name, rows = f"{item.name}/{part}", list(parts[part])
-        text = "\n".join(json.dumps(row, sort_keys=True, default=str) for row in rows)
+        text = "\n".join(json.dumps(row, sort_keys=True, default=str) for row in rows).encode()
         places = [(f"{name} row {i}", row) for i, row in enumerate(rows, 1)]
-        sources.append(Source(name, hashlib.sha256(text.encode()).hexdigest(), places))
+        sources.append(Source(name, hashlib.sha256(text).hexdigest(), places))
     return sources
 
 
