@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -19,6 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
 
 
+@cache
 def located(path: str | Path) -> Path:
     """A path absolute or relative to the kit's folder: the current one differs between notebook and command line."""
     path = Path(path).expanduser()
