@@ -200,7 +200,7 @@ def test_the_reward_unit_computes_in_float32(name, tokenizer):
     for module in (inner_layer(model), model.unit):
         module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
     with torch.no_grad(), autocast(tiny.CPU, torch.bfloat16):
-        assert model(batch.input_ids, batch.attention_mask).dtype == torch.float32
+        assert values("reward", model, replace(batch, layout=None)).dtype == torch.float32
     assert seen[0][1] == torch.bfloat16 and seen[1] == (torch.float32, torch.float32)
 
 
