@@ -34,10 +34,6 @@ def step(model, texts: PairTexts, objective, rate: float, tokens: int = 10_000, 
     fit(model, texts.steps(len(PAIRS), 1, tokens, seed=0), objective, Schedule(rate), 1, **options)
 
 
-def save(method: str, model, folder: Path) -> None:
-    model.save(folder) if method == "reward" else models.save(model, folder)
-
-
 def copied(model) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in model.named_parameters()}
 
@@ -50,15 +46,6 @@ def to_train(model, lora: Lora | None) -> set[str]:
 def inner_layer(model) -> nn.Module:
     """A linear layer of the second block."""
     return next(m for key, m in model.named_modules() if ".1." in key and isinstance(m, nn.Linear | Conv1D))
-
-
-@both
-def test_dropout_is_off_while_training(name, method, tokenizer):
-    """Though each checkpoint asks for some."""
-    config = json.loads((Path(name) / "config.json").read_text())
-    assert max(config.get(key, 0.0) for key in ("attn_pdrop", "dropout", "attention_dropout")) > 0
-    model, batch = load(method, name).train(), PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY)
-    assert torch.equal(values(method, model, batch), values(method, model, batch))
 
 
 def test_special_tokens_are_put_once_and_cuts_are_in_the_prompt(name, tokenizer):
@@ -84,16 +71,22 @@ def test_special_tokens_are_put_once_and_cuts_are_in_the_prompt(name, tokenizer)
 
 
 @both
-def test_scores_do_not_depend_on_padding_or_company(name, method, tokenizer):
+@torch.no_grad()
+def test_scores_do_not_depend_on_padding_or_company_nor_on_dropout(name, method, tokenizer):
+    """Which is off while training too, though each checkpoint asks for some."""
     model = load(method, name)
     alone, few, all_at_once = (scores(method, model, tokenizer, tokens) for tokens in (1, 150, 100_000))
     assert alone.std() > 0.1
     np.testing.assert_allclose([few, all_at_once], [alone, alone], atol=2e-5)
-    batch = replace(PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY), layout=None)
+    packed = PairTexts(PAIRS, tokenizer, LENGTH, end=True).batch(EVERY)
+    batch = replace(packed, layout=None)
     other = replace(batch, input_ids=torch.where(batch.attention_mask.bool(), batch.input_ids, 7))
     assert not torch.equal(batch.input_ids, other.input_ids)
-    with torch.no_grad():
-        torch.testing.assert_close(values(method, model, batch), values(method, model, other), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values(method, model, batch), values(method, model, other), atol=1e-5, rtol=0)
+    config = json.loads((Path(name) / "config.json").read_text())
+    assert max(config.get(key, 0.0) for key in ("attn_pdrop", "dropout", "attention_dropout")) > 0
+    model.train()
+    assert torch.equal(values(method, model, packed), values(method, model, packed))
 
 
 @torch.no_grad()
@@ -135,7 +128,7 @@ def test_saved_and_reloaded_scores_are_the_same(name, method, lora, tokenizer, t
     for folder in (tmp_path / "first", tmp_path / "second"):
         step(model, texts, objective, 1e-2)
         before = scores(method, model, tokenizer)
-        save(method, model, folder)
+        execute.Alone(spec_of(method, name), folder).save(model, tokenizer, folder)
         model = execute.load_model(spec_of(method, str(folder), lora), Path())
         np.testing.assert_allclose(scores(method, model, tokenizer), before, atol=1e-6)
         assert set(tiny.trained(model)) == to_train(model, lora)
@@ -200,7 +193,7 @@ def test_the_reward_unit_computes_in_float32(name, tokenizer):
     for module in (inner_layer(model), model.unit):
         module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
     with torch.no_grad(), autocast(tiny.CPU, torch.bfloat16):
-        assert model(batch.input_ids, batch.attention_mask).dtype == torch.float32
+        assert values("reward", model, replace(batch, layout=None)).dtype == torch.float32
     assert seen[0][1] == torch.bfloat16 and seen[1] == (torch.float32, torch.float32)
 
 
@@ -275,7 +268,7 @@ def test_adapters_stay_exact_over_a_bfloat16_base(plain, method, tmp_path):
     model, folder = load(method, plain, LORA, torch.bfloat16), tmp_path / "adapters"
     for parameter in tiny.trained(model).values():
         nn.init.normal_(parameter.data)
-    save(method, model, folder)
+    execute.Alone(spec_of(method, plain), folder).save(model, models.load_tokenizer(plain), folder)
     again = execute.load_model(spec_of(method, str(folder), LORA, dtype="bfloat16"), Path())
     kept = dict(model.named_parameters())
     assert all(torch.equal(p, kept[key]) and p.dtype == kept[key].dtype for key, p in again.named_parameters())

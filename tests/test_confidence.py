@@ -17,13 +17,13 @@ from w2s.runs.labels import kept_ids, weak_labels
 from w2s.study import Study
 
 
-def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(tmp_path):
+@pytest.mark.parametrize(("method", "expected"), [("reward", [0.9, 0.2]), ("dpo", [1.0, 0.0]), ("simpo", [1.0, 0.0])])
+def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(method, expected, tmp_path):
     columns = {"id": ["t", "a", "b"], "split": ["test", "w2s", "w2s"]}
     columns |= {"probability": [0.5, 0.9, 0.2], "correct": [True, True, False]}
-    for method, expected in (("reward", [0.9, 0.2]), ("dpo", [1.0, 0.0]), ("simpo", [1.0, 0.0])):
-        write_predictions(run_of(method), tmp_path, **columns)
-        labels = weak_labels(run_of(method), tmp_path, "w2s")
-        assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
+    write_predictions(run_of(method), tmp_path, **columns)
+    labels = weak_labels(run_of(method), tmp_path, "w2s")
+    assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
 
 
 TABLE = {"id": [*"abcd"], "split": ["validation", "validation", "test", "test"], "margin": [9.0] * 4}
@@ -77,14 +77,15 @@ def test_calibrated_confidence_is_fitted_to_each_runs_own_validation_pairs(metho
         table = table.assign(chosen_logp=4 * margin, rejected_logp=0.0, chosen_tokens=4, rejected_tokens=4)
         table = table.assign(reference_margin=3 * margin)  # so that each method has these margins
         tables += [table, table.assign(split="test", chosen_logp=16.0, reference_margin=12.0, margin=4.0)]
-    out = predict.with_probability(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1)
-    test = out[out.split == "test"]
+    test = predict.with_probability(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1).query(
+        "split == 'test'"
+    )
     assert (test.margin == 4.0).all()
     for run, by in known.items():
         np.testing.assert_allclose(test[test.run == run].probability, predict.sigmoid(4 * by), rtol=0, atol=0.02)
 
 
-def test_the_filter_keeps_confident_pairs(tmp_path):
+def test_the_filter_keeps_confident_pairs_by_the_confidence_of_the_method(tmp_path):
     teacher, threshold = run_of("reward"), float(predict.sigmoid(LOG3))
     sure = [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]  # confidence 0.75, 0.77, 0.73, 0.95 and 0.69, the last on another split
     columns = {"id": [*"abcdef"], "split": ["w2s"] * 5 + ["test"], "margin": sure, "correct": np.array(sure) > 0}
@@ -94,10 +95,7 @@ def test_the_filter_keeps_confident_pairs(tmp_path):
         spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
         assert kept_ids(spec, tmp_path) == kept
         assert kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
-
-
-def test_the_filter_takes_the_confidence_of_the_method(tmp_path):
-    """Policy margins of 60 nats are confident by the paper's scale; against the reference they are not."""
+    # Policy margins of 60 nats are confident by the paper's scale; against the reference they are not.
     teacher, tokens = run_of("dpo", beta=0.1), {"chosen_tokens": 9, "rejected_tokens": 9}
     columns = {"id": ["a", "b"], "split": "w2s", "margin": [60.0, -3.0], "correct": [True, False], **tokens}
     columns |= {"chosen_logp": [-40.0, -43.0], "rejected_logp": [-100.0, -40.0], "reference_margin": [58.0, 17.0]}

@@ -41,23 +41,21 @@ def test_every_type_of_number(dtype):
 def test_turned_and_cut_matrices_and_their_gradients(turned, rows):
     """Also the first matrix that is the larger one and not contiguous, which is multiplied the other way round."""
     shapes = [(5, rows) if turned[0] else (rows, 5), (9, 5) if turned[1] else (5, 9), (9,)]
-    found = []
+    results = []
     for dtype in (torch.float32, torch.float64):
-        a, b, c = (m.requires_grad_() for m in matrices(dtype, shapes))
-        out = torch.addmm(c, a.t() if turned[0] else a, b.t() if turned[1] else b)
-        out = torch.cat([out, (a.t() if turned[0] else a)[::2] @ (b.t() if turned[1] else b)])
+        given = [matrix.requires_grad_() for matrix in matrices(dtype, shapes)]
+        a, b = (matrix.t() if turn else matrix for matrix, turn in zip(given, turned))
+        out = torch.cat([torch.addmm(given[2], a, b), a[::2] @ b])
         out.square().sum().backward()
-        found.append([out, a.grad, b.grad, c.grad])
-    for ours, exact in zip(*found, strict=True):
-        torch.testing.assert_close(ours.double(), exact, atol=1e-3, rtol=1e-5)
+        results.append([out.double(), *(matrix.grad.double() for matrix in given)])
+    torch.testing.assert_close(*results, atol=1e-3, rtol=1e-5)
 
 
 def test_other_forms_and_errors_are_those_of_pytorch():
     a, b, c = matrices()
     exact = a.double() @ b.double()
-    torch.testing.assert_close(
-        torch.addmm(c, a, b, beta=0.5, alpha=2).double(), 2 * exact + 0.5 * c.double(), atol=1e-4, rtol=1e-6
-    )
+    scaled = torch.addmm(c, a, b, beta=0.5, alpha=2).double()
+    torch.testing.assert_close(scaled, 2 * exact + 0.5 * c.double(), atol=1e-4, rtol=1e-6)
     torch.testing.assert_close(torch.addmm(a @ b, a, b).double(), 2 * exact, atol=1e-5, rtol=1e-6)
     assert (torch.ones(0, 5) @ b).shape == (0, 9) and (torch.ones(3, 0) @ torch.ones(0, 2)).eq(0).all()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -74,6 +72,14 @@ def calls() -> int:
     return {event.key: event.count for event in profiled.key_averages()}.get("mkldnn::_linear_pointwise", 0)
 
 
+def printed_by(code: str) -> str:
+    """What a process of its own prints."""
+    how = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
+    done = subprocess.run([sys.executable, "-c", "import torch; from w2s.fast import cpu\n" + code], **how)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.skipif(not ONEDNN, reason="products stay PyTorch's own here")
 def test_forward_and_backward_go_through_onednn_inside_the_outermost_block():
     with cpu.products():
@@ -82,19 +88,13 @@ def test_forward_and_backward_go_through_onednn_inside_the_outermost_block():
 
 
 def test_nothing_stays_behind_in_the_process():
-    code = "import torch; from w2s.fast import cpu; from test_cpu import calls\n"
-    code += "try:\n    with cpu.products(): raise KeyError\nexcept KeyError: print(calls())\n"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
-    assert done.stdout.strip() == "0", done.stderr
+    code = "try:\n    with cpu.products(): raise KeyError\nexcept KeyError: print(calls())\n"
+    assert printed_by("from test_cpu import calls\n" + code) == "0"
 
 
 KEEPS = """
-import torch
-from pathlib import Path
-from w2s.fast import cpu
 def resident():
-    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1])
-{prepare}
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
 before = resident()
 for _ in range(2):
     held = torch.ones(64 * 2**20 // 4)
@@ -106,8 +106,4 @@ print((resident() - before) // 2**10)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is set up, on Linux")
 def test_a_freed_tensor_leaves_its_memory_to_the_next():
     """64 MiB, in MiB that stay; without it they go back to the system with every tensor."""
-    stays = []
-    for prepare in ("cpu.keep_memory()", ""):
-        made = subprocess.run([sys.executable, "-c", KEEPS.format(prepare=prepare)], capture_output=True, text=True)
-        stays.append(int(made.stdout))
-    assert stays[0] >= 60 and stays[1] <= 10
+    assert int(printed_by("cpu.keep_memory()" + KEEPS)) >= 60 and int(printed_by(KEEPS)) <= 10

@@ -78,17 +78,22 @@ def test_dpo_and_simpo_loss_hand_worked():
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_response_logps_hand_worked(average, monkeypatch):
+def test_response_logps_hand_worked(average):
     for texts, expected, counts in (
         ((CHOSEN, REJECTED), [-4 * LOG2, -5 * LOG2], [3, 2]),
         ((([0, 0, 0], 3), ([2, 0], 2)), [-2 * LOG2, -LOG2], [2, 1]),  # a first token has no prediction
+        ((CHOSEN, REJECTED) * 100, [-4 * LOG2, -5 * LOG2] * 100, [3, 2] * 100),  # more logits than are made at once
     ):
         batch, expected = batch_of(*texts), torch.tensor(expected) / (torch.tensor(counts) if average else 1)
         logits = CHANCES.log()[batch.input_ids] + torch.randn(*batch.input_ids.shape, 1)  # which changes nothing
         close(response_logps(logits, batch.input_ids, batch.response_mask, average), expected)
+<<<<<<< HEAD
         for at_once in (3, 256):  # tokens whose logits are made at once
             monkeypatch.setitem(models.AT_ONCE, "cpu", at_once)
             close(text_logps(Bigram(), batch, average).detach(), expected)
+=======
+        close(text_logps(Bigram(), batch, average).detach(), expected)
+>>>>>>> wt-tests
 
 
 def test_only_predictions_of_the_response_count():
@@ -228,11 +233,11 @@ def test_settings_of_runs_and_their_warm_starts(tiny_models, tmp_path):
         assert spec.gradient_checkpointing and spec.start.gradient_checkpointing
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "simpo"])
-def test_rates_warm_up_over_a_tenth_and_then_stay(method):
-    schedule = execute.schedule(run_of(method, learning_rate=1e-6))
-    factors = [schedule.factor(step, 40) for step in range(40)]
-    assert factors == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 37]) and schedule.learning_rate == 1e-6
+def test_rates_warm_up_over_a_tenth_and_then_stay():
+    for method in ("sft", "dpo", "simpo"):
+        schedule = execute.schedule(run_of(method, learning_rate=1e-6))
+        factors = [schedule.factor(step, 40) for step in range(40)]
+        assert factors == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 37]) and schedule.learning_rate == 1e-6
     assert execute.schedule(run_of("reward")).factor(20, 40) == pytest.approx(0.5)
 
 
@@ -277,21 +282,18 @@ def test_lora_layers_that_the_model_does_not_have(tiny_models, load):
     assert repr(tiny_models[0]) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def wanted(study: Study) -> dict[RunSpec, dict]:
-    """Gold runs, every student of the smallest pair and a bootstrapped one."""
-    weak, strong = study.model_pairs[0]
-    students = {spec: tags for spec, tags in study.student_runs().items() if spec.model == strong}
-    return study.gold_runs([weak, strong]) | students | dict(list(study.bootstrapped_runs().items())[:1])
-
-
 @pytest.fixture(scope="module")
 def trained(study) -> pd.DataFrame:
-    """With their warm starts."""
-    return cluster.results(study, wanted(study))
+    """Gold runs, every student of the smallest pair and a bootstrapped one, with their warm starts."""
+    weak, strong = study.model_pairs[0]
+    students = {spec: tags for spec, tags in study.student_runs().items() if spec.model == strong}
+    wanted = study.gold_runs([weak, strong]) | students | dict(list(study.bootstrapped_runs().items())[:1])
+    table = cluster.results(study, wanted)
+    assert set(table.run) == {spec.name for spec in wanted}
+    return table
 
 
 def test_a_small_study_trains_every_run(study, trained):
-    assert set(trained.run) == {spec.name for spec in wanted(study)}
     test = trained[trained.split == "test"]
     assert (test.groupby("run").size() == study.params.n_test).all()
     assert np.isfinite(test.margin).all() and test.groupby("run").margin.std().min() > 0
@@ -301,14 +303,13 @@ def test_a_small_study_trains_every_run(study, trained):
     assert set(students) == {"none", "explicit", "implicit"} and students.T.duplicated().sum() == 0
 
 
-def test_a_run_starts_where_its_warm_start_ended(study, trained):
+def test_a_run_starts_where_its_warm_start_ended_and_again_gives_the_same_bytes(study, trained, tiny_models, tmp_path):
     """The warm start's table holds the reference of every pair, and its model scores the same."""
     spec = study.student(*study.model_pairs[0], "none", 0)
     table = store.load_predictions(spec.start, study.root)
     assert set(table.split) == set(SPLITS)
-    model = execute.load_model(spec, study.root)
+    model, table = execute.load_model(spec, study.root), table.set_index("id")
     again = execute.score(spec.start, model, study.data.test, models.load_tokenizer(spec.model), study.root)
-    table = table.set_index("id")
     for column in ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"):
         np.testing.assert_allclose(again[column], table.loc[again.id, column], atol=1e-5)
     if study.params.method == "dpo":
@@ -318,15 +319,12 @@ def test_a_run_starts_where_its_warm_start_ended(study, trained):
     log = (study.root / "runs" / spec.name / "log.jsonl").read_text()
     first = float(log.split('"loss": ')[1].split(",")[0])  # log 2 where policy and reference agree, to 5 digits
     assert (abs(first - LOG2) < 2e-5) == (study.params.method == "dpo")
-
-
-def test_the_same_study_gives_the_same_bytes(study, trained, tiny_models, tmp_path):
-    again = Study.open(small_params(tiny_models, tmp_path, method=study.params.method))
-    spec = again.student(*again.model_pairs[0], "explicit", 0)
-    cluster.results(again, {spec: {}})
+    other = Study.open(small_params(tiny_models, tmp_path, method=study.params.method))
+    spec = other.student(*other.model_pairs[0], "explicit", 0)
+    cluster.results(other, {spec: {}})
     for run in (spec, spec.start, spec.teacher, spec.teacher.start):
-        one, other = (root / "runs" / run.name / "predictions.parquet" for root in (study.root, again.root))
-        assert one.read_bytes() == other.read_bytes()
+        files = [root / "runs" / run.name / "predictions.parquet" for root in (study.root, other.root)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_study_without_helpful_pairs(tiny_models, tmp_path):
