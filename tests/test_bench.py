@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AttentionInterface
 
-<<<<<<< HEAD
 from w2s import batches, models
-=======
-from w2s import batches
->>>>>>> wt-tests
 from w2s.app import cli
+from w2s.fast import packed
 from w2s.params import HOME, ParameterError
 
 SHARES = {"products": 0.25, "attention": 0.5, "log_softmax": 0.0625, "tokenizing": 0.0625, "python": 0.0625}
@@ -185,7 +183,6 @@ def test_a_trick_is_something_that_the_kit_has(bench, monkeypatch):
     assert set(contenders.TRIED) - contenders.without_use("dpo", "score") == rest
 
 
-<<<<<<< HEAD
 def outcome_of(bench, name: str, case, task: str) -> float:
     return bench.measuring.measure(name, case.name, task)["outcome"]
 
@@ -210,8 +207,6 @@ def test_what_was_tried_has_the_same_outcome(bench, cases, monkeypatch):
         assert value == pytest.approx(found["w2s", task], abs=1e-5), name
 
 
-=======
->>>>>>> wt-tests
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_contenders_agree(bench, dtype, tmp_path):
     """In bfloat16 also the models of billions of parameters, here tiny ones, which train whole and by adapters."""

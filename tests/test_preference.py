@@ -87,13 +87,7 @@ def test_response_logps_hand_worked(average):
         batch, expected = batch_of(*texts), torch.tensor(expected) / (torch.tensor(counts) if average else 1)
         logits = CHANCES.log()[batch.input_ids] + torch.randn(*batch.input_ids.shape, 1)  # which changes nothing
         close(response_logps(logits, batch.input_ids, batch.response_mask, average), expected)
-<<<<<<< HEAD
-        for at_once in (3, 256):  # tokens whose logits are made at once
-            monkeypatch.setitem(models.AT_ONCE, "cpu", at_once)
-            close(text_logps(Bigram(), batch, average).detach(), expected)
-=======
         close(text_logps(Bigram(), batch, average).detach(), expected)
->>>>>>> wt-tests
 
 
 def test_only_predictions_of_the_response_count():
