@@ -121,6 +121,7 @@ def ladder() -> list[str]:
     return sorted((p.parent.name for p in LADDER.glob("pocket-*/config.json")), key=models.n_parameters)
 
 
+@models.fast_products()
 @torch.no_grad()
 def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
     """What the language model itself, before any fine-tuning, thinks of pocket pairs: the predictions table.
