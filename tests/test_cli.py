@@ -23,7 +23,7 @@ def executed(monkeypatch):
 
     numbers = []
     monkeypatch.setattr(papermill, "execute_notebook", lambda source, *rest, **_: numbers.append(Path(source).name[:2]))
-    monkeypatch.setattr(html, "write_report", lambda params: "report.html")
+    monkeypatch.setattr(html, "write_report", lambda params, *rest: "report.html")
     return numbers
 
 

@@ -39,11 +39,12 @@ def assert_same_bytes(one: Study, two: Study, *specs) -> None:
             assert first.read_bytes() == second.read_bytes()
 
 
-def assert_raises_what_runs_raise(study: Study, names: list[str]) -> None:
+def assert_failed_runs_are_marked(study: Study, names: list[str]) -> None:
     broken = [replace(study.gold(name, 0), learning_rate=1e30) for name in names]
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(execute.RunFailed, match=r"none of the runs is left: .*lower learning_rate"):
         cluster.results(study, {spec: {} for spec in broken})
     assert not any(store.is_done(spec, study.root) for spec in broken)
+    assert all("failed: the loss is nan at step" in store.state(spec, study.root) for spec in broken)
 
 
 def test_a_study_has_the_runs_of_the_paper(small_study):
@@ -120,24 +121,24 @@ def test_the_same_study_elsewhere_gives_the_same_bytes_also_of_a_run_that_was_br
     assert_same_bytes(finished[0], small_study, *specs)
 
 
-def test_a_dask_scheduler_takes_the_runs_and_raises_what_they_raise(finished, tiny_models, tmp_path):
+def test_a_dask_scheduler_takes_the_runs_and_marks_those_that_fail(finished, tiny_models, tmp_path):
     here = {"processes": False, "protocol": "tcp://", "dashboard_address": ":0"}
     with LocalCluster(n_workers=1, threads_per_worker=1, **here) as workers:
         again = Study.open(small_params(tiny_models, tmp_path, scheduler=workers.scheduler_address))
         spec = again.gold(tiny_models[0], 0)
         cluster.results(again, {spec: {}})
         assert_same_bytes(finished[0], again, spec)
-        assert_raises_what_runs_raise(again, tiny_models[:1])
+        assert_failed_runs_are_marked(again, tiny_models[:1])
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_bytes_as_one_process_and_raise_what_they_raise(finished, tiny_models, tmp_path, capsys):
+def test_workers_give_the_same_bytes_as_one_process_and_mark_those_that_fail(finished, tiny_models, tmp_path, capsys):
     again = Study.open(small_params(tiny_models, tmp_path, workers=2))
     specs = [again.gold(tiny_models[1], 0), again.student(*tiny_models[:2], "none", 0)]
     cluster.results(again, {spec: {} for spec in specs})
     assert "3 runs to train, 2 wanted: about" in capsys.readouterr().out
     assert_same_bytes(finished[0], again, *specs)
-    assert_raises_what_runs_raise(again, tiny_models[:2])
+    assert_failed_runs_are_marked(again, tiny_models[:2])
 
 
 def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(small_study, capfd):

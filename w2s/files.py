@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
+from hashlib import file_digest, sha256
 from pathlib import Path
+from uuid import uuid4
 
+import psutil
 from tqdm.auto import tqdm
 
 PACKAGE = Path(__file__).resolve().parent
 # The checkout with notebooks/ and params/; the current folder when the package stands alone.
 HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
 SECONDS_BETWEEN_LINES = 10.0
-HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes
+HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes: the package that runs them
+if os.environ.get(HEADLESS, str(PACKAGE)) != str(PACKAGE):
+    raise ImportError(f"this kernel imports w2s from {PACKAGE}, but the study is run by {os.environ[HEADLESS]}")
 
 
 @cache
@@ -30,13 +37,45 @@ def located(path: str | Path) -> Path:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write` with a temporary name beside `path`, then rename; when it fails, an older file stays as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def fsync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk before anything relies on it."""
+    if path.is_dir() and os.name == "nt":  # which cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files in a folder whose writers were killed."""
+    for path in folder.rglob(".*.tmp"):
+        host, _, rest = path.name.removesuffix(".tmp").rpartition(".")[2].partition("-")
+        pid = rest.partition("-")[0]
+        if host == _host() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content) -> None:
@@ -45,6 +84,15 @@ def write_json(path: Path, content) -> None:
 
 def write_table(path: Path, table) -> None:
     write_atomic(path, lambda p: table.to_parquet(p, index=False))
+
+
+def log_error(where: Path) -> Path:
+    """Append the traceback of the present exception to error.log in a folder, which is returned."""
+    log = where / "error.log"
+    where.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), traceback.format_exc(), sep="\n", file=file)
+    return log
 
 
 def is_live() -> bool:

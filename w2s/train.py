@@ -21,6 +21,17 @@ Report = Callable[[int, float], None]
 Objective = Callable[[nn.Module, Any], Tensor]
 
 
+class NotFinite(FloatingPointError):
+    """A loss that is infinite or no number: at which `step`, with the row numbers of that step's pairs."""
+
+    def __init__(self, loss: float, step: int, rows: list[int]):
+        super().__init__(f"the loss is {loss} at step {step}; lower learning_rate")
+        self.step, self.rows = step, rows
+
+    def __reduce__(self):
+        return FloatingPointError, (str(self),)  # which crosses processes
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Adam's settings: peak rate, share of steps to warm up over, largest norm of a gradient, cosine decay or none."""
@@ -55,7 +66,7 @@ def fit(
     each step's number, from 1, and its mean loss.
 
     Raises:
-        FloatingPointError: the loss is not finite, with the step.
+        NotFinite: the loss is not finite; the weights are those before that step.
     """
     model.train()
     device = next(model.parameters()).device
@@ -65,15 +76,16 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * schedule.factor(step, total)
         optimizer.zero_grad()
-        total_loss = torch.zeros((), device=device)
+        total_loss, rows = torch.zeros((), device=device), []
         for batch in batches:
             with autocast(device, dtype):
                 part = objective(model, batch.to(device)).sum() / n
             part.backward()
             total_loss += part.detach()
+            rows.extend(getattr(batch, "index", ()))
         loss = total_loss.item()  # once a step: on a GPU it waits for all that was started
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step + 1}; lower learning_rate")
+            raise NotFinite(loss, step + 1, [int(row) for row in rows])
         if schedule.clip is not None:
             nn.utils.clip_grad_norm_(trained, schedule.clip)
         optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from w2s import __version__
 from w2s.app.headless import execute, plan
+from w2s.files import located, log_error
 from w2s.params import HOME, ParameterError, StudyParams
 
 BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
@@ -19,6 +21,9 @@ BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is spelt out
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     args, args.rest = parser.parse_known_args(argv)
     if args.rest and args.command is not run_benchmark:
@@ -28,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ParameterError, ValueError, OSError) as error:
         print(f"w2s: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        log = log_error(located(getattr(args, "output_dir", None) or "outputs"))
+        print(f"w2s: {type(error).__name__}: {' '.join(str(error).split())}; see {log}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("w2s: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -104,17 +113,18 @@ def run_study(args: argparse.Namespace) -> int:
 
 
 def show_status(args: argparse.Namespace) -> None:
-    """Print each run of a study and whether it is in the cache."""
+    """Print the state of each run of a study; writes nothing."""
     from w2s.runs import store
     from w2s.study import Study
 
     params, given = read_params(args, args.params)
     plan(given)
     study = Study.open(params)
-    done = {spec.name: store.is_done(spec, study.root) for spec in study.all_runs()}
-    for name, there in done.items():
-        print("done   " if there else "to do  ", name)
-    print(f"{sum(done.values())} of {len(done)} runs are in {study.root / 'runs'}")
+    states = {spec.name: store.state(spec, study.root) for spec in study.all_runs()}
+    for name, state in states.items():
+        kind, _, why = state.partition(": ")
+        print(f"{kind:<7} {name}{f': {why}' if why else ''}")
+    print(f"{list(states.values()).count('done')} of {len(states)} runs are in {study.root / 'runs'}")
 
 
 def freeze_study(args: argparse.Namespace) -> None:

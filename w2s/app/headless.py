@@ -9,12 +9,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from w2s.files import HEADLESS, duration, write_json, write_table
+from w2s.files import HEADLESS, duration, log_error, sweep, write_json, write_table
 from w2s.params import HOME, PACKAGE, ParameterError, StudyParams
 
 NOTEBOOKS = HOME / "notebooks"
@@ -41,13 +43,21 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
 
     Returns 0, or 1 when a notebook failed.
     """
-    from w2s.report import html, style
-    from w2s.runs import cluster, store
+    from w2s.runs import store
     from w2s.study import Study
 
     # Opening the study here finds a missing model or file before any notebook runs.
-    study, started = Study.open(params), time.monotonic()
-    specs = list(study.all_runs())
+    study = Study.open(params)
+    with store.locked(study.folder, "another w2s run writes this study"):
+        return _execute_all(study, given, again)
+
+
+def _execute_all(study, given: dict[str, Any], again: bool) -> int:
+    from w2s.report import html, style
+    from w2s.runs import cluster, store
+
+    params, started, specs = study.params, time.monotonic(), list(study.all_runs())
+    sweep(study.folder)
     store.store_data(study.root, study.data)
     if params.frozen:  # which leaves out the notebooks that write these
         predictions = cluster.results(study, study.direct_runs())
@@ -55,7 +65,10 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
         style.save_table(study.data.audit, study.folder, "01_audit")
     elif cluster.announce(specs, study.root, params.workers, params.scheduler):
         again = True
-    record = Executed(study.folder, [spec.name for spec in specs])
+    record = Executed(study.folder, [spec.name for spec in specs], given)
+    if changes := record.changes():
+        print(f"{study.folder} was made with {changes}: its notebooks, tables and figures are replaced, its runs stay "
+              "in the cache; --set study=NAME keeps both", flush=True)  # fmt: skip
     for path in plan(given):
         key = record.key(path, given)
         stands = not again and record.holds(path.name, key)
@@ -66,7 +79,10 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
             if not _execute(path, study.folder / path.name, given):
                 return 1
             record.add(path.name, key, before)
-    report = html.write_report(params)
+    record.drop({path.name for path in plan(given)})
+    missing = {spec.name: store.state(spec, study.root) for spec in specs if not params.frozen}
+    missing = {name: state for name, state in missing.items() if state != "done"}
+    report = html.write_report(params, record.files(), missing)
     print(f"{duration(time.monotonic() - started):>6}  done: {report}")
     return 0
 
@@ -75,27 +91,42 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
     """Execute a notebook into a copy; where it fails, say where and return False."""
     import papermill
 
-    os.environ[HEADLESS] = "1"
+    os.environ[HEADLESS] = str(PACKAGE)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # each notebook takes every parameter, declared or not
     copy.parent.mkdir(parents=True, exist_ok=True)
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]  # no templates
+    quiet = ["--IPKernelApp.log_level=ERROR"]  # no notice about loopback TCP each time
+    streams = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr, "extra_arguments": quiet}
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(copy),
-            parameters,
-            kernel_name="python3",
-            cwd=str(source.parent),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no notice about loopback TCP each time
-        )
+        with _own_kernel() as kernel:
+            papermill.execute_notebook(*paths, parameters, kernel_name=kernel, cwd=str(source.parent), **streams)
     except papermill.PapermillExecutionError as error:
         cause = " ".join(error.evalue.split())
         print(f"w2s: {source.name}, cell {error.cell_index}: {error.ename}: {cause}", file=sys.stderr)
         print(f"w2s: see {copy}; finished runs are kept", file=sys.stderr)
         return False
+    except Exception as error:  # of the kernel or what speaks to it, such as DeadKernelError
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"w2s: {source.name}: {cause}{' (out of memory?)' if 'Dead' in cause else ''}; finished runs are kept; "
+              f"see {log_error(copy.parent)}", file=sys.stderr)  # fmt: skip
+        return False
     return True
+
+
+@contextmanager
+def _own_kernel() -> Iterator[str]:
+    """The name of a kernel of this very interpreter, whichever ones a user has installed."""
+    before = os.environ.get("JUPYTER_PATH")
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec = {"argv": command, "display_name": "w2s", "language": "python"}
+        write_json(Path(folder) / "kernels" / "w2s-own" / "kernel.json", spec)
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
+        try:
+            yield "w2s-own"
+        finally:
+            os.environ.pop("JUPYTER_PATH")
+            os.environ |= {"JUPYTER_PATH": before} if before else {}
 
 
 class Executed:
@@ -106,9 +137,14 @@ class Executed:
     one and every file that it wrote (and itself) is there with the bytes that were recorded.
     """
 
-    def __init__(self, folder: Path, depends_on: Iterable[str]):
-        self.folder, self.file = folder, folder / RECORD
-        self.record = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+    def __init__(self, folder: Path, depends_on: Iterable[str], given: Mapping[str, Any] | None = None):
+        self.folder, self.file, self.given = folder, folder / RECORD, dict(given or {})
+        try:
+            self.record = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+            self.record = {name: {"files": {**of["files"]}, **of} for name, of in self.record.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            print(f"{self.file} is damaged: the notebooks are executed again", flush=True)
+            self.record = {}
         versions = [platform.python_version(), *(f"{library} {version(library)}" for library in LIBRARIES)]
         self.last = _digest(*versions, _code(), *sorted(depends_on))
 
@@ -132,13 +168,37 @@ class Executed:
     def add(self, name: str, key: str, before: Mapping[str, int]) -> None:
         """Record an execution and the files that it wrote since `before`."""
         changed = [file for file, when in self.written().items() if before.get(file) != when]
-        self.record[name] = {"key": key, "files": {file: _content(self.folder / file) for file in sorted(changed)}}
+        earlier = self.record.pop(name, {"files": {}})["files"]
+        files = {file: _content(self.folder / file) for file in sorted(changed)}
+        self.record[name] = {"key": key, "files": files, "given": self.given}
+        self._remove(earlier)
+
+    def drop(self, keep: set[str]) -> None:
+        """Forget the notebooks that are not among `keep`, and remove what they wrote."""
+        for name in self.record.keys() - keep:
+            self._remove(self.record.pop(name)["files"])
+
+    def _remove(self, files: Iterable[str]) -> None:
+        for file in set(files) - self.files():
+            (self.folder / file).unlink(missing_ok=True)
         write_json(self.file, self.record)
+
+    def files(self) -> set[str]:
+        """Every file that a recorded notebook wrote, relative to the study's folder."""
+        return {file for entry in self.record.values() for file in entry["files"]}
+
+    def changes(self) -> str:
+        """The parameters that differ from those of what stands in the folder, with their old and new values."""
+        before = next((entry.get("given", self.given) for entry in self.record.values()), self.given)
+        keys = [key for key in sorted({*before, *self.given}) if before.get(key) != self.given.get(key)]
+        return ", ".join(
+            f"{key} = {before.get(key, 'its default')} (now {self.given.get(key, 'that')})" for key in keys
+        )
 
 
 def _code() -> str:
-    """A hash of the package's modules and templates."""
-    paths = sorted(path for kind in ("*.py", "*.html") for path in PACKAGE.rglob(kind))
+    """A hash of the package's modules, templates, texts and shipped predictions."""
+    paths = sorted(path for kind in ("*.py", "*.html", "*.yaml", "frozen/*") for path in PACKAGE.rglob(kind))
     return _digest(*(f"{path.relative_to(PACKAGE).as_posix()} {_content(path)}" for path in paths))
 
 

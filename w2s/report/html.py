@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -32,8 +33,12 @@ def render(template: str, **values) -> str:
     return Environment(loader=PackageLoader("w2s"), autoescape=True, **options).get_template(template).render(values)
 
 
-def write_report(params: StudyParams) -> Path:
-    """Write report.html into the study's folder, the same bytes for the same study; ValueError where a table lacks."""
+def write_report(params: StudyParams, written: Container[str] | None = None, missing: Mapping = MappingProxyType({})):
+    """Write report.html into the study's folder, the same bytes for the same study; ValueError where a table lacks.
+
+    `written`: the files of the present run, relative to the folder; of others no figure is shown. `missing`: why runs
+    lack, by name. Returns the page's path.
+    """
     folder = params.root / params.study
     tables = {name: read_table(folder, name) for name in TABLES}
     chains = {name: tables[f"05_{name}"].query("role == 'bootstrapped'") for name in ("scores", "accuracy")}
@@ -41,17 +46,20 @@ def write_report(params: StudyParams) -> Path:
     numbers = ["04", "05", *(EXTENSIONS[name] for name in params.extensions)]
     lines = list(dict.fromkeys(s for n in numbers for s in read_table(folder, f"{n}_findings")["sentence"]))
     warnings = [line for line in lines if line.startswith("Warning:")]
-    single = [line for line in lines if " -> " in line and line not in warnings]  # on one setting: its path has arrows
+    of_settings = {s for n in ("04", "05") for s in read_table(folder, f"{n}_findings")["sentence"]}
+    single = [line for line in lines if " -> " in line and line in of_settings and line not in warnings]
     packages = {name: version(name) for name in ("torch", "transformers")}
     fields, dump = StudyParams.model_fields, partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True)
     values = [(key, dump([value], width=10_000).strip()[1:-1]) for key, value in params.model_dump().items()]
+    figures = sorted((folder / "figures").glob("*.png"))
+    lacking = [f"run {name} is missing ({why}); what needs it is left out" for name, why in missing.items()]
     page = render(
         "report.html", params=params, setup=sentences.setup(params), single=single,
-        warnings=[line.removeprefix("Warning:").strip() for line in warnings],
+        warnings=[*lacking, *(line.removeprefix("Warning:").strip() for line in warnings)],
         summaries=[line for line in lines if line not in warnings + single],
         scores=scores_view(scores), accuracies=accuracies_view(accuracies, tables["05_shorter"]),
         truly_shorter=_number(tables["05_shorter"]["truly_shorter"].iloc[0]), audit=audit_view(tables["01_audit"]),
-        figures=[_figure(path) for path in sorted((folder / "figures").glob("*.png"))],
+        figures=[_figure(path) for path in figures if written is None or f"figures/{path.name}" in written],
         settings=[(key, text, fields[key].description) for key, text in values],
         versions={"Python": platform.python_version(), "w2s": __version__, **packages},
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,47 +9,76 @@ from typing import Any
 import pandas as pd
 
 from w2s import models
-from w2s.fast import cpu
 from w2s.files import Progress
 from w2s.predict import with_probability
-from w2s.runs import estimate, execute, frozen, sharded, store
+from w2s.runs import code, estimate, execute, frozen, sharded, store
 from w2s.spec import RunSpec
 from w2s.study import Study
 
 
-def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str | None = None) -> None:
+def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str | None = None) -> dict[str, str]:
     """Train every run that is not in the cache, teachers first, in `workers` processes of the runs' own threads.
 
-    scheduler: address of a Dask scheduler whose workers share `root`, instead of local ones.
+    scheduler: address of a Dask scheduler whose workers share `root`, instead of local ones. A run that fails stops
+    none but those that need it. Returns why each run that is missing is missing, by name.
     """
-    todo = announce(specs, root, workers, scheduler)
+    todo, failed = announce(specs, root, workers, scheduler), {}
     if not todo:
-        return
+        return failed
     workers = min(workers, len(todo))
     with Progress([spec.name for spec in todo]) as progress:
         if workers > 1 or scheduler:
-            _on_cluster(todo, root, workers, scheduler, progress)
+            from w2s.runs import workers as many  # imports of a second that a kernel with all runs goes without
+
+            failed = many.train(todo, root, workers, scheduler, progress)
         else:
             for spec in todo:
-                _trainer(spec)(spec, root, report=partial(progress.update, spec.name))
+                try:
+                    if any(needed.name in failed for needed in spec.before):
+                        raise execute.RunFailed(execute.LACKS)
+                    sharded.trainer(spec)(spec, root, report=partial(progress.update, spec.name))
+                except execute.RunFailed as error:
+                    failed[spec.name] = str(error)
                 progress.finish(spec.name)
+
+    for name, why in failed.items():
+        print(f"FAILED  {name}: {why.removeprefix(f'{name}: ')}", flush=True)
+    return failed
 
 
 def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
     """Train what is not in the cache, then return the predictions of all runs with their names.
 
+    Where a run failed, students that nothing can be said of without it are left out.
+
     Raises:
         ParameterError: with `frozen`, where nothing is trained, a run whose predictions do not ship with the kit.
+        RunFailed: no run is left.
     """
     p = study.params
     if p.frozen:
         load = frozen.load_predictions
     else:
         store.store_data(study.root, study.data)
-        run_all(list(specs), study.root, p.workers, p.scheduler)
+        if failed := run_all(list(specs), study.root, p.workers, p.scheduler):
+            specs = _comparable(study, specs)
+        if not specs:
+            raise execute.RunFailed(f"none of the runs is left: {next(iter(failed.values()))}")
         load = partial(store.load_predictions, root=study.root)
     tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
     return with_probability(pd.concat(tables, ignore_index=True), p.confidence, p.method, study.beta)
+
+
+def _comparable(study: Study, specs: dict[RunSpec, dict]) -> dict[RunSpec, dict]:
+    """The finished runs among `specs`; of students those whose ceiling and student without conflict are finished."""
+    done = {spec: tags for spec, tags in specs.items() if store.is_done(spec, study.root)}
+    references = [tags for tags in done.values() if tags.get("conflict") == "none"]
+
+    def has_both(spec: RunSpec, tags: dict) -> bool:
+        ceiling = study.gold(spec.model, spec.seed)
+        return (tags | {"conflict": "none"}) in references and store.is_done(ceiling, study.root)
+
+    return {spec: tags for spec, tags in done.items() if tags.get("role") in (None, "gold") or has_both(spec, tags)}
 
 
 def helpful_pairs(study: Study, times: float) -> dict[str, Any]:
@@ -69,6 +97,10 @@ def helpful_pairs(study: Study, times: float) -> dict[str, Any]:
 def announce(specs: list[RunSpec], root: Path, workers: int, scheduler: str | None) -> list[RunSpec]:
     """The runs still to do, as `pending` orders them, checked by `estimate.check`; prints what they will cost."""
     todo = pending(specs, root)
+    if todo:
+        code.check()
+    for line in store.why_again(todo, root):
+        print(line, flush=True)
     estimate.check(todo, root, workers, scheduler)
     print(estimate.forecast(todo, len(set(specs)), root, workers, scheduler), flush=True)
     return todo
@@ -82,38 +114,9 @@ def pending(specs: list[RunSpec], root: Path) -> list[RunSpec]:
         if not store.is_done(spec, root):
             for needed in spec.before:
                 add(needed)
-            wanted.setdefault(spec.name, spec)
+            if spec.name not in wanted or spec.save_model:  # one that keeps its model is both
+                wanted[spec.name] = spec
 
     for spec in specs:
         add(spec)
     return sorted(wanted.values(), key=lambda s: (s.depth, -models.n_parameters(s.model)))
-
-
-def _trainer(spec: RunSpec):
-    return sharded.execute if spec.shards > 1 else execute.execute
-
-
-def _on_cluster(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, progress: Progress) -> None:
-    """Train on local worker processes, or on those of a scheduler."""
-    import dask
-    from distributed import Client, wait
-
-    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
-    # Torch's memory is none of Dask's business.
-    settings = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause", "terminate")}
-    with dask.config.set(settings), Client(**({"address": scheduler} if scheduler else local)) as client:
-        if not scheduler:
-            client.run(cpu.keep_memory)
-        futures = {}
-        for spec in todo:
-            after = [futures[needed.name] for needed in spec.before if needed.name in futures]
-            futures[spec.name] = client.submit(_trainer(spec), spec, root, after, key=spec.name, pure=False)
-        while futures:
-            with suppress(TimeoutError):  # wake each second to show the steps
-                wait(list(futures.values()), timeout=1, return_when="FIRST_COMPLETED")
-            for name in sorted(futures):
-                if futures[name].done():
-                    futures.pop(name).result()  # raises what the run raised
-                    progress.finish(name)
-                elif any(steps := store.steps_logged(root / "runs" / name)):
-                    progress.update(name, *steps)

@@ -186,11 +186,9 @@ def measured(root: Path) -> dict[str, float]:
     """Seconds a pair that the training of finished runs took, their median, by their fields ALIKE."""
     paces = defaultdict(list)
     for done in root.glob("runs/*/DONE"):
-        identity = json.loads(done.with_name("spec.json").read_text(encoding="utf-8"))
-        log = done.with_name("log.jsonl").read_text(encoding="utf-8").splitlines()
-        if log and "gold_checks" not in identity:  # which are scoring
-            last = json.loads(log[-1])
-            paces[_alike(identity)].append(last["seconds"] / (last["steps"] * identity["batch_pairs"]))
+        identity, log = store.read_json(done.with_name("spec.json")), store.log_lines(done.parent)
+        if log and identity and "gold_checks" not in identity:  # which are scoring
+            paces[_alike(identity)].append(log[-1]["seconds"] / (log[-1]["steps"] * identity["batch_pairs"]))
     return {alike: median(values) for alike, values in paces.items()}
 
 

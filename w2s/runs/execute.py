@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,30 +16,51 @@ from w2s import models
 from w2s.batches import PairTexts, n_steps
 from w2s.files import write_json, write_table
 from w2s.losses import Clock
+from w2s.params import ParameterError
 from w2s.predict import margins_of, predict, predict_logps, predictions
+from w2s.runs import store
 from w2s.runs.labels import labelled_pairs, reference_margins
-from w2s.runs.store import is_done, load_predictions, locked, pair_table, split_table
+from w2s.runs.store import is_done, pair_table, split_table
 from w2s.spec import SPLITS, RunSpec
-from w2s.train import BestWeights, Schedule, check_steps, fit, training_objective, training_texts
+from w2s.train import BestWeights, NotFinite, Schedule, check_steps, fit, training_objective, training_texts
 
 LOG_EVERY = 10
+LACKS = "a run that it needs failed"
+
+
+class RunFailed(RuntimeError):
+    """A run that could not be trained; its text names the run and the cause."""
 
 
 def execute(spec: RunSpec, root: Path, after: object = None, report: Callable | None = None, train=None) -> str:
-    """Train and score one run unless its DONE mark is there; returns its name.
+    """Train and score one run unless it is done; returns its name.
 
     `after` only orders a Dask graph; `train` trains in place of this process (`sharded.execute`).
+
+    Raises:
+        RunFailed: such as a loss that is not finite; <name>.failed then holds step, pair ids and traceback.
     """
-    folder = root / "runs" / spec.name
-    with locked(folder):
+    folder = store.folder_of(spec, root)
+    if is_done(spec, root):  # of another user perhaps, whose lock is none of ours
+        return spec.name
+    with store.locked(folder):
+        store.recover(folder)
         if not is_done(spec, root):
-            if folder.exists():  # a run was broken off
-                shutil.rmtree(folder)
-            write_json(folder / "spec.json", spec.identity)
-            (train or _train_here)(spec, root, folder, report)
-            right = load_predictions(spec, root).groupby("split")["correct"]
-            write_json(folder / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
-            (folder / "DONE").touch()
+            part = store.beside(folder, "part")
+            write_json(part / "spec.json", spec.identity)
+            try:
+                (train or _train_here)(spec, root, part, report)
+            except (OSError, ParameterError):  # of the machine or the input, not of this run
+                raise
+            except Exception as error:
+                why = " ".join(f"{error}".split()) or type(error).__name__
+                record = {"why": why, "step": getattr(error, "step", None), "pairs": getattr(error, "pairs", None)}
+                record["traceback"] = traceback.format_exc().splitlines()
+                write_json(store.beside(folder, "failed"), record)
+                raise RunFailed(f"{spec.name}: {why} (see {store.beside(folder, 'failed')})") from None
+            right = pd.read_parquet(part / "predictions.parquet").groupby("split")["correct"]
+            write_json(part / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
+            store.finish(folder)
     return spec.name
 
 
@@ -114,7 +135,11 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
                     report(step, total)
             best.look(step)
 
-        fit(model, steps, team.objective(each), schedule(spec), total, getattr(torch, spec.dtype), after)
+        try:
+            fit(model, steps, team.objective(each), schedule(spec), total, getattr(torch, spec.dtype), after)
+        except NotFinite as error:
+            error.pairs = sorted({pairs["id"].iloc[row] for row in error.rows})
+            raise
     if spec.gold_checks:
         best.restore()
         if team.first:
@@ -135,7 +160,7 @@ def schedule(spec: RunSpec) -> Schedule:
 
 def load_model(spec: RunSpec, root: Path):
     """The weights that a run starts from: the pretrained ones, or those of its warm start."""
-    name = str(root / "runs" / spec.start.name / "model") if spec.start else spec.model
+    name = str(store.check_model(spec.start, root)) if spec.start else spec.model
     load = models.RewardModel.load if spec.method == "reward" else models.load_language_model
     model = load(name, lora=spec.lora, seed=spec.seed, dtype=getattr(torch, spec.dtype))
     if spec.gradient_checkpointing:

@@ -135,7 +135,7 @@ def held_out_helpful(study: Study) -> tuple[pd.DataFrame, str]:
 
 def scores_elsewhere(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
     """Predictions of a finished run's saved model on another pair table, kept beside it by their fingerprint."""
-    folder = root / "runs" / spec.name
+    folder = store.folder_of(spec, root)
     if not (folder / "model").is_dir():
         raise FileNotFoundError(f"{folder / 'model'}: no model there; train the run with save_model=True")
     path = folder / f"scores-{data.table_fingerprint(pairs)[:16]}.parquet"

@@ -42,7 +42,7 @@ def train(spec: RunSpec, root: Path, folder: Path, report: Callable[[int, int], 
     """Train and score a run on its devices; rank 0 writes what a single process would."""
 
     def watch() -> None:
-        if report and any(steps := steps_logged(folder)):
+        if report and any(steps := steps_logged(spec, root)):
             report(*steps)
 
     check_devices(spec)
@@ -50,6 +50,11 @@ def train(spec: RunSpec, root: Path, folder: Path, report: Callable[[int, int], 
 
 
 execute = partial(alone.execute, train=train)  # one run, as by a single process
+
+
+def trainer(spec: RunSpec) -> Callable:
+    """What trains a run: one process, or several."""
+    return execute if spec.shards > 1 else alone.execute
 
 
 def check_devices(spec: RunSpec) -> None:

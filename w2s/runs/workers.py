@@ -1,0 +1,69 @@
+"""Runs on several processes at once: local workers, or those of a Dask scheduler."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from contextlib import suppress
+from pathlib import Path
+
+import dask
+from distributed import Client, KilledWorker, WorkerPlugin, wait
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
+
+from w2s.fast import cpu
+from w2s.files import Progress
+from w2s.params import ParameterError
+from w2s.runs import code, store
+from w2s.runs.execute import LACKS, RunFailed
+from w2s.runs.sharded import trainer
+from w2s.spec import RunSpec
+
+
+class _Prepare(WorkerPlugin):
+    def setup(self, worker) -> None:
+        cpu.keep_memory()
+
+
+def _code() -> dict[str, str]:
+    return code.IMPORTED
+
+
+def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, progress: Progress) -> dict[str, str]:
+    """Train on local worker processes, or on those of a scheduler; a run whose worker is killed goes to another.
+
+    Returns why each run that failed did, by name. Raises ConnectionError where the scheduler is gone.
+    """
+    failed: dict[str, str] = {}
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+    # Torch's memory is none of Dask's business.
+    settings = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause", "terminate")}
+    gone = f"the workers cannot be reached{f' through {scheduler}' if scheduler else ''}; start them, and this, again"
+    try:
+        with dask.config.set(settings), Client(**({"address": scheduler} if scheduler else local)) as client:
+            if not scheduler:
+                client.register_plugin(_Prepare())
+            elif any(theirs != code.IMPORTED for theirs in client.run(_code).values()):
+                raise ParameterError(f"scheduler = {scheduler!r}: a worker has other code; start it from this checkout")
+            futures = {}
+            for spec in todo:
+                after = [futures[needed] for needed in spec.before if needed in futures]
+                futures[spec] = client.submit(trainer(spec), spec, root, after, key=spec.name, pure=False)
+            while futures:
+                with suppress(TimeoutError):  # wake each second to show the steps
+                    wait(list(futures.values()), timeout=1, return_when="FIRST_COMPLETED")
+                for spec in sorted(futures, key=lambda spec: spec.name):
+                    if futures[spec].done():
+                        try:
+                            futures.pop(spec).result()  # raises what the run raised, or one that it needs
+                        except RunFailed as error:
+                            failed[spec.name] = str(error) if str(error).startswith(spec.name) else LACKS
+                        except KilledWorker as error:
+                            n = error.allowed_failures + 1
+                            failed[spec.name] = f"{n} workers were killed while they trained it (out of memory?)"
+                        progress.finish(spec.name)
+                    elif any(steps := store.steps_logged(spec, root)):
+                        progress.update(spec.name, *steps)
+    except (CommClosedError, CancelledError, FutureCancelledError) as error:
+        raise ConnectionError(gone) from error
+    return failed
