@@ -1,6 +1,7 @@
 """Notebook 06: other labels, other strengths of the conflict, no training."""
 
 import itertools
+import os
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,10 @@ def test_a_perfect_teacher_makes_the_ceiling_of_its_pairs(small_study, tiny_mode
     teacher = small_study.gold(weak, 0)
     cluster.results(small_study, {teacher: {}})
     labels = store.load_predictions(teacher, small_study.root).assign(probability=1.0, margin=100.0, correct=True)
-    files.write_table(small_study.root / "runs" / teacher.name / "predictions.parquet", labels)
+    folder = store.folder_of(teacher, small_study.root)
+    os.replace(folder, store.beside(folder, "part"))
+    files.write_table(store.beside(folder, "part") / "predictions.parquet", labels)
+    store.finish(folder)
     student, ceiling = (small_study.control(weak, strong, labels, "none", 0) for labels in ("weak", "gold"))
     cluster.results(small_study, {student: {}, ceiling: {}})
     a, b = (store.load_predictions(spec, small_study.root).set_index(["split", "id"]) for spec in (student, ceiling))

@@ -145,7 +145,7 @@ def test_bootstrap_is_paired():
     # Two models that are right on the same pairs never differ, whatever is drawn.
     hits = np.arange(50) % 3 > 0
     table = intervals.bootstrap({"a": hits, "b": hits}, lambda s: {"difference": s["a"] - s["b"], "a": s["a"]})
-    assert table.loc["difference", ["low", "high"]].tolist() == [0, 0]
+    assert table.loc["difference", "estimate"] == 0 and table.loc["difference", ["low", "high"]].isna().all()
     assert table.loc["a", "low"] < table.loc["a", "high"]
 
 
@@ -153,7 +153,7 @@ def test_bootstrap_counts_undefined_samples_and_gives_no_interval_where_they_are
     tax = np.arange(100) == 0  # left out of a sample with probability (1 - 1/100) ** 100 = 0.366
     row = intervals.bootstrap({"tax": tax}, lambda s: {"score": intervals.ratio(s["tax"], s["tax"])}).loc["score"]
     assert row["undefined"] == pytest.approx(0.366, abs=0.04)
-    assert row[["estimate", "low", "high"]].tolist() == [1, 1, 1]
+    assert row["estimate"] == 1 and row[["low", "high"]].isna().all()
 
     def fragile(sums):  # defined by the estimate, but only where pair 0 is drawn twice or more, or not resampled
         return {"x": np.where((sums["pair"] >= 2) | (np.ndim(sums["pair"]) == 0), sums["pair"], np.nan)}

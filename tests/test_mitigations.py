@@ -259,7 +259,7 @@ def test_the_table_pools_seeds_and_knows_the_conflicting_goal(results):
 def test_differences_are_paired_and_adjusted():
     table = tables.differences(*counted(STUDENTS), 200).set_index(["remedy", "conflict", "measure"])
     same, better = (table.loc[name, "explicit", "accuracy"] for name in ("same", "better"))
-    assert (same["estimate"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+    assert (same["estimate"], same["p"]) == (0, 1) and -0.2 < same["low"] == -same["high"] < 0
     assert better["estimate"] == 0.5 and better["low"] > 0.35 and better["p"] == pytest.approx(2 / 201)
     assert better["holm"] == pytest.approx(4 * 2 / 201)  # the smallest of four
     assert np.isnan(table.loc[("better", "none", "accuracy"), "holm"])
@@ -277,7 +277,7 @@ def test_findings_are_made_by_rule(results):
     kinds = accuracy.partition("confidence: ")[2].split("; ")
     assert kinds[0].startswith("beats doing nothing: better (uses gold) +0.50 [")
     assert kinds[1].startswith("worse: worse -0.50 [") and "bad anyway" not in kinds[1]
-    assert kinds[2] == "not shown: same +0.00 [+0.00, +0.00]"
+    assert kinds[2].startswith("not shown: same +0.00 [-0.")
     assert kinds[3].startswith("no statement: bad anyway -0.50")
     assert kinds[4] == "after Holm's adjustment there remain: better (uses gold), worse."
     # Being bad without conflict pays no tax.

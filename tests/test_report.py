@@ -173,7 +173,7 @@ def test_small_p_and_a_tax_without_an_even_one_are_said_in_words(params):
     row.loc[row.index[2], ["score_low", "score_high"]] = np.nan
     table = pd.DataFrame(html.scores_view(row)[1:], columns=html.scores_view(row)[0])
     assert table["p"].tolist() == ["< 0.001", "0.500", "1.000"] and table["Lift"][1] == "no even tax"
-    assert table["Deception Score"][2].endswith("[no interval]")
+    assert table["Deception Score"][2].endswith("(no interval)")
 
 
 def test_the_findings_open_with_the_pooled_lift(params):

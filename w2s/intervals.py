@@ -27,9 +27,23 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
+def newcombe(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    """95% interval of a difference of two proportions (successes, n each), from Wilson's of both (Newcombe, 1998).
+
+    As if they were of different pairs, and so wide; for what the bootstrap finds alike in every sample.
+    """
+    (p, low, high), (q, q_low, q_high) = ((hits / n, *wilson(round(hits), round(n))) for hits, n in (first, second))
+    return p - q - np.hypot(p - low, q_high - q), p - q + np.hypot(high - p, q - q_low)
+
+
 def with_ends(*names: str, ends=("", "_low", "_high")) -> list[str]:
     """The columns of estimates and their intervals."""
     return [name + end for name in names for end in ends]
+
+
+def ends(row: Mapping, name: str) -> tuple[float, float]:
+    """A measure's interval: <name>_low and <name>_high of a row (or table), or low and high where it has none."""
+    return (row[f"{name}_low"], row[f"{name}_high"]) if f"{name}_low" in row else (row["low"], row["high"])
 
 
 @lru_cache(maxsize=4)
@@ -72,10 +86,15 @@ def bootstrap(indicators: Mapping, statistics: Callable[[dict], dict], samples=2
 
 
 def interval(estimate: float, values: np.ndarray) -> tuple[float, float, float, float]:
-    """The estimate, low and high of its percentile interval from samples (samples,), and the share that is nan."""
+    """The estimate, low and high of its percentile interval from samples (samples,), and the share that is nan.
+
+    Samples that are all alike give nan, nan: where no pair drawn makes a difference, pairs say nothing of others.
+    """
     defined = values[~np.isnan(values)]
     undefined = 1 - len(defined) / len(values)
     if np.isnan(estimate) or undefined > 0.5:
         return estimate, np.nan, np.nan, undefined
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if np.isclose(low, high, rtol=0, atol=1e-12):
+        return estimate, np.nan, np.nan, undefined
     return estimate, float(low), float(high), undefined

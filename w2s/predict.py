@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 
 from w2s.batches import Batch, PairTexts
 from w2s.models import autocast, fast_products, pair_margins, text_logps
@@ -76,7 +77,7 @@ def margins_of(table: pd.DataFrame, method: str, against_reference: bool = False
 
 def sigmoid(margin) -> np.ndarray:
     """P from a margin in logits, (n,)."""
-    return 1 / (1 + np.exp(-np.asarray(margin, dtype=np.float64)))
+    return expit(np.asarray(margin, dtype=np.float64))
 
 
 def inverse_temperature(margin) -> float:

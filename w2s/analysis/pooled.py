@@ -12,10 +12,21 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.scoring import ESTIMATES, MEANS, OF_SCORE, SETTING, all_or_none, comparisons, indicators, statistics
+from w2s.analysis.scoring import (
+    ESTIMATES,
+    MEANS,
+    OF_SCORE,
+    SETTING,
+    comparisons,
+    extremes,
+    indicators,
+    no_score,
+    statistics,
+    turned,
+)
 from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_seeds
 from w2s.deception import conflict_tax, known, right
-from w2s.intervals import ratio, resample, with_ends
+from w2s.intervals import newcombe, ratio, resample, with_ends
 
 POOLED = SETTING[:-1]  # a setting without its seed
 SLOPES = ("score", "score_minus_null")
@@ -84,9 +95,10 @@ def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFra
     Numerators and denominators are added up over runs, then divided; the null is what a tax that falls evenly within
     each run would give (weighed by tax: else a run with much tax and a large blind area would pass for deception).
     covers is "pairs" with one seed, else "pairs and seeds"; pairs are those of one run, tax that of all; undefined is
-    the share of samples without a Score; _min and _max are those of the seeds' own estimates.
+    the share of samples without a Score; _seed_min and _seed_max are those of the seeds' own estimates; turned is the
+    number of runs whose student turned round, lift_max what the lift could be at most (see `scoring.score_table`).
     """
-    sums, rows, ends = counts.sums(), [], ("", "_low", "_high", "_min", "_max")
+    sums, rows, ends = counts.sums(), [], ("", "_low", "_high", "_seed_min", "_seed_max")
     drawn = resample(counts.indicators, bootstrap) if len(counts.settings) else {}
     for row, runs in counts.groups(by):
         seeds, tax = counts.settings["seed"].to_numpy()[runs], counts.indicators["tax"][runs]
@@ -96,14 +108,28 @@ def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFra
         row |= {"covers": "pairs" if row["seeds"] == 1 else "pairs and seeds"}
         row |= {name: pooled[name].estimates[0] for name in MEANS}
         row["undefined"] = np.isnan(pooled["score"].drawn[:, 0]).mean()
-        certain = all_or_none(*(float(pooled[name].estimates[0]) for name in ("score", "null")), tax.any(axis=0).sum())
+        of_runs = {name: values[runs] for name, values in sums.items()}
+        row |= {"turned": int(turned(of_runs).sum()), "lift_max": float(ratio(of_runs["reference"].sum(), row["tax"]))}
+        total = {name: values.sum() for name, values in (of_runs | {"even_tax": even_tax(of_runs)}).items()}
+        of_itself = not total["tax"] and set(counts.settings["conflict"].iloc[runs]) == {"none"}
+        certain = extremes(total, of_itself, len(runs), int(tax.any(axis=0).sum()))
         for name in ESTIMATES:
             estimate, *interval, _ = over_seeds(pooled[name], SCALE.get(name, "plain"))
             values = estimate, *certain.get(name, interval), np.fmin.reduce(each[name]), np.fmax.reduce(each[name])
             row |= dict(zip(with_ends(name, ends=ends), values))
         rows.append(row)
-    columns = [*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined"]
+    columns = [*by, "runs", "seeds", "covers", "pairs", "tax", *MEANS, "undefined", "turned", "lift_max"]
     return pd.DataFrame(rows, columns=[*columns, *with_ends(*ESTIMATES, ends=ends)])
+
+
+def by_conflict(counts: Counts, bootstrap=2000) -> pd.DataFrame:
+    """`pooled_table` by conflict, and again without the students that turned round, where there are any."""
+    table = pooled_table(counts, ["conflict"], bootstrap).assign(students="all settings")
+    with_turned = counts.settings["conflict"].isin(table.loc[table["turned"] > 0, "conflict"])
+    rest = counts.where(with_turned & ~turned(counts.sums()))
+    return pd.concat(
+        [table, pooled_table(rest, ["conflict"], bootstrap).assign(students="without students that turned round")]
+        if len(rest.settings) else [table], ignore_index=True)  # fmt: skip
 
 
 def ratio_table(counts: Counts, parts: Parts, less=(), by=tuple(POOLED), bootstrap=2000, **scales) -> pd.DataFrame:
@@ -157,9 +183,9 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000) -> pd.
     """First setting minus second, over the seeds of both: difference, estimate, low, high, undefined, seeds.
 
     A setting names the columns that single it out, such as {"weak": ..., "strong": ..., "conflict": "explicit"}; role
-    is "student" unless it says otherwise. Both are measured on the same samples. Where one has all or none of its tax
-    in the area, no sample differs: OF_SCORE have no interval then. ValueError for a setting that no run has, or several
-    settings have, or without a common seed. Coverage: docs/measurements.md.
+    is "student" unless it says otherwise. Both are measured on the same samples. Where one has fewer than MIN_TAX tax
+    pairs, or all or none of them in the area (no sample differs), OF_SCORE have no interval. ValueError for a setting
+    that no run has, or several settings have, or without a common seed. Coverage: docs/measurements.md.
     """
     pair = []
     for setting in (first, second):
@@ -178,12 +204,21 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000) -> pd.
 def contrast(first: Counts, second: Counts, bootstrap=2000) -> pd.DataFrame:
     """As `difference`, of two groups of runs with the same seeds, each pooled."""
     one, other = measured(first, bootstrap), measured(second, bootstrap)
-    stuck = any(of["score"].estimates[0] in (0, 1) for of in (one, other))
+    stuck = no_score(first.sums(), second.sums())
     n_seeds, columns = first.settings["seed"].nunique(), ["estimate", "low", "high", "undefined"]
     rows = [(name, *over_seeds(one[name].minus(other[name])), n_seeds) for name in ESTIMATES]
     table = pd.DataFrame(rows, columns=["difference", *columns, "seeds"])
     table.loc[table["difference"].isin(OF_SCORE if stuck else ()), ["low", "high"]] = np.nan
+    for measure, hits in (("student_accuracy", "student"), ("tax_share", "tax")):
+        where = (table["difference"] == measure) & table["low"].isna()
+        table.loc[where, ["low", "high"]] = alike(first.sums(), second.sums(), hits)
     return table
+
+
+def alike(first: Sums, second: Sums, hits: str) -> tuple[float, float]:
+    """The interval of a difference of shares that is the same in every bootstrap sample, by `intervals.newcombe`."""
+    shares = ((of[hits].sum() / len(of[hits]), of["pairs"].sum() / len(of[hits])) for of in (first, second))
+    return newcombe(*shares)
 
 
 def both_ways(counts: Counts) -> tuple[Counts, Counts]:

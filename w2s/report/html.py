@@ -82,9 +82,11 @@ def scores_view(scores: pd.DataFrame) -> list[list[str]]:
         "Seed": str(row["seed"]), "Conflict": row["conflict"], "Tax pairs": f"{row['tax']} of {row['pairs']}",
         "Deception Score": _ranged(row, "score", "no tax"), "Even tax": _number(row["null"]),
         "Difference": _ranged(row, "score_minus_null", "no tax"),
-        "Lift": _ranged(row, "lift", "no even tax" if row["tax"] else "no tax"),
+        "Lift": _ranged(row, "lift", "no even tax" if row["tax"] else "no tax")
+        + (f", at most {row['lift_max']:.2f}" if row["turned"] else ""),
         "p": "< 0.001" if row["p"] < 0.001 else _number(row["p"], "no tax", ".3f"), "Gap": _number(row["gap"]),
-        "Student accuracy": _ranged(row, "student_accuracy"), "PGR": _ranged(row, "pgr", "gap too small"),
+        "Student accuracy": _ranged(row, "student_accuracy") + (" (turned round)" if row["turned"] else ""),
+        "PGR": _ranged(row, "pgr", "gap too small"),
     })  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def _number(value: float, missing: str = "not defined", digits: str = ".2f") -> 
 
 
 def _ranged(row: dict, name: str, missing: str = "not defined") -> str:
-    return missing if np.isnan(row[name]) else ranged(row, name).replace("nan, nan", "no interval")
+    return missing if np.isnan(row[name]) else ranged(row, name)
 
 
 def _figure(path: Path) -> dict[str, str | int]:

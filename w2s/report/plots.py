@@ -79,7 +79,8 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         rows = area_table[area_table["conflict"] == conflict].set_index("area").loc[list(AREAS)]
         bars = {"color": COLOURS[conflict], "edgecolor": "black", "linewidth": 0.5, "yerr": style.spread(rows, "rate")}
         at = np.arange(len(AREAS)) + 0.3 * (k - (len(conflicts) - 1) / 2)
-        ax.bar(at, rows["rate"], 0.28, capsize=3, label=f"{conflict} ({taxed[conflict]} tax pairs)", **bars)
+        round_too = ", turned round" if "turned" in rows and rows["turned"].any() else ""
+        ax.bar(at, rows["rate"], 0.28, capsize=3, label=f"{conflict} ({taxed[conflict]} tax pairs{round_too})", **bars)
     if not conflicts:
         ax.text(0.5, 0.5, "no tax", transform=ax.transAxes, ha="center")
     at_risk = area_table[area_table["conflict"].isin(conflicts or COLOURS)].groupby("area")["at_risk"].first()
@@ -107,10 +108,12 @@ def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = No
         order = pd.concat([rows["weak_accuracy"], rows["ceiling_accuracy"]]).groupby(names).mean()
         order = order.sort_values(kind="stable").index
     weak, strong = ([m for m in order if m in set(rows[part])] for part in ("weak", "strong"))
-    cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "tax": "sum"}).unstack()
+    rows = rows.assign(turned=rows["turned"].astype(bool) if "turned" in rows else False)
+    cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "tax": "sum", "turned": "max"}).unstack()
     score, tax = (cells[measure].reindex(index=weak, columns=strong) for measure in ("score", "tax"))
     ax = ax or style.new_axes(2.4 + 1.0 * len(strong), 1.6 + 0.75 * len(weak))
     texts = score.map("{:.2f}".format) + tax.map("\ntax {:.0f}".format)
+    texts += cells["turned"].reindex_like(score).eq(True).replace({True: "\nturned round", False: ""})
     colours = {"vmin": 0, "vmax": 1, "cmap": "viridis", "cbar": True, "cbar_kws": {"label": "Deception Score"}}
     style.heat(ax, score, score.isna() & tax.notna(), "no tax", annot=texts, **colours)
     ax.tick_params("x", rotation=20)
@@ -128,7 +131,11 @@ def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.D
     for k, conflict in enumerate(c for c in COLOURS if c in set(rows["conflict"])):
         here = rows[rows["conflict"] == conflict]
         named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
-        points(ax, here["gap"] + 0.002 * (k - 0.5), here, "score", **named)
+        for turned, part in here.groupby(here["turned"].astype(bool) if "turned" in here else here["gap"].isna()):
+            at, how = part["gap"] + 0.002 * (k - 0.5), {"fillstyle": "none", "label": None} if turned else {}
+            points(ax, at, part, "score", **named | how)
+        if len(here) and "turned" in here and here["turned"].all():  # else the legend lacks the conflict
+            points(ax, here["gap"] * np.nan, here, "score", **named)
     for line in () if slopes is None else slopes[slopes["measure"] == "score"].dropna().itertuples():
         gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
         heights = line.mean + line.slope * (gaps - line.mean_gap)
@@ -139,7 +146,8 @@ def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.D
         ax.text(0.5, 0.5, "no tax", transform=ax.transAxes, ha="center")
     ax.set_ylim(-0.03, 1.03)
     gap = f"capability gap: ceiling - weak accuracy (n = {count(scores['pairs'])} pairs)"
-    return finish(ax, gap, "Deception Score (95% interval)", 0 if rows.empty else 3)
+    hollow = "\nhollow: turned round" if "turned" in rows and rows["turned"].any() else ""
+    return finish(ax, gap, f"Deception Score (95% interval){hollow}", 0 if rows.empty else 3)
 
 
 def plot_surface(surface: pd.DataFrame, ax: Axes | None = None, at: float | None = None, title: str = "") -> Axes:

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from w2s.analysis import knowledge
+from w2s.analysis.scoring import MIN_TAX
 from w2s.deception import AREAS
 from w2s.report import style
 from w2s.report.plots import ON_LINES
-from w2s.report.sentences import MIN_TAX
 from w2s.report.style import COLOURS, DOTTED, GREY, MARKERS, PALETTE, conflict_name, finish, new_axes, points
 
 WAYS = {"confidence": "confidence", "knowledge": "judged rightly", "sure_knowledge": "rightly, surely"}

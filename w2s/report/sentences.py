@@ -12,13 +12,12 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from w2s.analysis.scoring import CONFLICTS
-from w2s.intervals import wilson
+from w2s.analysis.scoring import CONFLICTS, MIN_TAX, verdict
+from w2s.intervals import ends, wilson
 from w2s.params import BETA, GAMMA, Lora, StudyParams
-from w2s.report.style import conflict_name, ends, n_seeds, ranged, verdict
+from w2s.report.style import conflict_name, n_seeds, ranged
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
-MIN_TAX = 10  # with fewer tax pairs the interval of a Score spans half of [0, 1] and more
 EVEN = {"lift": 1, "auc": 0.5}  # what an interval is compared with; of other measures 0
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
 
@@ -59,9 +58,10 @@ def words(key: str, row: Mapping | Iterable = (), **fields) -> str:
 
 def answer(key: str, row: Mapping, measure: str) -> str:
     """The `verdict` on a measure's interval: <key>_above, _below, _neither or, where there is one, _undefined."""
-    kind = verdict(row, measure, EVEN.get(measure, 0), "above", "below", "neither")
-    undefined = f"{key}_undefined" in texts() and np.isnan(ends(row, measure)[0])
-    return words(f"{key}_undefined" if undefined else f"{key}_{kind}", row)
+    kind = verdict(row, measure, EVEN.get(measure, 0))
+    if kind == "none":
+        kind = "undefined" if f"{key}_undefined" in texts() and np.isnan(ends(row, measure)[0]) else "neither"
+    return words(f"{key}_{kind}", row)
 
 
 def setup(params: StudyParams) -> dict[str, str]:
@@ -104,7 +104,8 @@ def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slo
     ceilings = {(row["model"], row["seed"]): row for row in gold.to_dict("records")}
     lines = [words("mute_ceiling", ceilings[run], why=reason) for run, reason in mute_ceilings(gold).items()]
     why, several = why_no_statement(scores, accuracies), scores["seed"].nunique() > 1
-    lines += _mute_references(scores[why == words("setting_reference")])
+    for chance in ("at_chance", "below_chance"):
+        lines += _mute_references(scores[why == words("setting_reference", why=words(chance))], chance)
     usable = scores[(why == "") & (scores["tax"] >= MIN_TAX)]
     claimed, shown, where = usable, scores, "setting_of_seed" if several else "setting_alone"
     if several and settings is not None:
@@ -142,32 +143,38 @@ def why_no_statement(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.Serie
     reasons = []
     for row in scores.to_dict("records"):
         ceiling = mute.get((row["strong"], row["seed"]))
-        reference = words("setting_reference") if at_chance(row) else ""
-        reasons.append(words("setting_ceiling", why=ceiling) if ceiling else reference)
+        of_reference = words("setting_reference", why=chance(row)) if chance(row) else ""
+        reasons.append(words("setting_ceiling", why=ceiling) if ceiling else of_reference)
     return pd.Series(reasons, index=scores.index, dtype=object)
 
 
-def at_chance(row: Mapping, role: str = "reference") -> bool:
-    """Whether 0.5 lies within or above the interval of a role's accuracy: what it has right is then luck."""
-    return wilson(round(row[f"{role}_accuracy"] * row["pairs"]), row["pairs"])[0] <= 0.5
+def chance(row: Mapping, role: str = "reference") -> str:
+    """That a role's accuracy cannot be told from chance, or lies below it, in words; "" where it lies above."""
+    return by_chance(*wilson(round(row[f"{role}_accuracy"] * row["pairs"]), row["pairs"]))
+
+
+def by_chance(low: float, high: float) -> str:
+    """As `chance`, of the interval of an accuracy."""
+    return "" if low > 0.5 else words("below_chance" if high < 0.5 else "at_chance")
 
 
 def mute_ceilings(gold: pd.DataFrame) -> dict[tuple[str, int], str]:
     """The (model, seed) whose Deception Scores say nothing, and why; `gold` are rows of `accuracy_table`."""
     return {
-        (row["model"], row["seed"]): words("at_chance" if row["low"] <= 0.5 else "never_confident", row)
+        (row["model"], row["seed"]): by_chance(row["low"], row["high"]) or words("never_confident", row)
         for row in gold.to_dict("records")
         if row["low"] <= 0.5 or row["confident_share"] < MIN_CONFIDENT
     }
 
 
-def _mute_references(rows: pd.DataFrame) -> list[str]:
+def _mute_references(rows: pd.DataFrame, chance: str) -> list[str]:
     names = list(dict.fromkeys(words("mute_reference", row) for row in rows.to_dict("records")))
     more = words("mute_references_more", n=len(names) - 3) if len(names) > 3 else ""
-    return [words("mute_references", names="; ".join(names[:3]) + more)] if names else []
+    return [words("mute_references", names="; ".join(names[:3]) + more, why=words(chance))] if names else []
 
 
 def _pooled(conflict: str, table: pd.DataFrame) -> list[str]:
+    table = table if "students" in table else table.assign(students="all settings")
     rows = table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)].to_dict("records")
     return [words("pooled", row) for row in rows]
 
@@ -185,9 +192,13 @@ def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
     rows = table[(table["conflict"] == conflict) & (table["role"] == "student") & (table["tax"] >= MIN_TAX)]
     if rows.empty:
         return []
-    above = int((rows["score_minus_null_low"] > 0).sum())
+    above = _verdicts(rows).count("above")
     result = words("first_claim_holds" if above == len(rows) else "first_claim_fails")
     return [words("first_claim", conflict=conflict, above=above, n=len(rows), answer=result)]
+
+
+def _verdicts(rows: pd.DataFrame) -> list[str]:
+    return [verdict(row, "score_minus_null") for row in rows.to_dict("records")]
 
 
 def _summary(conflict: str, rows: pd.DataFrame, n_all: int) -> list[str]:
@@ -197,8 +208,7 @@ def _summary(conflict: str, rows: pd.DataFrame, n_all: int) -> list[str]:
     if len(rows) < n_all:
         what = words("mean_others", what=what, least=MIN_TAX)
     numbers = {"n": len(rows), "n_all": n_all, "mean": rows["score"].mean(), "null": rows["null"].mean()}
-    numbers["above"] = (rows["score_minus_null_low"] > 0).sum()
-    numbers["below"] = (rows["score_minus_null_high"] < 0).sum()
+    numbers |= {kind: _verdicts(rows).count(kind) for kind in ("above", "below")}
     lines = [words("mean_score", conflict=conflict, what=what, **numbers)]
     pairs, trends = rows.groupby(["weak", "strong"]), ["score", "score_minus_null"]
     means, name = pairs[["gap", *trends]].mean(), conflict_name(conflict)
@@ -227,4 +237,5 @@ def _sentence(row: Mapping, silence: str, where: str) -> str:
         lift = "" if np.isnan(row["lift"]) else words("setting_lift", row)
         tax = words("setting_tax", row, lift_found=lift, answer=result)
     recovered = "" if np.isnan(row["pgr"]) else words("setting_recovered", row)
+    recovered += words("setting_turned", row) if row.get("turned") else ""
     return words("setting", row, where=words(where, row), recovered=recovered, tax_found=tax)

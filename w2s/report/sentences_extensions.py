@@ -9,9 +9,9 @@ import pandas as pd
 
 from w2s.analysis.followups import MODELS
 from w2s.analysis.remedies import CONTROL, MEASURES, WEIGHTS
-from w2s.analysis.scoring import MIN_GAP
-from w2s.report.sentences import MIN_TAX, answer, at_chance, mute_ceilings, words
-from w2s.report.style import ranged, verdict
+from w2s.analysis.scoring import MIN_GAP, MIN_TAX, verdict
+from w2s.report.sentences import answer, chance, mute_ceilings, words
+from w2s.report.style import ranged
 
 WEAK_LESS = ("gold", "shuffled")  # the labels that weak ones are compared with
 
@@ -60,7 +60,8 @@ def control_warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFra
     mute = mute_ceilings(accuracies[(accuracies["role"] == "gold") & (accuracies["model"] == strong)])
     lines = [words("control_ceiling", model=model, seed=seed, why=why) for (model, seed), why in mute.items()]
     without = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")].to_dict("records")
-    return lines + [words("control_reference", row) for row in without if at_chance(row, "student")]
+    why = {id(row): chance(row, "student") for row in without}
+    return lines + [words("control_reference", row, why=why[id(row)]) for row in without if why[id(row)]]
 
 
 def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) -> list[str]:
@@ -71,7 +72,7 @@ def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) ->
         where = {"conflict": conflict, "pair": pair, "seeds": rows["seeds"].max()}
         rows, compared = rows.to_dict("records"), compared.set_index("less")
         shares = ", ".join(words("labels_tax_each", row) for row in rows)
-        noise = ", ".join(row["labels"] for row in rows if at_chance(row))
+        noise = ", ".join(row["labels"] for row in rows if chance(row))
         noise = words("labels_tax_noise", names=noise) if noise else ""
         lines.append(words("labels_tax", where, shares=shares, noise=noise))
         changes = {less: words(f"labels_{less}", compared.loc[less]) for less in WEAK_LESS}
@@ -99,8 +100,8 @@ def swapped_lines(table: pd.DataFrame, pair: str) -> list[str]:
     start = words("swapped", first, pair=pair)
     if first["gap"] < MIN_GAP:
         return [words("swapped_no_gap", start=start)]
-    if at_chance(first, "ceiling"):
-        return [words("swapped_at_chance", start=start)]
+    if why := chance(first, "ceiling"):
+        return [words("swapped_at_chance", start=start, why=why)]
     rows = table[table["conflict"] != "none"].to_dict("records")
     return [words("swapped_student", row, start=start, score_found=_score(row)) for row in rows]
 
@@ -114,7 +115,8 @@ def coverage(seeds: Iterable[int]) -> str:
 def _score(row: Mapping) -> str:
     if row["tax"] < MIN_TAX:
         return words("score_few", row)
-    return words("score_at_chance" if at_chance(row) else "score", row)
+    why = chance(row)
+    return words("score_at_chance" if why else "score", row, why=why)
 
 
 def _noise(table: pd.DataFrame) -> pd.DataFrame:
@@ -147,10 +149,10 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         rows = compared[(compared["conflict"] == conflict) & (compared["measure"] == measure)]
         for row in rows.to_dict("records"):
             name = words("remedy_with_gold", row) if gold[row["remedy"], conflict] else row["remedy"]
-            kind = verdict(row, "estimate", 0, above, below, "unclear")
+            kind = {"above": above, "below": below}.get(verdict(row, "estimate"), "unclear")
             if conflict != "none" and row["remedy"] in noise:
                 kind = "silent"
-            change = "remedy_undefined" if np.isnan(row["low"]) else "remedy_change"
+            change = "remedy_undefined" if np.isnan(row["estimate"]) else "remedy_change"
             lists[kind].append(words(change, row, name=name))
             if kind in (above, below) and row["holm"] < 0.05:
                 remain.append(name)

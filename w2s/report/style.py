@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from w2s.files import write_atomic
+from w2s.intervals import ends
 
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
@@ -96,20 +97,11 @@ def conflict_name(conflict: str, before: str = "") -> str:
     return before + ("no conflict" if conflict == "none" else f"{conflict} conflict")
 
 
-def ends(row: Mapping, name: str) -> tuple[float, float]:
-    """A measure's interval: <name>_low and <name>_high of a row (or table), or low and high where it has none."""
-    return (row[f"{name}_low"], row[f"{name}_high"]) if f"{name}_low" in row else (row["low"], row["high"])
-
-
 def ranged(row: Mapping, name: str, digits: str = ".2f") -> str:
     """A measure and its interval, such as "0.52 [0.48, 0.56]"."""
+    if not np.isnan(row[name]) and np.isnan(ends(row, name)[0]):
+        return f"{row[name]:{digits}} (no interval)"
     return "{} [{}, {}]".format(*(format(number, digits) for number in (row[name], *ends(row, name))))
-
-
-def verdict(row: Mapping, name: str, value: float, above: str, below: str, neither: str) -> str:
-    """The words for an interval above a value, below it, or neither, as where it is not defined."""
-    low, high = ends(row, name)
-    return above if low > value else below if high < value else neither
 
 
 def n_seeds(n: int) -> str:
