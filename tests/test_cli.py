@@ -36,6 +36,8 @@ def executed(monkeypatch):
         ("alpha: 0.5", ["--set", "alpah=1"], ["alpah", "'alpha'"]),
         ("alpha: 0.5", ["--set", "alpha"], ["key=value"]),
         ("alpha: 0.5", ["--set", "alpha=[1"], ["alpha=[1"]),
+        ("alpha: 0.5", ["--set", "n_gt=48", "--set", "n_gt=50"], ["n_gt=50", "given twice"]),
+        ("output_dir: p.yaml\nn_gt: 2", ["--output-dir", "/dev/null"], ["output_dir", "/dev/null is no folder"]),
         ("weak_models: [pocket-270]", [], ["pocket-270", "'pocket-27'"]),
         ("data: nowhere", [], ["nowhere", "folder"]),
         ("n_test: 100000", [], ["n_test", "100000"]),

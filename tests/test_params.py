@@ -37,6 +37,22 @@ BAD = [
     ({"lora": {"rank": 4}}, ["lora.alpha", "required"]),
     ({"lora": {"rank": 4, "alpha": 8, "layers": 2}}, ["lora", "layers", "2"]),
     ({"lora": {"rank": 4, "alpha": 8, "dropout": 1.0}}, ["lora.dropout", "1.0", "less than 1"]),
+    ({"lora": {"r": 8}}, ["lora", "unknown key 'r'", "did you mean 'rank'?"]),
+    ({"lora": {"rank": 4, "alpha": 8, "target_modules": "all-linear"}}, ["target_modules", "all-linear", "[a, b]"]),
+    ({"seeds": [-1]}, ["seeds", "-1", "greater than or equal to 0"]),
+    ({"seeds": [2**70]}, ["seeds", str(2**70), "less than 4294967296"]),
+    ({"seeds": "[0, 1]"}, ["seeds", "[0, 1]", "papermill", "-y 'key: [a, b]'"]),
+    ({"alpha": float("inf")}, ["alpha", "inf", "finite"]),
+    ({"threshold": float("nan")}, ["threshold", "nan", "finite"]),
+    ({"alpha": "1_0"}, ["alpha", "1_0", "write a number"]),
+    ({"method": "simpo", "gamma": 1e300}, ["gamma", "1e+300", "less than or equal to 1000"]),
+    *(({"study": name}, ["study", name, "take another"]) for name in ("runs", "Hub", "bench", "con", "NUL.txt")),
+    *(({"study": name}, ["study", name]) for name in ("a.", "..", "a/b")),
+    ({"bootstrap": 10**12}, ["bootstrap = 1000000000000", "n_test = 1280", f"{2**31 // 1280} fit into memory"]),
+    ({"workers": 10**5}, ["workers", "100000", "1024"]),
+    ({"output_dir": "a\0b"}, ["output_dir", "NUL"]),
+    ({"data": "x" * 256}, ["data", "1 to 255 bytes"]),
+    ({"weak_models": ["\ud800"]}, ["weak_models", "half a character"]),
 ]
 
 
@@ -107,3 +123,33 @@ def test_the_papers_experiments_are_all_there():
     grids |= {("bootstrap", "opt27"), ("bootstrap", "opt67")}
     assert {path.stem for path in PAPER} == {f"paper_{method}_{family}" for method, family in grids}
     assert "pocket" in {path.stem for path in SHIPPED}
+
+
+YAML = {
+    "n_gt: 5\nn_gt: 6": "'n_gt' stands there 2 times",
+    "n_gt: 0100": "n_gt = '0100'",
+    "n_gt: 1_000": "n_gt = '1_000'",
+    "n_gt: 1:30": "n_gt = '1:30'",
+    "offline: yes": "offline = 'yes'",
+    "alpha: .inf": "alpha = '.inf'",
+    "alpha: !!python/object/apply:os.getcwd []": "not readable as YAML",
+    "lora: {rank: 1, rank: 2, alpha: 3}": "'rank' stands there 2 times",
+    "[" * 5000: "not readable as YAML",
+    "a: [&x [*x]]": "unknown parameter 'a'",
+}
+
+
+@pytest.mark.parametrize("content", YAML, ids=range(len(YAML)))
+def test_yaml_without_surprises(content, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text(content)
+    with pytest.raises(ParameterError) as caught:
+        StudyParams.load(file)
+    assert YAML[content] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_that_papermill_puts_in_has_to_be_a_parameter():
+    cell = {"n_test": 40, "n_tset": 50, "In": ["", "n_test = 40", "# Parameters\nn_tset = 50\n"]}
+    with pytest.raises(ParameterError, match="unknown parameter 'n_tset' = 50; did you mean 'n_test'?"):
+        StudyParams.from_cell(cell)
+    assert StudyParams.from_cell(cell | {"In": ["n_tset = 50"]}).n_test == 40  # the user's own variable

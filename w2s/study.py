@@ -42,6 +42,8 @@ class Study:
                 not belong to its model, a response longer than max_length while bad_pairs is "error".
         """
         study = cls(params)
+        if params.root.exists() and not params.root.is_dir():
+            raise ParameterError(f"output_dir = {params.output_dir!r}: {params.root} is no folder; name another")
         tables = pd.concat([getattr(study.data, split) for split in SPLITS])
         texts = tables.melt("id", ["chosen", "rejected"], "side", "text")
         long = texts["text"].str.encode("utf-8").str.len() > params.max_length  # no token is shorter than a byte

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from w2s import __version__
 from w2s.app.headless import execute, plan
 from w2s.files import located, log_error
-from w2s.params import HOME, ParameterError, StudyParams
+from w2s.params import HOME, ParameterError, StudyParams, read_yaml
 
+REMEDIES = {errno.ENOSPC: "; free some, or set output_dir to another disk", errno.EDQUOT: "; set output_dir elsewhere"}
+REMEDIES |= dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), "; set output_dir to a folder that you may write")
+REMEDIES |= {errno.ENOTDIR: "; a file is where a folder should be: name another", errno.EISDIR: "; name a file"}
 BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
 
 
@@ -30,8 +33,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
     try:
         return args.command(args) or 0
-    except (ParameterError, ValueError, OSError) as error:
-        print(f"w2s: {error}", file=sys.stderr)
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"w2s: {where}{(error.strerror or str(error)).lower()}{REMEDIES.get(error.errno, '')}", file=sys.stderr)
+        return 2
+    except ValueError as error:  # ParameterError among them
+        print(f"w2s: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Exception as error:
         log = log_error(located(getattr(args, "output_dir", None) or "outputs"))
@@ -80,10 +90,12 @@ def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict
         key, equals, text = item.partition("=")
         if not equals:
             raise ParameterError(f"--set {item}: write --set key=value")
+        if key in overrides:
+            raise ParameterError(f"--set {item}: {key} is given twice; leave one")
         try:
-            overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ParameterError(f"--set {item}: the value is not readable as YAML") from None
+            overrides[key] = read_yaml(text)
+        except ValueError as error:
+            raise ParameterError(f"--set {item}: the value is not readable as YAML ({error})") from None
     if args.output_dir:
         overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
     params = StudyParams.load(path, **overrides)

@@ -19,6 +19,7 @@ from w2s.report.style import conflict_name, n_seeds, ranged
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
 EVEN = {"lift": 1, "auc": 0.5}  # what an interval is compared with; of other measures 0
+FEW_SAMPLES = 1000  # of a bootstrap: with fewer the ends of intervals are rough
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
 
 
@@ -90,6 +91,7 @@ def caveats(params: StudyParams) -> list[str]:
     """What must stand before any finding: roles exchanged, adapters instead of all weights, a filter on the labels."""
     lines = [words("caveat_roles")] if params.target == "helpful" else []
     lines += [words("caveat_lora", rank=params.lora.rank)] if params.lora else []
+    lines += [words("caveat_bootstrap", samples=params.bootstrap)] if params.bootstrap < FEW_SAMPLES else []
     kept = words(f"kept_{params.weak_filter}")
     return lines + ([words("caveat_filter", kept=kept)] if params.weak_filter != "none" else [])
 

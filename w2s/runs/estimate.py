@@ -108,8 +108,10 @@ def check(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None =
     if todo and scheduler is None:  # what another machine has is not known here
         sharded.check_devices(todo[0])
         _check_memory(max(todo, key=lambda s: sum(memory(s, root).values())), root, min(workers, len(todo)))
-    saved = [4 * _parameters(spec)[1] for spec in todo if spec.save_model]  # all warm starts, and with save_models all
     place = next(path for path in (root, *root.parents) if path.exists())
+    if todo and not os.access(place, os.W_OK):
+        raise ParameterError(f"{len(todo)} runs to train, and {place} may not be written; set output_dir to your own")
+    saved = [4 * _parameters(spec)[1] for spec in todo if spec.save_model]  # all warm starts, and with save_models all
     if saved and sum(saved) > (free := shutil.disk_usage(place).free):
         raise ParameterError(
             f"{root}: the models to save take about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "

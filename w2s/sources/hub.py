@@ -126,7 +126,7 @@ def pairs_folder(params: StudyParams) -> Path | None:
         key, value = "data", params.data
         remedy = nearest(value, ["pocket", "hh", "cai", "the path of a folder of pairs"])
     if value and not located(value).is_dir():
-        raise ParameterError(f"{key} = {value!r}: no such folder; {remedy}")
+        raise ParameterError(f"{key} = {value!r}: no such folder as {located(value)}; {remedy}")
     return located(value) if value else None
 
 
