@@ -95,9 +95,12 @@ BAD = {
     "malformed": [b'{"chosen": ', b'["a", "b"]'],
     "missing_keys": [{"chosen": "a"}, {"chosen": "none", "rejected": "none"}, CAI_ROW],
     "not_text": [{"prompt": "a", "chosen": "b", "rejected": 3}, PROMPT],
+    "bad_messages": [{"chosen": [{"role": "user", "content": "a"}], "rejected": "b"}],
     "prompt_mismatches": [hh("a", rejected_question="b")],
     "empty_prompts": [hh(" "), PROMPT | {"prompt": ""}],
     "empty_responses": [hh("a", chosen=" "), hh("a", rejected="")],
+    "chat_markers": [hh("a", "<|im_start|>")],
+    "repeated_prompts": [{"prompt": "p" * 30, "chosen": "p" * 30 + " b", "rejected": "p" * 30 + " c"}],
     "identical_responses": [hh("a", "same", "same ")],
 }
 
@@ -442,6 +445,8 @@ def test_labels_that_do_not_fit_and_unknown_splits_and_conflicts_are_refused(dat
 
 
 class LetterTokenizer:
+    all_special_tokens = ("<end>",)
+
     """One token a letter, and a start token before each text: counts its calls."""
 
     calls = 0
@@ -458,6 +463,7 @@ def test_token_audit_by_hand(tmp_path):
     tokenizer = LetterTokenizer()
     table = audit_tokens(data, tokenizer, max_length=30).set_index("split")
     expected = {"pairs": 2, "median_tokens": 25.5, "max_tokens": 64, "truncated_share": 0.5, "long_responses": 1}
+    expected |= {"spelt_special": 0}
     assert table.loc["gt"].to_dict() == expected
     assert table.loc["helpful", ["pairs", "max_tokens", "long_responses"]].tolist() == [0, 0, 0]
     assert tokenizer.calls == 16  # four batches for each of four splits, none for the empty one

@@ -339,5 +339,5 @@ def test_a_filtered_study_trains_on_fewer_pairs(tiny_models, tmp_path, method):
     pairs = labelled_pairs(spec, study.root)
     assert 0 < pairs.target.sum() < study.params.n_w2s and pairs.target.sum() == (~pairs.target).sum()
     nobody = Study.open(small_params(tiny_models, tmp_path, **how | {"threshold": 0.99}))
-    with pytest.raises(ValueError, match="weak_filter: no pair of w2s"):
+    with pytest.raises(execute.RunFailed, match="weak_filter: no pair of w2s"):
         cluster.results(nobody, {nobody.student(*nobody.model_pairs[0], "none", 0): {}})

@@ -107,6 +107,7 @@ def audit_tokens(data: StudyData, tokenizer: Any, max_length: int) -> pd.DataFra
 
     median_tokens, max_tokens: of prompt with response, both texts of each pair. truncated_share: share of pairs with
     a text over `max_length`, which loses its beginning. long_responses: pairs with a response that alone is over it.
+    spelt_special: pairs that spell a special token of the tokenizer, such as <|endoftext|>, which is then read as that token.
     """
     rows = []
     for split in SPLITS:
@@ -117,6 +118,8 @@ def audit_tokens(data: StudyData, tokenizer: Any, max_length: int) -> pd.DataFra
         row["max_tokens"] = int(texts.max(initial=0))
         row["truncated_share"] = _mean((texts > max_length).any(axis=0))
         row["long_responses"] = int((alone > max_length).any(axis=0).sum())
+        whole = table.prompt + table.chosen + table.rejected
+        row["spelt_special"] = int(sum(any(t in text for t in tokenizer.all_special_tokens) for text in whole))
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -64,8 +63,3 @@ class Lab(Study):
 def say(text: str) -> None:
     """Print a sentence on lines of at most WIDTH characters."""
     print(textwrap.fill(text, WIDTH, break_on_hyphens=False))
-
-
-def short(name: str) -> str:
-    """A model's name without its folder or organisation, as tables have it."""
-    return Path(name).name

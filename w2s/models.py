@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from w2s.batches import Batch, Layout
 from w2s.fast import cpu, packed
+from w2s.files import digest as file_digest
 from w2s.losses import next_token_loss
 from w2s.params import Lora, ParameterError
 from w2s.sources import adapters
-from w2s.sources.hub import ADAPTERS, base_of, check_vocabulary, from_pretrained, resolve
+from w2s.sources.hub import ADAPTERS, LADDER, base_of, check_architecture, check_vocabulary, from_pretrained, resolve
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
@@ -28,6 +29,7 @@ GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a ch
 def load_config(name: str):
     """A model's configuration with every dropout set to 0, as in the paper, and GELU by PyTorch's one kernel."""
     config = from_pretrained(AutoConfig, name)
+    check_architecture(name, config)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and (key.endswith(("dropout", "pdrop")) or key == "layerdrop"):
             setattr(config, key, 0.0)
@@ -164,14 +166,18 @@ def n_adapter_parameters(name: str, lora: Lora) -> int:
 
 @lru_cache
 def fingerprint(name: str) -> str:
-    """What identifies a model's weights: a hash of a local folder's files, or the hub's revision."""
+    """What identifies a model and its tokenizer: a hash of a local folder's files, or the hub's revision.
+
+    The shipped ladder's hash leaves out how its one tokenizer names its special tokens, as its predictions' names do.
+    """
     where = Path(resolve(name))
     if not where.is_dir():
         return f"{name}@{getattr(load_config(name), '_commit_hash', None)}"
     digest = hashlib.sha256()
+    spelling = () if where.parent == LADDER else ("tokenizer_config.json", "special_tokens_map.json")
     for file in sorted(where.glob("*")):
-        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", ADAPTERS):
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", ADAPTERS, *spelling):
+            digest.update(file.name.encode() + bytes.fromhex(file_digest(file)))
     if base_of(name) != name:
         digest.update(fingerprint(base_of(name)).encode())
     config = {k: v for k, v in json.loads((where / "config.json").read_text()).items() if k != "transformers_version"}

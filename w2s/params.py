@@ -268,6 +268,17 @@ def read_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Models as tables name them: the last part of each path, or as many as tell them apart."""
+    names, short = list(dict.fromkeys(names)), {}
+    for name in names:
+        parts = Path(name).parts
+        tails = [{Path(other).parts[-k:] for other in names if other != name} for k in range(1, len(parts) + 1)]
+        kept = next((k for k, tail in enumerate(tails, 1) if parts[-k:] not in tail), len(parts))
+        short[name] = "/".join(parts[-kept:])
+    return short
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """A remedy for a misspelt word: the nearest candidate, else all of them."""
     candidates = [str(c) for c in candidates]

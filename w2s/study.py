@@ -12,7 +12,7 @@ import pandas as pd
 
 from w2s import models
 from w2s.data import StudyData, load
-from w2s.params import BETA, GAMMA, ParameterError, StudyParams
+from w2s.params import BETA, GAMMA, ParameterError, StudyParams, short_names
 from w2s.spec import SPLITS, RunSpec
 
 LABELS = ("weak", "gold", "own", "shuffled", "random")
@@ -58,6 +58,14 @@ class Study:
         """Every model of the study, once."""
         p = self.params
         return list(dict.fromkeys([*p.weak_models, *p.strong_models, *p.intermediate_models]))
+
+    def short(self, name: str) -> str:
+        """A model's name as tables have it."""
+        return short_names(self.models)[name]
+
+    def _tags(self, role: str, model: str, teacher: str, via: str, conflict: str, seed: int) -> dict:
+        short = [self.short(name) if name else "" for name in (model, teacher, via)]
+        return dict(zip(TAGS, [role, *short, conflict, seed], strict=True))
 
     @property
     def root(self) -> Path:
@@ -152,7 +160,7 @@ class Study:
     def gold_runs(self, names: list[str]) -> dict[RunSpec, dict]:
         """Gold-trained runs with the columns that name them in the predictions table."""
         each = itertools.product(self.params.seeds, dict.fromkeys(names))
-        return {self.gold(m, seed): _tags("gold", m, "", "", "none", seed) for seed, m in each}
+        return {self.gold(m, seed): self._tags("gold", m, "", "", "none", seed) for seed, m in each}
 
     def student_runs(self) -> dict[RunSpec, dict]:
         """One student for every pair of models, conflict and seed; a ParameterError where helpful pairs are missing."""
@@ -161,13 +169,14 @@ class Study:
             remedy = "raise it, or leave implicit out of conflicts"
             raise ParameterError(f"n_helpful = {p.n_helpful}: the implicit conflict needs helpful pairs; {remedy}")
         each = itertools.product(p.seeds, self.model_pairs, p.conflicts)
-        return {self.student(w, s, c, seed): _tags("student", s, w, "", c, seed) for seed, (w, s), c in each}
+        return {self.student(w, s, c, seed): self._tags("student", s, w, "", c, seed) for seed, (w, s), c in each}
 
     def bootstrapped_runs(self) -> dict[RunSpec, dict]:
         """One bootstrapped student for every chain, conflict and seed."""
         each = itertools.product(self.params.seeds, self.chains, self.params.conflicts)
         return {
-            self.bootstrapped(w, m, s, c, seed): _tags("bootstrapped", s, m, w, c, seed) for seed, (w, m, s), c in each
+            self.bootstrapped(w, m, s, c, seed): self._tags("bootstrapped", s, m, w, c, seed)
+            for seed, (w, m, s), c in each
         }
 
     def direct_runs(self) -> dict[RunSpec, dict]:
@@ -181,11 +190,6 @@ class Study:
 
 def _other(split: str) -> str:
     return "w2s" if split == "gt" else "gt"
-
-
-def _tags(role: str, model: str, teacher: str, via: str, conflict: str, seed: int) -> dict:
-    short = [Path(name).name if name else "" for name in (model, teacher, via)]
-    return dict(zip(TAGS, [role, *short, conflict, seed], strict=True))
 
 
 def _check_lengths(texts: pd.DataFrame, name: str, tokenizer, most: int) -> None:

@@ -20,7 +20,7 @@ from w2s import models, world
 from w2s.batches import encode, pad
 from w2s.files import duration
 from w2s.losses import next_token_loss
-from w2s.params import ParameterError, nearest
+from w2s.params import ParameterError, nearest, short_names
 from w2s.predict import predictions
 from w2s.sources.hub import LADDER
 from w2s.train import Schedule, fit
@@ -143,12 +143,13 @@ def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
 def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
     """`judge` of each model whose tokenizer has single tokens for both reactions, with its short name as `model`."""
     able = [m for m in names if set(map(len, models.load_tokenizer(m)([THANKS, OUCH])["input_ids"])) == {1}]
-    tables = [judge(name, pairs).assign(model=Path(name).name) for name in able]
+    short = short_names(names)
+    tables = [judge(name, pairs).assign(model=short[name]) for name in able]
     none = pd.DataFrame(columns=["id", "margin", "probability", "correct", "model"])
     return pd.concat(tables, ignore_index=True) if tables else none
 
 
-def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
+def judged_of_study(folder: Path, data: str, test: pd.DataFrame, target: str) -> tuple[pd.DataFrame | None, str]:
     """The table of `judge_all` for the models and pairs of `test` (predictions of a study), or None and why."""
     if data != "pocket":
         return None, f"data = {data!r}: what a model knows before fine-tuning is known in the pocket world alone"
@@ -157,7 +158,7 @@ def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.Dat
     if path.exists():  # notebook 03 writes it
         table = pd.read_parquet(path)
     elif set(names) <= set(ladder()):
-        table = judge_all(names, World().pairs("test", len(ids)))
+        table = judge_all(names, World().pairs("test", len(ids), target))
     else:
         return None, f"{path.name} is missing, and some of the models do not ship with the kit; run notebook 03 first"
     if table.empty:
@@ -167,13 +168,13 @@ def judged_of_study(folder: Path, data: str, test: pd.DataFrame) -> tuple[pd.Dat
     return table, ""
 
 
-def pair_texts(folder: Path, data: str, ids) -> tuple[pd.DataFrame | None, str]:
+def pair_texts(folder: Path, data: str, ids, target: str) -> tuple[pd.DataFrame | None, str]:
     """The test pairs with their texts, or None and why not; `ids` are those of the predictions."""
     path, ids = folder / "tables" / "test_pairs.parquet", pd.unique(np.asarray(ids))
     if path.exists():  # notebook 03 writes it
         pairs = pd.read_parquet(path)
     elif data == "pocket":
-        pairs = World().pairs("test", len(ids))
+        pairs = World().pairs("test", len(ids), target)
     else:
         return None, f"{path.name} is not in the study's folder; run notebook 03 for the texts"
     if not np.isin(ids, pairs["id"]).all():

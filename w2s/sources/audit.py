@@ -6,18 +6,24 @@ import json
 import zlib
 from collections import Counter, namedtuple
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
 from w2s.sources import TABLES
 from w2s.world import render
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+LFS = b"version https://git-lfs.github.com/spec"
+CHAT = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "[/INST]")
+RESPONSES = {"response_0", "response_1"}  # of PKU-SafeRLHF, with the ids of the better and of the safer one
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 FAULTS = TABLES["faults"]
+SHORT = 20  # characters: a shorter prompt may well begin a response too
 DROPS = (*FAULTS, "multi_turn", "identical_pairs", "dropped_as_shared", "unused")
 CAI_COLUMNS = {"prompt": "init_prompt", "chosen": "revision_response", "rejected": "init_response"}
 
@@ -35,6 +41,7 @@ class Origin:
 
     source: str = ""
     sha256: str = ""
+    dimension: str = ""
     counts: Counter = field(default_factory=Counter)
     prompts: list[str] = field(default_factory=list)
 
@@ -43,13 +50,26 @@ def read_file(folder: Path, name: str) -> Source:
     """The rows of a file with their line numbers (row numbers for Parquet), from 1."""
     try:
         content = (folder / name).read_bytes()
-        if name.lower().endswith(".parquet"):
+        if content.startswith(LFS):
+            raise DataError(f"{name}: a pointer of Git LFS, not the file; run git lfs pull in {folder}")
+        if name.lower().endswith(".csv"):
+            table = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False).to_dict("records")
+            rows = [(f"{name} row {i}", row) for i, row in enumerate(table, 1)]
+        elif name.lower().endswith(".parquet"):
             table = pa.parquet.read_table(pa.BufferReader(content)).to_pylist()
             rows = [(f"{name} row {i}", row) for i, row in enumerate(table, 1)]
         else:
             text = gzip.decompress(content) if name.lower().endswith(".gz") else content
             rows = [(f"{name} line {i}", line) for i, line in enumerate(text.split(b"\n"), 1) if line.strip()]
-    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        pa.ArrowException,
+        UnicodeDecodeError,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+    ) as error:
         raise DataError(f"{name}: cannot be read ({brief(error)}); replace the file") from None
     return Source(name, hashlib.sha256(content).hexdigest(), rows)
 
@@ -59,14 +79,15 @@ def brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def fault_of(row: Any, single_turn: bool = False) -> tuple[Pair | None, str]:
+def fault_of(row: Any, single_turn: bool = False, helpful: bool = False) -> tuple[Pair | None, str]:
     """The pair in a row (None where it cannot be read) and its fault, "" for a usable pair.
 
-    With `single_turn`, a pair is "multi_turn" when both of its texts have several turns, or one has and the
-    prompts agree. Where one text has a single turn and the prompts differ, that is a prompt mismatch.
+    `helpful` says which dimension a row that has several is read for. With `single_turn`, a pair is "multi_turn" when
+    both of its texts have several turns, or one has and the prompts agree. Where one text has a single turn and the
+    prompts differ, that is a prompt mismatch.
     """
     try:
-        pair = _read(json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row)
+        pair = _read(json.loads(row.decode("utf-8-sig")) if isinstance(row, bytes) else row, helpful)
     except UnicodeError:
         return None, "wrong_encoding"
     except (ValueError, RecursionError):
@@ -84,10 +105,15 @@ def fault_of(row: Any, single_turn: bool = False) -> tuple[Pair | None, str]:
         return pair, "empty_prompts"
     if not (pair.chosen.strip() and pair.rejected.strip()):
         return pair, "empty_responses"
+    if any(mark in text for mark in CHAT for text in pair[:3]):
+        return pair, "chat_markers"
+    asked = pair.prompt.removesuffix(ASSISTANT).rpartition(HUMAN)[2].strip()
+    if len(asked) > SHORT and all(text.strip().startswith((asked, pair.prompt.strip())) for text in pair[1:3]):
+        return pair, "repeated_prompts"
     return pair, "identical_responses" if pair.chosen.strip() == pair.rejected.strip() else ""
 
 
-def _read(row: Any) -> Pair | str:
+def _read(row: Any, helpful: bool) -> Pair | str:
     """The pair in a row, or the fault that hides it."""
     if not isinstance(row, dict):
         return "malformed"
@@ -95,8 +121,19 @@ def _read(row: Any) -> Pair | str:
         # Some versions of CAI hold messages ({content, role}) where others hold the text alone.
         row = {key: row[column] for key, column in CAI_COLUMNS.items() if column in row}
         row = {key: value.get("content") if isinstance(value, dict) else value for key, value in row.items()}
+    if row.keys() >= RESPONSES:
+        best = row.get("better_response_id" if helpful else "safer_response_id")
+        if best not in (0, 1, "0", "1"):
+            return "missing_keys"
+        best = int(best)
+        row = {"prompt": row.get("prompt"), "chosen": row[f"response_{best}"], "rejected": row[f"response_{1 - best}"]}
     if not {"chosen", "rejected"} <= row.keys():
         return "missing_keys"
+    if any(_is_messages(row[key]) for key in ("chosen", "rejected")):
+        row = {"prompt": row.get("prompt")} | {key: _dialogue(row, key) for key in ("chosen", "rejected")}
+        if not all(isinstance(row[key], str) for key in ("chosen", "rejected")):
+            return "bad_messages"
+        row.pop("prompt")
     texts = {key: row[key] for key in ("prompt", "chosen", "rejected") if key in row}
     if not all(isinstance(text, str) for text in texts.values()):
         return "not_text"
@@ -115,6 +152,28 @@ def _read(row: Any) -> Pair | str:
     else:
         return "missing_keys"
     return Pair(prompt, *(text if text.startswith(" ") else f" {text}" for text in (chosen, rejected)), other_prompt)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
+def _dialogue(row: dict, key: str) -> str | None:
+    """A list of messages in the HH format, after the prompt where it lacks it; None where roles do not alternate."""
+    turns, prompt = row[key], row.get("prompt")
+    if not _is_messages(turns):
+        return None
+    if turns[0].get("role") == "assistant" and prompt:
+        turns = [*(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]), *turns]
+    if not _is_messages(turns) or not all(isinstance(turn.get("content"), str) for turn in turns):
+        return None
+    system = turns[0]["content"] + "\n\n" if turns[0].get("role") == "system" else ""
+    turns = turns[1:] if system else turns
+    if [turn.get("role") for turn in turns] != ["user", "assistant"] * (len(turns) // 2) or not turns:
+        return None
+    texts = [turn["content"].strip() for turn in turns]
+    texts[0] = system + texts[0]
+    return "".join(f"{(HUMAN, ASSISTANT)[k % 2]} {text}" for k, text in enumerate(texts))
 
 
 def split_text(text: str) -> tuple[str, str]:

@@ -160,6 +160,8 @@ def load(loader, name: str, where: str, **options):
         few = ", ".join(sorted(info["missing_keys"])[:2])
         raise ParameterError(f"model {name!r}: its files lack weights ({few}, …); name a model that is whole")
     _announce_pickle(name, where, options.get("revision"))
+    if heads := sorted(key for key in info["unexpected_keys"] if key.startswith(("score.", "classifier.", "v_head."))):
+        print(f"model {name!r}: its trained head ({heads[0]}) is not used; a fresh unit is trained", flush=True)
     return model
 
 
@@ -183,6 +185,22 @@ def check_vocabulary(name: str, tokenizer, config) -> None:
     if n_tokens > n_embeddings:
         sizes = f"{n_tokens} tokens, its model only {n_embeddings}"
         raise ParameterError(f"tokenizer of {name!r} has {sizes}; they do not belong together")
+
+
+def check_architecture(name: str, config) -> None:
+    """Raise a ParameterError unless a model is a decoder of text, each of whose tokens sees those before it alone."""
+    from transformers.models.auto import modeling_auto as known
+
+    text, kind = config.get_text_config(), config.model_type
+    masked = text.model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text, "is_decoder", False)
+    reasons = {
+        "an encoder-decoder": getattr(config, "is_encoder_decoder", False),
+        "a model with a part for images or sound": any(hasattr(config, f"{s}_config") for s in ("vision", "audio")),
+        "an encoder, whose tokens see later ones": masked,
+        "no causal language model": text.model_type not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    if reason := next((words for words, holds in reasons.items() if holds), None):
+        raise ParameterError(f"model {name!r}: it is {reason} ({kind}); choose a causal one, such as GPT-2, OPT, Llama")
 
 
 def n_plain(tokenizer) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pandas as pd
 
 from w2s.params import ParameterError, StudyParams
 from w2s.sources import TABLES, hub
-from w2s.sources.audit import FAULTS, SUFFIXES, DataError, Origin, Source, brief, fault_of, read_file
+from w2s.sources.audit import FAULTS, RESPONSES, SUFFIXES, DataError, Origin, Source, brief, fault_of, read_file
 from w2s.world import dimension_of
 
 # A prompt that two splits share stays in the first of them. Test keeps all of its pairs.
 PRIORITY = ("test", "validation", "gt", "w2s")
 ORDER_SEED = 0
 
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # of the hub: train-00000-of-00001
 ROLES = {role: tuple(patterns) for role, patterns in TABLES["roles"].items()}
 # With helpful as the target the dimensions change places: helpful files are the pool, all others the conflict.
 SWAPPED = {"pool": ROLES["helpful"], "helpful": sum((ROLES[role] for role in ROLES if role != "helpful"), ())}
@@ -34,20 +36,27 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
         return None
     folder = hub.pairs_folder(params)
     roles = _files(folder, params) if folder else hub.hub_parts(params)
-    plan = _plan(roles, folder, params)
     if folder:
         sources = {role: [read_file(folder, name) for name in names] for role, names in roles.items()}
-    else:
+        if sources and all(_has_both(part) for parts in sources.values() for part in parts):
+            each = {part.name: part for parts in sources.values() for part in parts}
+            roles = _files(folder, params, ROLES)
+            last = next(role for role in ("pool", *PRIORITY[::-1]) if role in roles)
+            roles |= {"helpful": roles[last] if params.n_helpful else []}
+            sources = {role: [each[name] for name in names] for role, names in roles.items()}
+    plan = _plan(roles, folder, params)
+    if not folder:
         sources = {role: _read_dataset(item, params) for role, item in roles.items()}
     origins, tables, claimed = {}, {}, set()
     for role, splits in plan.items():
         parts = sources.get(role, [])
         names, digests = (" + ".join(getattr(part, key) for part in parts) for key in ("name", "sha256"))
-        origins |= {split: Origin(names, digests) for split in splits}
+        origins |= {split: Origin(names, digests, dimension_of(split, params.target)) for split in splits}
         owner = origins["gt" if "gt" in splits else splits[0]]
         pairs = _usable(parts, claimed, owner, params)
-        claimed |= set(pairs.prompt)
         drawn = draw_by_prompt(pairs, {split: getattr(params, f"n_{split}") for split in splits})
+        shared = role != "helpful" and parts == sources.get("helpful")  # which then has the rest of it
+        claimed |= set(pd.concat(drawn.values()).prompt if shared else pairs.prompt)
         for split, part in drawn.items():
             tables[split] = _table(part, split, owner, params)
             origins[split].counts.update(carved=len(part), unused=len(part) - len(tables[split]))
@@ -60,17 +69,28 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
     return origins, tables, source | {"order_seed": ORDER_SEED, "target": params.target}
 
 
+def _has_both(source: Source) -> bool:
+    """Whether a source says of its first pair which response is better and which is safer."""
+    first = source.rows[0][1] if source.rows else {}
+    return (
+        b'"response_0"' in first if isinstance(first, bytes) else isinstance(first, dict) and first.keys() >= RESPONSES
+    )
+
+
 def _names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for g in ("*", "*/*") for p in folder.glob(g) if p.is_file())
+    return sorted(
+        p.relative_to(folder).as_posix() for g in ("*", "*/*", "*/*/*") for p in folder.glob(g) if p.is_file()
+    )
 
 
-def _files(folder: Path, params: StudyParams) -> dict[str, list[str]]:
+def _files(folder: Path, params: StudyParams, roles_of=None) -> dict[str, list[str]]:
     """Role -> names of its files in `folder`, in order, where it has some."""
     roles: dict[str, list[str]] = {}
     for name in _names(folder):
         stem = next((name.lower().removesuffix(end) for end in SUFFIXES if name.lower().endswith(end)), "")
-        for role, patterns in (ROLES if params.target == "harmless" else SWAPPED).items():
-            if any(stem.count("/") == pattern.count("/") and fnmatchcase(stem, pattern) for pattern in patterns):
+        stems = {stem, SHARD.sub("", stem)}
+        for role, patterns in (roles_of or (ROLES if params.target == "harmless" else SWAPPED)).items():
+            if any(s.count("/") == p.count("/") and fnmatchcase(s, p) for p in patterns for s in stems):
                 roles.setdefault(role, []).append(name)
     return roles if params.n_helpful else roles | {"helpful": []}
 
@@ -127,7 +147,7 @@ def _usable(sources: list[Source], claimed: set[str], origin: Origin, params: St
     """The usable pairs of the sources, each once, whose prompt is not claimed; every row is counted in `origin`."""
     usable = []
     for place, row in (row for source in sources for row in source.rows):
-        pair, fault = fault_of(row, single_turn=params.data in hub.HARMLESS)
+        pair, fault = fault_of(row, params.data in hub.HARMLESS, origin.dimension == "helpful")
         if fault in FAULTS and params.bad_pairs == "error":
             raise DataError(f"{place}: {FAULTS[fault]}; correct it, or leave out such pairs with bad_pairs: drop")
         origin.counts.update(["rows_read", fault or "usable"])
@@ -166,7 +186,10 @@ def _table(part: pd.DataFrame, split: str, owner: Origin, params: StudyParams) -
     if len(part) < n:
         use = params.conflicting if split == "helpful" else split
         state = f"{len(part)} usable pairs are left for {use} of {owner.counts['rows_read']} rows in {owner.source}"
-        raise ParameterError(f"n_{split} = {n}: only {state}; lower n_{split}")
+        faults = {name: owner.counts[name] for name in FAULTS if owner.counts[name]}
+        worst = max(faults, key=faults.get, default="")
+        remedy = f"{faults[worst]} rows were dropped: {FAULTS[worst]}" if worst else f"lower n_{split}"
+        raise ParameterError(f"n_{split} = {n}: only {state}; {remedy}")
     table = part.head(n).reset_index(drop=True)
     table.insert(0, "id", pd.Series([f"{split}-{i:05d}" for i in range(n)], dtype="str"))
     return table.assign(dimension=dimension_of(split, params.target)).astype("str")
