@@ -9,6 +9,7 @@ import pytest
 from conftest import small_params, texts
 
 from w2s import files
+from w2s.analysis.pooled import pooled_table, stack
 from w2s.models import RewardModel, load_tokenizer
 from w2s.params import ParameterError
 from w2s.predict import predict
@@ -129,8 +130,9 @@ def test_the_exchanged_study_has_runs_and_pairs_of_its_own(small_study):
 
 def pooled_rows(**columns) -> pd.DataFrame:
     """Rows as `pooled_table` makes them, one a combination of the values of `columns`."""
-    ends = {"": 0.5, "_low": 0.4, "_high": 0.6, "_min": 0.3, "_max": 0.7}
+    ends = {"": 0.5, "_low": 0.4, "_high": 0.6, "_seed_min": 0.3, "_seed_max": 0.7}
     measured = {m + end: value for m in ("tax_share", "score", "student_accuracy") for end, value in ends.items()}
+    assert set(measured) <= set(pooled_table(stack([])).columns)
     usual = {"pairs": 77, "tax": 30, "null": 0.4, "seeds": 2} | measured
     return pd.DataFrame([dict(zip(columns, row, strict=True)) | usual for row in itertools.product(*columns.values())])
 

@@ -53,7 +53,7 @@ def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None
     for ax, (table, column, xlabel) in zip(axes, panels, strict=True):
         for k, (labels, rows) in enumerate(table.groupby("labels", sort=False)):
             points(ax, rows[column], rows, "student_accuracy", label=f"{labels} labels", **style.look(k))
-            low, high = (rows[f"student_accuracy_{end}"] for end in ("min", "max"))
+            low, high = (rows[f"student_accuracy_seed_{end}"] for end in ("min", "max"))
             ax.fill_between(rows[column], low, high, color=PALETTE[k], alpha=0.15, linewidth=0)
         ax.axhline(0.5, label="chance", **DOTTED)
         ax.set_ylim(-0.02, 1.02)
