@@ -243,6 +243,10 @@ SLIPS = [
     ("holm", 0, "up to the first failure"),
     ("holm", "two", "expected one number, got str"),
 ]
+# Whatever a student may hand in: a check says one line and goes on.
+ODD = [[], {}, "two", [None], [[1, 2], [3]], object(), np.array([]), np.array(["a"]), pd.DataFrame({"id": [1, 1]}), 1 + 2j]
+ODD += [float("nan"), torch.ones(3, requires_grad=True), pd.Series([0.5, 0.5]), b"x", {"duplicate_prompts": None}]
+ODD += [lambda: 1, lambda *_: None, lambda *_: 1 / 0, lambda *_, **__: "x", lambda *_, **__: [[1], [2, 3]], 10**400]
 SHUFFLED = mix([0.3, 0.8, 0.9, 0.6, 1.0, 1.0]).sample(frac=1, random_state=0)
 # Not the case of the notebook's own exercise, and what is printed then.
 OTHERS = [
@@ -272,6 +276,12 @@ def test_the_stub_asks_and_the_solution_is_right(check):
 def test_a_slip_is_named(check, answer, message):
     line = answered(check, answer)
     assert line.startswith("not yet: ") and message in line
+
+
+@pytest.mark.parametrize("check", EXERCISES)
+def test_no_answer_stops_a_notebook(check):
+    for odd in ODD:
+        assert answered(check, odd).startswith(("not yet: ", "not answered yet: ")), odd
 
 
 @pytest.mark.parametrize(("call", "message"), OTHERS)

@@ -5,7 +5,7 @@ file; here stand the right result of each exercise and the wrong ones that its s
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,20 @@ def _compare(
         print(f"not yet: {equal[0] if equal else words['hint']}")
 
 
+def _never_stops(check: Callable) -> Callable:
+    """The check, which says in a line what an answer of a wrong kind raises, or the function that was given."""
+
+    @wraps(check)
+    def said(answer, *given, **more) -> None:
+        try:
+            check(answer, *given, **more)
+        except Exception as error:  # whatever a student's code raises: the notebook goes on
+            what = "your function raises" if callable(answer) else f"with this answer, {type(answer).__name__}, comes"
+            print(f"not yet: {what} {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    return said
+
+
 def _first(name: str, answer: Any, faults: Callable[[], Iterable[str]], **values: Any) -> None:
     """Say of another answer that it is right, or the first of its faults, which are names of exercises.yaml."""
     words = _exercises()[name]
@@ -55,7 +69,8 @@ def _first(name: str, answer: Any, faults: Callable[[], Iterable[str]], **values
         print(f"not answered yet: {words['task']}")
         return
     fault = next(iter(faults()), None)
-    print(f"not yet: {words['slips'][fault].format(**values)}" if fault else f"correct: {words['right']}")
+    slip = " ".join(words["slips"][fault].format(**values).split()) if fault else ""  # of an answer of many lines, too
+    print(f"not yet: {slip}" if fault else f"correct: {words['right']}")
 
 
 def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpful: pd.DataFrame) -> None:
@@ -291,3 +306,7 @@ def check_reverse_gradient(answer: Callable[..., Any]) -> None:
 def check_holm(answer: int | None) -> None:
     """Notebook 07: how many of 0.004, 0.012, 0.018, 0.03 and 0.2 are left at the level 0.05 by Holm's adjustment?"""
     _compare("holm", answer, 2, {"unadjusted": 4, "bonferroni": 1, "third": 3})
+
+
+for _name in [name for name in globals() if name.startswith("check_")]:
+    globals()[_name] = _never_stops(globals()[_name])
