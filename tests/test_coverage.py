@@ -72,9 +72,9 @@ class World:
             out[s] = expit(level + out["area"] * effects[f"{s} blind"] + frailty) * out["reference"]
         return out
 
-    def study(self, studies: int, seeds: int, n: int, rng) -> tuple[pooled.Counts, dict]:
+    def study(self, studies: int, seeds: int, n: int, rng, effects=None) -> tuple[pooled.Counts, dict]:
         """The counts of many studies, told apart by the name of their weak model, and the effects of their seeds."""
-        effects = self.seeds((studies, seeds), rng)
+        effects = effects or self.seeds((studies, seeds), rng)
         models, columns, settings = self.pairs(effects, (studies, 1, n), rng), [], []
         for student in STUDENTS:
             tax = rng.random(models[student].shape, dtype=np.float32) < models[student]
@@ -101,6 +101,7 @@ class World:
             tax, blind, even = (x.mean(axis=-1) for x in (inside + outside, inside, (inside + outside) * null))
             out[s] = {"score": blind / tax, "lift": blind / even, "score_minus_null": (blind - even) / tax}
             out[s] |= {"tax_share": tax, "student_accuracy": (right @ weight).mean(axis=-1) - tax}
+            out[s]["gap"] = ((models["ceiling"] - models["weak"]) @ weight).mean(axis=-1)
         return out
 
 
@@ -160,6 +161,36 @@ def test_intervals_of_a_difference_cover_the_truth(seeds):
         if measure in MEASURES:
             share = held(rows["low"], rows["high"], truth["explicit"][measure] - truth["implicit"][measure])
             assert 0.95 - few <= share <= min(0.95 + few, 0.995), (measure, share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_intervals_of_the_slope_cover_the_truth(seeds):
+    """Five weak models of rising skill, one ceiling; the slope of Score (less null) over the gap, all runs one point."""
+    world, rng, studies, skills = World(), np.random.default_rng(seeds), 200, np.linspace(-0.9, 0.3, 5)
+
+    def taught(shape: tuple) -> dict:  # effects (..., skills, seeds) as (..., skills * seeds)
+        effects = world.seeds((*shape[:-1], len(skills), shape[-1]), rng)
+        effects["weak"] = effects["weak"] + skills[:, None]
+        return {name: values.reshape(*shape[:-1], -1) for name, values in effects.items()}
+
+    def true_slopes(effects: dict) -> dict:  # of runs (..., n), each with its own truth
+        of = world.truth({name: values[..., None] for name, values in effects.items()})
+        ones = np.ones_like(of["explicit"]["gap"])
+        return {(s, m): pooled.slope(of[s]["gap"], of[s][m], ones) for s in STUDENTS for m in pooled.SLOPES}
+
+    counts, effects = world.study(studies, len(skills) * seeds, 600, rng, taught((studies, seeds)))
+    truth = true_slopes(effects if seeds == 1 else taught((1, 2000)))
+    run = counts.settings["seed"]
+    settings = counts.settings.assign(strong=(run // seeds).astype(str), seed=run % seeds)
+    counts = pooled.Counts(settings, counts.indicators)
+    tables = [pooled.slope_table(counts.where(settings["weak"] == k), 400) for k in range(studies)]
+    table, shares = pd.concat(tables), {}
+    for (student, measure), rows in table.groupby(["conflict", "measure"]):
+        shares[student, measure] = held(rows["low"], rows["high"], truth[student, measure])
+    print(seeds, {" ".join(key): round(share, 3) for key, share in shares.items()})
+    few = 3 * np.sqrt(0.05 * 0.95 / studies)
+    assert all(0.95 - few <= share <= min(0.95 + few, 0.995) for share in shares.values()), shares
 
 
 def test_the_truth_is_what_a_huge_study_finds():

@@ -15,6 +15,7 @@ import pandas as pd
 from w2s.analysis.scoring import (
     ESTIMATES,
     MEANS,
+    MIN_TAX,
     OF_SCORE,
     SETTING,
     comparisons,
@@ -232,13 +233,13 @@ def both_ways(counts: Counts) -> tuple[Counts, Counts]:
 def slope_table(counts: Counts, bootstrap=2000) -> pd.DataFrame:
     """The slope of Score, and of Score minus null, over the capability gap, one row a conflict and measure.
 
-    Least squares over all direct students (weak-strong pairs and seeds: points) that have a tax: slope per unit of
-    accuracy, nan with fewer than 3 gaps; mean_gap and mean are a point of the line. The interval covers test pairs and
-    seeds alone: weak-strong pairs share models, and other models would give another slope. Gaps are estimated too,
-    which flattens it.
+    Least squares over all direct students (weak-strong pairs and seeds: points, of which some `turned` round) with a
+    tax of MIN_TAX pairs: slope per unit of accuracy, nan with fewer than 3 gaps; mean_gap and mean are a point of the
+    line. The interval covers test pairs and seeds alone: weak-strong pairs share models, and other models would give
+    another slope. Gaps are estimated too, which flattens it. Coverage: docs/measurements.md.
     """
     direct, rows = counts.settings["role"] == "student", []
-    usable = counts.where(direct & counts.indicators["tax"].any(axis=1))
+    usable = counts.where(direct & (counts.sums()["tax"] >= MIN_TAX))
     for name, runs in usable.groups(["conflict"]):
         group = usable.rows(runs)
         of_runs, drawn = statistics(group.sums()), statistics(resample(group.indicators, bootstrap))
@@ -247,8 +248,10 @@ def slope_table(counts: Counts, bootstrap=2000) -> pd.DataFrame:
             slopes = (np.stack([slope(of["gap"], of[measure], w) for w in weights], axis=-1) for of in (of_runs, drawn))
             means = of_runs["gap"].mean(), of_runs[measure].mean()
             ends = over_seeds(Resampled(*slopes, effective_seeds(sizes)))
-            rows.append((name["conflict"], measure, *ends, len(runs), len(sizes), *means))
-    columns = ["conflict", "measure", "slope", "low", "high", "undefined", "points", "seeds", "mean_gap", "mean"]
+            points = len(runs), int(turned(group.sums()).sum()), len(sizes)
+            rows.append((name["conflict"], measure, *ends, *points, *means))
+    columns = ["conflict", "measure", "slope", "low", "high", "undefined", "points", "turned", "seeds"]
+    columns += ["mean_gap", "mean"]
     return pd.DataFrame(rows, columns=columns)
 
 

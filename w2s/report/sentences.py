@@ -186,7 +186,8 @@ def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
     if len(rows) < 2:
         return []
     score, above_null = (0.1 * rows.loc[measure, ["slope", "low", "high"]] for measure in ("score", "score_minus_null"))
-    counts = {"points": rows.loc["score", "points"], "seeds": rows.loc["score", "seeds"]}
+    counts = rows.loc["score", ["points", "turned", "seeds"]].to_dict()
+    counts["turned_round"] = words("slope_turned", counts) if counts["turned"] else ""
     return [words("slope", above_null, conflict=conflict, score=ranged(score, "slope"), **counts)]
 
 
