@@ -244,8 +244,8 @@ SLIPS = [
     ("holm", "two", "expected one number, got str"),
 ]
 # Whatever a student may hand in: a check says one line and goes on.
-ODD = [[], {}, "two", [None], [[1, 2], [3]], object(), np.array([]), np.array(["a"]), pd.DataFrame({"id": [1, 1]}), 1 + 2j]
-ODD += [float("nan"), torch.ones(3, requires_grad=True), pd.Series([0.5, 0.5]), b"x", {"duplicate_prompts": None}]
+ODD = [[], {}, "two", [None], [[1, 2], [3]], object(), np.array([]), np.array(["a"]), pd.DataFrame({"id": [1, 1]})]
+ODD += [1 + 2j, float("nan"), torch.ones(3, requires_grad=True), pd.Series([0.5]), b"x", {"duplicate_prompts": None}]
 ODD += [lambda: 1, lambda *_: None, lambda *_: 1 / 0, lambda *_, **__: "x", lambda *_, **__: [[1], [2, 3]], 10**400]
 SHUFFLED = mix([0.3, 0.8, 0.9, 0.6, 1.0, 1.0]).sample(frac=1, random_state=0)
 # Not the case of the notebook's own exercise, and what is printed then.

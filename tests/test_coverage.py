@@ -166,7 +166,7 @@ def test_intervals_of_a_difference_cover_the_truth(seeds):
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_intervals_of_the_slope_cover_the_truth(seeds):
-    """Five weak models of rising skill, one ceiling; the slope of Score (less null) over the gap, all runs one point."""
+    """Five weak models of rising skill, one ceiling; the slope of Score (less null) over the gap of all runs."""
     world, rng, studies, skills = World(), np.random.default_rng(seeds), 200, np.linspace(-0.9, 0.3, 5)
 
     def taught(shape: tuple) -> dict:  # effects (..., skills, seeds) as (..., skills * seeds)

@@ -107,6 +107,12 @@ def test_a_damaged_record_is_named_and_executes_again(tmp_path, capsys, content)
     assert f"{tmp_path / '.executed.json'} is damaged" in capsys.readouterr().out
 
 
+def test_a_worker_prints_what_its_terminal_lacks():
+    script = "from w2s.runs.workers import _Prepare; _Prepare().setup(None); print('run of ü😀')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert subprocess.check_output([sys.executable, "-c", script], env=environment) == b"run of \\xfc\\U0001f600\n"
+
+
 @pytest.mark.slow
 def test_a_terminal_of_few_characters_and_a_path_of_many_do(tiny_models, tmp_path):
     from conftest import small_params

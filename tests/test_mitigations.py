@@ -189,6 +189,9 @@ def test_held_out_helpful_pairs_are_fresh_or_the_reason_is_said(trained):
     assert not set(helpful["prompt"]) & set(study.data.helpful["prompt"])
     larger = data.load(study.params.model_copy(update={"n_helpful": 2 * n}))
     pd.testing.assert_frame_equal(larger.helpful.head(n), study.data.helpful)
+    exchanged = Study.open(study.params.model_copy(update={"target": "helpful"}))
+    assert set(exchanged.data.test["dimension"]) == {"helpful"}
+    assert set(remedies.held_out_helpful(exchanged)[0]["dimension"]) == {"harmless"}
     for n, words in ((0, "n_helpful is 0"), (1000, "the source has no more")):
         none, why = remedies.held_out_helpful(Study.open(study.params.model_copy(update={"n_helpful": n})))
         assert none.empty and words in why

@@ -107,7 +107,7 @@ def audit_tokens(data: StudyData, tokenizer: Any, max_length: int) -> pd.DataFra
 
     median_tokens, max_tokens: of prompt with response, both texts of each pair. truncated_share: share of pairs with
     a text over `max_length`, which loses its beginning. long_responses: pairs with a response that alone is over it.
-    spelt_special: pairs that spell a special token of the tokenizer, such as <|endoftext|>, which is then read as that token.
+    spelt_special: pairs that spell a special token of the tokenizer, such as <|endoftext|>, which is then read so.
     """
     rows = []
     for split in SPLITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -93,6 +94,13 @@ def log_error(where: Path) -> Path:
     with open(log, "a", encoding="utf-8") as file:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), traceback.format_exc(), sep="\n", file=file)
     return log
+
+
+def spell_out() -> None:
+    """Have what the encoding of the terminal lacks spelt out where this process prints, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def is_live() -> bool:

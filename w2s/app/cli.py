@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from w2s import __version__
 from w2s.app.headless import execute, plan
-from w2s.files import located, log_error
+from w2s.files import located, log_error, spell_out
 from w2s.params import HOME, ParameterError, StudyParams, read_yaml
 
 REMEDIES = {errno.ENOSPC: "; free some, or set output_dir to another disk", errno.EDQUOT: "; set output_dir elsewhere"}
@@ -24,9 +23,7 @@ BENCHMARK = HOME / "tests" / "benchmarks" / "bench.py"
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is spelt out
-            stream.reconfigure(errors="backslashreplace")
+    spell_out()
     parser = _parser()
     args, args.rest = parser.parse_known_args(argv)
     if args.rest and args.command is not run_benchmark:

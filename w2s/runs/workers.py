@@ -12,7 +12,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from w2s.fast import cpu
-from w2s.files import Progress
+from w2s.files import Progress, spell_out
 from w2s.params import ParameterError
 from w2s.runs import code, store
 from w2s.runs.execute import LACKS, RunFailed
@@ -23,6 +23,7 @@ from w2s.spec import RunSpec
 class _Prepare(WorkerPlugin):
     def setup(self, worker) -> None:
         cpu.keep_memory()
+        spell_out()
 
 
 def _code() -> dict[str, str]:
