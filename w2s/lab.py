@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from w2s.params import StudyParams
+from w2s.files import HEADLESS, write_json
+from w2s.params import ParameterError, StudyParams, differences
 from w2s.report import sentences, style
 from w2s.runs import cluster
-from w2s.spec import RunSpec
+from w2s.spec import NO_RESULT, RunSpec
 from w2s.study import Study
 
 WIDTH = 98  # of printed text, in characters
+RECORD = ".executed.json"  # in a study's folder, of `w2s run` as well: notebook -> parameters that it was executed with
+# Parameters that make no other tables and figures.
+SAME_RESULTS = {
+    "study",
+    "output_dir",
+    "also",
+    "extensions",
+    "offline",
+    "scheduler",
+    "workers",
+    "save_models",
+    *NO_RESULT,
+}
 
 
 class Lab(Study):
@@ -22,19 +38,47 @@ class Lab(Study):
 
     @classmethod
     def of(cls, cell: Mapping[str, Any]) -> Lab:
-        """The study of a notebook's globals; says which parameters differ from the defaults, and loads nothing yet.
+        """The study of a notebook's globals; says how it differs from the defaults and from results that are there.
 
         Raises:
-            ParameterError: a parameter that cannot be used.
+            ParameterError: a parameter that cannot be used, a notebook of another checkout than its kernel's package.
         """
         lab = cls(StudyParams.from_cell(cell))
         say(lab.params.changed())
+        differ = lab._differ(lab._record().values())
+        if differ and HEADLESS not in os.environ:  # else `w2s run` has said it
+            print(f"{lab.folder} holds results of {differ}: this notebook replaces its own; study = NAME keeps both")
         return lab
 
     @classmethod
     def ready(cls, cell: Mapping[str, Any]) -> Lab:
         """As `of`, with pairs and models looked up, as `Study.open` does."""
         return cls.open(cls.of(cell).params)
+
+    def _record(self) -> dict[str, dict]:
+        file = self.folder / RECORD
+        try:
+            record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            return {notebook: {**entry} for notebook, entry in record.items()}
+        except (ValueError, TypeError, AttributeError):
+            raise ParameterError(f"{file}: damaged; delete it, then w2s run executes the notebooks again") from None
+
+    def _differ(self, entries: Iterable[Mapping]) -> str:
+        given = [entry["given"] for entry in entries if "given" in entry]
+        return differences(given, self._given, SAME_RESULTS)
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return self.params.model_dump(mode="json", exclude_unset=True)
+
+    def _write_down(self, name: str) -> None:
+        """Record with which parameters the notebook was executed that a figure's or table's name begins with."""
+        record, number = self._record(), name[:2]
+        notebook = next((entry for entry in record if entry[:2] == number), number)
+        entry = record.get(notebook)
+        if HEADLESS not in os.environ and number.isdigit() and (entry is None or self._differ([entry])):
+            record[notebook] = {"files": {}, **(entry or {}), "key": None, "given": self._given}
+            write_json(self.folder / RECORD, record)
 
     def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
         """Train the runs that are not in the cache; the predictions of all, with the columns that name them."""
@@ -48,10 +92,12 @@ class Lab(Study):
         `of_models`: the caption says where low-rank adapters were trained.
         """
         style.save(axes, self.folder, name, table, caption + (sentences.mark(self.params.lora) if of_models else ""))
+        self._write_down(name)
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as tables/<name>.csv and .parquet, and return it."""
         style.save_table(table, self.folder, name)
+        self._write_down(name)
         return table
 
     def conclude(self, lines: Iterable[str], name: str) -> None:
