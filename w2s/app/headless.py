@@ -189,7 +189,8 @@ class Executed:
 
     def changes(self) -> str:
         """The parameters that differ from those of what stands in the folder, with their old and new values."""
-        return differences((entry["given"] for entry in self.record.values() if "given" in entry), self.given)
+        given = (entry["given"] for entry in self.record.values() if "given" in entry)
+        return differences(given, self.given, leave_out=("study", "output_dir"))  # the folder is the same
 
 
 def _code() -> str:
