@@ -87,23 +87,15 @@ YAML = {
 }
 
 
-@pytest.mark.parametrize(("values", "words"), BAD)
-def test_bad_values_name_key_value_and_remedy_in_one_line(values, words):
-    with pytest.raises(ParameterError) as caught:
-        StudyParams.check(values)
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words), message
-
-
-@pytest.mark.parametrize("content", YAML, ids=range(len(YAML)))
-def test_yaml_without_surprises(content, tmp_path):
+@pytest.mark.parametrize(("given", "words"), [*BAD, *YAML.items()], ids=range(len(BAD) + len(YAML)))
+def test_bad_values_and_files_name_key_value_and_remedy_in_one_line(given, words, tmp_path):
     file = tmp_path / "p.yaml"
-    if content is not None:
-        file.write_text(content)
+    if isinstance(given, str):
+        file.write_text(given)
     with pytest.raises(ParameterError) as caught:
-        StudyParams.load(file)
-    message = str(caught.value)
-    assert YAML[content] in message and str(file) in message and "\n" not in message
+        StudyParams.check(given) if isinstance(given, dict) else StudyParams.load(file)
+    message, parts = str(caught.value), words if isinstance(given, dict) else [words, str(file)]
+    assert "\n" not in message and all(part in message for part in parts), message
 
 
 def test_files_and_paths(tmp_path, monkeypatch):

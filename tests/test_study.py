@@ -1,17 +1,20 @@
-"""Opening a study: what is checked before anything is trained, and what is said of results that are there."""
+"""Opening a study: what is checked and said before anything is trained; and the walkthrough of notebook 00."""
 
 import json
 import shutil
 
+import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import small_params
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from w2s.analysis import scoring
 from w2s.app.headless import Executed
 from w2s.files import HEADLESS
 from w2s.lab import Lab
-from w2s.params import ParameterError
+from w2s.params import HOME, ParameterError
 from w2s.study import Study
 
 SIZES = {"n_gt": 2, "n_w2s": 2, "n_test": 2, "n_validation": 2, "n_helpful": 0, "conflicts": ["none", "explicit"]}
@@ -98,8 +101,10 @@ def test_results_of_other_parameters_are_named_once_and_no_others(lab_of, tmp_pa
 
 
 def test_results_by_hand_alone_are_recorded_until_a_headless_run(lab_of, tmp_path, monkeypatch):
-    lab_of(alpha=0.25)[0].conclude(["A sentence."], "04_findings")
-    assert "holds results of alpha = 0.25 (now 0.5)" in lab_of()[1] and lab_of(alpha=0.25)[1] == ""
+    changes = {"alpha": 0.25, "lora": {"rank": 2, "alpha": 4}}
+    lab_of(**changes)[0].conclude(["A sentence."], "04_findings")
+    assert lab_of(**changes)[1] == ""
+    assert "holds results of alpha = 0.25 (now 0.5), lora = {'alpha': 4.0, 'rank': 2} (now None)" in lab_of()[1]
     monkeypatch.setenv(HEADLESS, "set")
     run_headless(tmp_path / "mine", {}, "04_analysis.ipynb").drop({"04_analysis.ipynb"})
     monkeypatch.delenv(HEADLESS)
@@ -112,3 +117,26 @@ def test_a_damaged_record_is_one_line(lab_of, tmp_path, content):
     (tmp_path / "mine" / ".executed.json").write_text(content)
     with pytest.raises(ParameterError, match=r"\.executed\.json: damaged; delete it"):
         lab_of()
+
+
+def test_the_walkthrough_is_short_and_has_the_numbers_of_a_study(tiny_models, tmp_path):
+    notebook = nbformat.read(HOME / "notebooks" / "00_start_here.ipynb", 4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum(bool(line.strip()) for source in cells for line in source.splitlines()) <= 70
+    params = small_params(tiny_models, tmp_path, seeds=[1], alpha=0.7, intermediate_models=[])
+    names: dict = {}
+    exec(cells[0], names)
+    names |= params.model_dump(exclude_unset=True)
+    for source in cells[1:]:
+        exec(source, names)
+
+    lab = Lab.open(params)
+    table = lab.train(lab.direct_runs()).query("split == 'test'")
+    named = {"weak": "gold tiny-8 none", "ceiling": "gold tiny-24 none"}
+    named |= {conflict: f"student tiny-24 {conflict}" for conflict in params.conflicts}
+    who = table["role"] + " " + table["model"] + " " + table["conflict"]
+    for column, run in named.items():
+        cached = table[who == run].set_index("id")["probability"]
+        np.testing.assert_array_equal(names["P"][column].to_numpy(), cached[names["P"].index].to_numpy())
+    score = scoring.score_table(table, bootstrap=100).set_index(["strong", "conflict"])["score"]
+    np.testing.assert_equal(names["ds"], score["tiny-24", "implicit"])

@@ -19,18 +19,8 @@ from w2s.study import Study
 
 WIDTH = 98  # of printed text, in characters
 RECORD = ".executed.json"  # in a study's folder, of `w2s run` as well: notebook -> parameters that it was executed with
-# Parameters that make no other tables and figures.
-SAME_RESULTS = {
-    "study",
-    "output_dir",
-    "also",
-    "extensions",
-    "offline",
-    "scheduler",
-    "workers",
-    "save_models",
-    *NO_RESULT,
-}
+# Parameters that make no other tables and figures, beside NO_RESULT.
+HOW = ("study", "output_dir", "also", "extensions", "offline", "scheduler", "workers", "save_models")
 
 
 class Lab(Study):
@@ -40,8 +30,7 @@ class Lab(Study):
     def of(cls, cell: Mapping[str, Any]) -> Lab:
         """The study of a notebook's globals; says how it differs from the defaults and from results that are there.
 
-        Raises:
-            ParameterError: a parameter that cannot be used, a notebook of another checkout than its kernel's package.
+        Raises a ParameterError for a parameter that cannot be used, or a notebook of another checkout than w2s.
         """
         lab = cls(StudyParams.from_cell(cell))
         say(lab.params.changed())
@@ -65,28 +54,22 @@ class Lab(Study):
 
     def _differ(self, entries: Iterable[Mapping]) -> str:
         given = [entry["given"] for entry in entries if "given" in entry]
-        return differences(given, self._given, SAME_RESULTS)
-
-    @property
-    def _given(self) -> dict[str, Any]:
-        return self.params.model_dump(mode="json", exclude_unset=True)
+        return differences(given, self.params.given, leave_out=(*HOW, *NO_RESULT))
 
     def _write_down(self, name: str) -> None:
         """Record with which parameters the notebook was executed that a figure's or table's name begins with."""
         record, number = self._record(), name[:2]
         notebook = next((entry for entry in record if entry[:2] == number), number)
-        entry = record.get(notebook)
-        if HEADLESS not in os.environ and number.isdigit() and (entry is None or self._differ([entry])):
-            record[notebook] = {"files": {}, **(entry or {}), "key": None, "given": self._given}
-            write_json(self.folder / RECORD, record)
+        entry = record.get(notebook, {"files": {}, "given": {}})
+        if HEADLESS not in os.environ and number.isdigit() and (notebook not in record or self._differ([entry])):
+            entry |= {"key": None, "given": self.params.given}
+            write_json(self.folder / RECORD, record | {notebook: entry})
 
     def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
         """Train the runs that are not in the cache; the predictions of all, with the columns that name them."""
         return cluster.results(self, specs)
 
-    def show(
-        self, axes, name: str, caption: str = "", table: pd.DataFrame | None = None, of_models: bool = True
-    ) -> None:
+    def show(self, axes, name: str, caption: str = "", table: pd.DataFrame | None = None, of_models=True) -> None:
         """Save a figure, its caption and the table that it shows; the notebook draws it below the cell.
 
         `of_models`: the caption says where low-rank adapters were trained.

@@ -20,9 +20,7 @@ Conflict = Literal["none", "explicit", "implicit"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-BETA = {"dpo": 0.1, "simpo": 2.0}  # the paper's
-GAMMA = 1.0
-
+BETA, GAMMA = {"dpo": 0.1, "simpo": 2.0}, 1.0  # the paper's
 FOLDER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?$"
 RESERVED = {"runs", "hub", "bench", "con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
 CELLS = 2**31  # of a bootstrap's table of draws, samples x test pairs: 8 GiB
@@ -35,12 +33,11 @@ class ParameterError(ValueError):
 
 
 class Lora(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
-    """Low-rank adaptation (Hu et al., 2021): its rank, scale alpha, dropout, and the layers that it adapts."""
+    """Low-rank adaptation (Hu et al., 2021) of target_modules; None: of the usual ones of the architecture."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    # None: the usual ones of the architecture
     target_modules: tuple[str, ...] | None = Field(None, min_length=1, strict=False)
 
 
@@ -50,10 +47,7 @@ def about(default: Any, meaning: str, **bounds: Any) -> Any:
 
 
 class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False):
-    """Everything that a study's results depend on, checked when it is made.
-
-    `load`, `check` and `from_cell` raise a ParameterError, one line that names key, value and remedy.
-    """
+    """Everything that a study's results depend on; `load`, `check` and `from_cell` raise a ParameterError."""
 
     study: str = about("pocket", "name of the folder under outputs/", pattern=FOLDER_NAME)
     data: str = about("pocket", "pocket, hh, cai, or the path of a folder of pairs", min_length=1)
@@ -162,10 +156,15 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
         """The dimension of the conflict: the one that is not the target."""
         return "harmless" if self.target == "helpful" else "helpful"
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that were given, as JSON and YAML have them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     def changed(self) -> str:
         """One line that names every parameter that is not at its default."""
         values = self.model_dump()
-        differ = [f"{key} = {values[key]!r}" for key, f in type(self).model_fields.items() if values[key] != f.default]
+        differ = [f"{key} = {values[key]!r}" for key in self.model_dump(exclude_defaults=True)]
         return f"changed from the defaults: {', '.join(differ) or 'nothing'}"
 
     @property
@@ -176,9 +175,8 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> StudyParams:
         """Read a flat YAML file; `overrides` replace its keys."""
-        path = Path(path)
         try:
-            content = read_yaml(path.read_text(encoding="utf-8"))
+            content = read_yaml(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ParameterError(f"{path}: no such parameter file; the shipped ones are in params/") from None
         except (OSError, ValueError) as error:
@@ -186,7 +184,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ParameterError(f"{path}: not readable as YAML, lines of the form key: value ({what})") from None
         if not isinstance(content, dict):
             raise ParameterError(f"{path}: expected lines of the form key: value")
-        return cls.check({**content, **overrides}, where=str(path))
+        return cls.check({**content, **overrides}, str(path))
 
     @classmethod
     def check(cls, values: Mapping[str, Any], where: str = "parameters") -> StudyParams:
@@ -202,10 +200,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
 
     @classmethod
     def from_cell(cls, namespace: Mapping[str, Any]) -> StudyParams:
-        """The parameters of a notebook's globals: every name that is one counts; of papermill's cell, all have to be.
-
-        The notebook has to lie in the checkout of the kit that its kernel imports, or in none.
-        """
+        """The parameters among a notebook's globals; in the cell that papermill puts in, every name has to be one."""
         _check_package(Path.cwd())
         names = [*cls.model_fields]
         for source in namespace.get("In", ()):  # the cells that were run, as IPython keeps them
@@ -220,13 +215,11 @@ def _check_package(folder: Path) -> None:
     checkout = next((above for above in (folder, *folder.parents) if (above / "w2s" / "params.py").is_file()), None)
     if checkout is None or (checkout / "w2s").samefile(PACKAGE):
         return
-    if PACKAGE.parent == HOME or _code(checkout / "w2s") != _code(PACKAGE):  # a plain install may be the same code
+    both = checkout / "w2s", PACKAGE
+    here, imported = ({path.relative_to(w2s): path.read_bytes() for path in w2s.rglob("*.py")} for w2s in both)
+    if PACKAGE.parent == HOME or here != imported:  # a plain install, without notebooks, may be the same code
         remedy = f"run make lab in {checkout} and take its kernel, or install it there: pip install -e {checkout}"
         raise ParameterError(f"this kernel imports w2s from {PACKAGE}, the notebook lies in {checkout}: {remedy}")
-
-
-def _code(package: Path) -> dict[Path, bytes]:
-    return {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py")}
 
 
 def differences(results: Iterable[Mapping], now: Mapping, leave_out: Iterable[str] = ()) -> str:
@@ -271,12 +264,11 @@ def read_yaml(text: str) -> Any:
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Models as tables name them: the last part of each path, or as many as tell them apart."""
-    names, short = list(dict.fromkeys(names)), {}
-    for name in names:
-        parts = Path(name).parts
-        tails = [{Path(other).parts[-k:] for other in names if other != name} for k in range(1, len(parts) + 1)]
-        kept = next((k for k, tail in enumerate(tails, 1) if parts[-k:] not in tail), len(parts))
-        short[name] = "/".join(parts[-kept:])
+    parts, short = {name: Path(name).parts for name in names}, {}
+    for name, own in parts.items():
+        others = [other for which, other in parts.items() if which != name]
+        unique = (k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others))
+        short[name] = "/".join(own[-next(unique, len(own)) :])
     return short
 
 
@@ -294,8 +286,7 @@ def _one_line(error: ValidationError) -> str:
     if not first["loc"]:
         return message
     if first["type"] == "literal_error":
-        choices = first["ctx"]["expected"].replace(" or ", ",").split(",")
-        message = nearest(first["input"], [choice.strip(" '") for choice in choices])
+        message = nearest(first["input"], re.findall(r"'(.*?)'", first["ctx"]["expected"]))
     elif first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         message = f"unknown key {name!r}; {nearest(PEFT.get(name, name), Lora.model_fields)}"
@@ -303,6 +294,6 @@ def _one_line(error: ValidationError) -> str:
         message = "write a number such as 1.0e-6"
     elif first["type"] in ("list_type", "tuple_type") and isinstance(first["input"], str):
         message = "write a list, such as [a, b]"
-        message += " (papermill's -p gives text: use -y 'key: [a, b]')" if first["input"].startswith("[") else ""
+        message += " (papermill's -p gives text: use -y 'key: [a, b]')" * first["input"].startswith("[")
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
     return f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"

@@ -28,8 +28,8 @@ from w2s.world import OUCH, THANKS, World
 
 END = "<|endoftext|>"
 CONTEXT = 512
-RUNGS = ((27, 3), (32, 4), (40, 5), (48, 6), (64, 8))  # width of the residual stream, attention heads (8 or 9 wide)
-SIZES = {f"pocket-{width}": {"width": width, "heads": heads, "blocks": 2} for width, heads in RUNGS}
+HEADS = {27: 3, 32: 4, 40: 5, 48: 6, 64: 8}  # by the width of the residual stream; each is 8 or 9 wide
+SIZES = {f"pocket-{width}": {"width": width, "heads": heads, "blocks": 2} for width, heads in HEADS.items()}
 
 
 @dataclass(frozen=True)
