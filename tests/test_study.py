@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -92,7 +93,8 @@ def test_results_of_other_parameters_are_named_once_and_no_others(lab_of, tmp_pa
     assert line == f"{said}n_gt = 800 (now 1600), seeds = [0] (now [0, 1]){kept}"
     lab.keep(TABLE, "predictions")  # of no notebook's number
     assert lab_of(n_gt=800)[1] == ""
-    lab.keep(TABLE, "01_table")
+    lab.show(plt.figure().add_subplot(), "01_figure")
+    plt.close("all")
     assert lab_of(n_gt=800)[1] == f"{said}n_gt = 1600 (now 800), seeds = [0, 1] (now [0]){kept}"
     assert lab_of(n_gt=8)[1] == f"{said}n_gt = 1600 or 800 (now 8), seeds = [0, 1] (now [0]){kept}"
     record = Executed(folder, [], {"n_gt": 800})  # the next `w2s run` says it as well, and makes 01 anew
