@@ -94,7 +94,7 @@ def test_what_an_earlier_study_of_the_name_left_is_removed_and_said(tmp_path):
     executed(tmp_path, {"alpha": 0.5}, "one", "six")
     (tmp_path / "own.txt").write_text("of the user")
     record = Executed(tmp_path, [], {"alpha": 1.0, "data": "pairs"})
-    assert record.changes() == "alpha = 0.5 (now 1.0), data = its default (now pairs)"
+    assert record.changes() == "alpha = 0.5 (now 1.0), data = pocket (now pairs)"
     executed(tmp_path, {"alpha": 1.0, "data": "pairs"}, "one").drop({"one.ipynb"})
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".executed.json", "one.png", "own.txt"]
     assert Executed(tmp_path, [], {"alpha": 1.0, "data": "pairs"}).changes() == ""

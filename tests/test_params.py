@@ -1,19 +1,31 @@
-"""The schema of a study: what it accepts, and one clear line for what it does not."""
+"""The schema of a study: what it accepts, one clear line for what it does not; files of every kind, fuzzed."""
 
-from pathlib import Path
+import ast
+import math
+import re
+import shutil
 
+import nbformat
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from w2s.params import HOME, ParameterError, StudyParams, located
+from w2s import params as schema
+from w2s.app import cli
+from w2s.lab import Lab
+from w2s.params import HOME, PACKAGE, ParameterError, StudyParams, located
+from w2s.spec import SPLITS
+from w2s.study import SAME_NAME
 
 SHIPPED = sorted((HOME / "params").glob("*.yaml"))
-
-
+FIELDS = StudyParams.model_fields
+LORA = {"rank": 4, "alpha": 8}
 BAD = [
     ({"treshold": 0.8}, ["treshold", "0.8", "threshold"]),
     ({"threshold": 2}, ["threshold", "2", "less than 1"]),
     ({"threshold": "high"}, ["threshold", "high", "number"]),
+    ({"learning_rate": "1e-6"}, ["learning_rate", "'1e-6'", "write a number such as 1.0e-6"]),
     ({"n_gt": "4"}, ["n_gt", "'4'", "integer"]),
     ({"n_gt": 4.5}, ["n_gt", "4.5", "integer"]),
     ({"epochs": True}, ["epochs", "True", "integer"]),
@@ -33,12 +45,14 @@ BAD = [
     ({"sft_epochs": 2}, ["sft_epochs = 2", "method reward has no sft_epochs"]),
     ({"confidence": "implicit_reward"}, ["confidence", "implicit_reward", "method reward", "paper or calibrated"]),
     ({"weak_filter": "gold"}, ["weak_filter", "'gold'", "choose one of", "gold_oracle"]),
-    ({"lora": {"rank": 0, "alpha": 8}}, ["lora.rank", "0", "greater than or equal to 1"]),
+    ({"lora": LORA | {"rank": 0}}, ["lora.rank", "0", "greater than or equal to 1"]),
     ({"lora": {"rank": 4}}, ["lora.alpha", "required"]),
-    ({"lora": {"rank": 4, "alpha": 8, "layers": 2}}, ["lora", "layers", "2"]),
-    ({"lora": {"rank": 4, "alpha": 8, "dropout": 1.0}}, ["lora.dropout", "1.0", "less than 1"]),
+    ({"lora": LORA | {"layers": 2}}, ["lora", "layers", "2"]),
+    ({"lora": LORA | {"dropout": 1.0}}, ["lora.dropout", "1.0", "less than 1"]),
+    ({"lora": LORA | {"rank": "0100"}}, ["lora.rank", "'0100'", "integer"]),
+    ({"lora": LORA | {"alpha": "1_0"}}, ["lora.alpha", "'1_0'", "write a number"]),
     ({"lora": {"r": 8}}, ["lora", "unknown key 'r'", "did you mean 'rank'?"]),
-    ({"lora": {"rank": 4, "alpha": 8, "target_modules": "all-linear"}}, ["target_modules", "all-linear", "[a, b]"]),
+    ({"lora": LORA | {"target_modules": "all-linear"}}, ["target_modules", "all-linear", "[a, b]"]),
     ({"seeds": [-1]}, ["seeds", "-1", "greater than or equal to 0"]),
     ({"seeds": [2**70]}, ["seeds", str(2**70), "less than 4294967296"]),
     ({"seeds": "[0, 1]"}, ["seeds", "[0, 1]", "papermill", "-y 'key: [a, b]'"]),
@@ -53,25 +67,35 @@ BAD = [
     ({"output_dir": "a\0b"}, ["output_dir", "NUL"]),
     ({"data": "x" * 256}, ["data", "1 to 255 bytes"]),
     ({"weak_models": ["\ud800"]}, ["weak_models", "half a character"]),
+    ({"frozen": True, "extensions": ["controls"]}, ["extensions = ['controls']", "do not ship", "leave them out"]),
 ]
+YAML = {
+    "n_gt: 5\nn_gt: 6": "'n_gt' stands there 2 times",
+    "n_gt: 0100": "n_gt = '0100'",
+    "n_gt: 1_000": "n_gt = '1_000'",
+    "n_gt: 1:30": "n_gt = '1:30'",
+    "offline: yes": "offline = 'yes'",
+    "alpha: .inf": "alpha = '.inf'",
+    "alpha: !!python/object/apply:os.getcwd []": "not readable as YAML",
+    "lora: {rank: 1, rank: 2, alpha: 3}": "'rank' stands there 2 times",
+    "[" * 5000: "not readable as YAML",
+    "a: [&x [*x]]": "unknown parameter 'a'",
+    "- a\n- b\n": "expected lines of the form key: value",
+    "study: [unclosed\n": "not readable as YAML",
+    "just text\n": "expected lines of the form key: value",
+    None: "no such parameter file; the shipped ones are in params/",
+}
 
 
-@pytest.mark.parametrize(("values", "words"), BAD)
-def test_bad_values_name_key_value_and_remedy_in_one_line(values, words):
-    with pytest.raises(ParameterError) as caught:
-        StudyParams.check(values)
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words), message
-
-
-@pytest.mark.parametrize("content", ["- a\n- b\n", "study: [unclosed\n", "just text\n"])
-def test_a_file_that_is_no_mapping_or_not_there(content, tmp_path):
+@pytest.mark.parametrize(("given", "words"), [*BAD, *YAML.items()], ids=range(len(BAD) + len(YAML)))
+def test_bad_values_and_files_name_key_value_and_remedy_in_one_line(given, words, tmp_path):
     file = tmp_path / "p.yaml"
-    with pytest.raises(ParameterError, match="no such parameter file"):
-        StudyParams.load(file)
-    file.write_text(content)
-    with pytest.raises(ParameterError, match=r"p\.yaml"):
-        StudyParams.load(file)
+    if isinstance(given, str):
+        file.write_text(given)
+    with pytest.raises(ParameterError) as caught:
+        StudyParams.check(given) if isinstance(given, dict) else StudyParams.load(file)
+    message, parts = str(caught.value), words if isinstance(given, dict) else [words, str(file)]
+    assert "\n" not in message and all(part in message for part in parts), message
 
 
 def test_files_and_paths(tmp_path, monkeypatch):
@@ -86,19 +110,19 @@ def test_files_and_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
-def test_every_shipped_file_is_valid_and_comments_every_key(path: Path):
+def test_every_shipped_file_is_valid_and_comments_every_key(path):
     StudyParams.load(path)
     lines = path.read_text().splitlines()
     keys = [i for i, line in enumerate(lines) if line and line[0].isalpha()]
     assert keys and [lines[i] for i in keys if not lines[i - 1].startswith("#")] == []
-    assert path.stem != "pocket" or set(yaml.safe_load(path.read_text())) == set(StudyParams.model_fields)
+    assert path.stem != "pocket" or set(yaml.safe_load(path.read_text())) == set(FIELDS)
 
 
 PAPER = [path for path in SHIPPED if path.name.startswith("paper_")]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.name)
-def test_paper_files_have_the_papers_recipe_and_say_what_they_are(path: Path):
+def test_paper_files_have_the_papers_recipe_and_say_what_they_are(path):
     """Numbers of arXiv 2406.11431: 4,000 pairs each, batch 32, context 512, alpha 0.5, T 0.75; the rest by method."""
     p, method = StudyParams.load(path), path.stem.split("_")[1]
     assert p.n_gt == p.n_w2s == p.n_helpful == p.n_test == 4000
@@ -118,34 +142,23 @@ def test_paper_files_have_the_papers_recipe_and_say_what_they_are(path: Path):
 
 
 def test_the_papers_experiments_are_all_there():
-    grids = {(m, f) for m in ("reward", "simpo", "dpo") for f in ("gpt2", "opt")}
-    grids |= {("reward", "mistral"), ("simpo", "mistral"), ("highconf_reward", "gpt2"), ("highconf_simpo", "gpt2")}
-    grids |= {("bootstrap", "opt27"), ("bootstrap", "opt67")}
-    assert {path.stem for path in PAPER} == {f"paper_{method}_{family}" for method, family in grids}
+    grids = {f"{method}_{family}" for method in ("reward", "simpo", "dpo") for family in ("gpt2", "opt")}
+    grids |= {"reward_mistral", "simpo_mistral", "highconf_reward_gpt2", "highconf_simpo_gpt2"}
+    grids |= {"bootstrap_opt27", "bootstrap_opt67"}
+    assert {path.stem for path in PAPER} == {f"paper_{grid}" for grid in grids}
     assert "pocket" in {path.stem for path in SHIPPED}
 
 
-YAML = {
-    "n_gt: 5\nn_gt: 6": "'n_gt' stands there 2 times",
-    "n_gt: 0100": "n_gt = '0100'",
-    "n_gt: 1_000": "n_gt = '1_000'",
-    "n_gt: 1:30": "n_gt = '1:30'",
-    "offline: yes": "offline = 'yes'",
-    "alpha: .inf": "alpha = '.inf'",
-    "alpha: !!python/object/apply:os.getcwd []": "not readable as YAML",
-    "lora: {rank: 1, rank: 2, alpha: 3}": "'rank' stands there 2 times",
-    "[" * 5000: "not readable as YAML",
-    "a: [&x [*x]]": "unknown parameter 'a'",
-}
-
-
-@pytest.mark.parametrize("content", YAML, ids=range(len(YAML)))
-def test_yaml_without_surprises(content, tmp_path):
-    file = tmp_path / "p.yaml"
-    file.write_text(content)
-    with pytest.raises(ParameterError) as caught:
-        StudyParams.load(file)
-    assert YAML[content] in str(caught.value) and "\n" not in str(caught.value)
+def test_every_parameter_is_read_outside_the_schema():
+    """As params.KEY of a study's parameters, or by a list of names: accepted and ignored would be a defect."""
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "params.py"]
+    for path in (HOME / "notebooks").glob("*.ipynb"):
+        sources += [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
+    params = re.compile(r"(.*\.)?(params|p)|studies\[-?\d\]\[0\]")
+    read = {node.attr for node in nodes if isinstance(node.ctx, ast.Load) and params.fullmatch(ast.unparse(node.value))}
+    assert sum('getattr(params, f"n_{split}")' in source for source in sources) >= 2
+    assert FIELDS.keys() - read - {*SAME_NAME} - {f"n_{split}" for split in SPLITS} == set()
 
 
 def test_a_name_that_papermill_puts_in_has_to_be_a_parameter():
@@ -153,3 +166,80 @@ def test_a_name_that_papermill_puts_in_has_to_be_a_parameter():
     with pytest.raises(ParameterError, match="unknown parameter 'n_tset' = 50; did you mean 'n_test'?"):
         StudyParams.from_cell(cell)
     assert StudyParams.from_cell(cell | {"In": ["n_tset = 50"]}).n_test == 40  # the user's own variable
+
+
+def test_a_notebook_of_another_checkout_than_the_kernels_package_is_refused(tmp_path, monkeypatch):
+    notebooks = tmp_path / "other" / "notebooks"
+    notebooks.mkdir(parents=True)
+    monkeypatch.chdir(notebooks)
+    assert Lab.of({}).params == StudyParams()  # copied somewhere without a w2s/ beside it
+    shutil.copytree(
+        PACKAGE, tmp_path / "other" / "w2s", ignore=shutil.ignore_patterns("ladder", "frozen", "__pycache__")
+    )
+    with pytest.raises(ParameterError) as caught:
+        Lab.of({})
+    message = str(caught.value)
+    assert f"imports w2s from {PACKAGE}, the notebook lies in {tmp_path / 'other'}: run make lab in" in message
+    assert "\n" not in message
+    monkeypatch.setattr(schema, "HOME", notebooks)  # as where the package is installed by itself
+    assert StudyParams.from_cell({"n_test": 40}).n_test == 40  # the same code
+    (tmp_path / "other" / "w2s" / "lab.py").write_text("edited")
+    with pytest.raises(ParameterError, match="this kernel imports w2s from"):
+        StudyParams.from_cell({})
+    monkeypatch.chdir(HOME / "notebooks")
+    assert StudyParams.from_cell({}) == StudyParams()
+
+
+ODD = ["0100", "1_000", "yes", "off", "1:30", "2026-01-01", ".inf", "-.inf", ".nan", "~", "0x1F", "1e3", "+5", "''"]
+ODD += ["!!python/name:os.system", "&a [*a]", "{<<: {alpha: 1}}", "[1, [2, [3]]]", "none", "null", "True", "- x", "|"]
+ODD += ["{rank: 0100, alpha: 8}", "{rank: 4, alpha: 1_0}"]
+WORDS = ["none", "explicit", "dpo", "simpo", "pocket-27", "cpu", "gold", "all-linear", "con", "a\0b"]
+scalars = st.none() | st.booleans() | st.integers() | st.integers(0, 50) | st.floats() | st.text(max_size=20)
+scalars |= st.sampled_from(WORDS)
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=8), v, max_size=3))
+keys = st.sampled_from(sorted(FIELDS)) | st.text(max_size=12)
+lines = st.tuples(keys, st.sampled_from(ODD) | values.map(lambda v: yaml.safe_dump(v, default_flow_style=True).strip()))
+contents = st.lists(lines, max_size=6).map(lambda ls: "\n".join(f"{k}: {v}" for k, v in ls).encode("utf-8", "replace"))
+contents |= st.binary(max_size=60) | st.dictionaries(keys, values, max_size=4).map(lambda d: yaml.safe_dump(d).encode())
+
+
+def used_or_refused(content: bytes, folder, capsys) -> None:
+    """A file is used as it is meant, or refused in one line with status 2."""
+    file = folder / "p.yaml"
+    file.write_bytes(content)
+    try:
+        params = StudyParams.load(file)
+    except ParameterError as error:
+        assert "\n" not in str(error) and str(file) in str(error), content
+        assert cli.main(["fetch", str(file)]) == 2, content
+        assert capsys.readouterr().err.strip().count("\n") == 0
+        return
+    meant = yaml.load(content, yaml.BaseLoader) or {}  # every scalar as the text that it is
+    used = params.model_dump(mode="json", exclude_unset=True)
+    assert all(same_as_meant(value, meant[key]) for key, value in used.items()), content
+    assert StudyParams.check(params.model_dump(exclude_unset=True)) == params
+
+
+def same_as_meant(value, text) -> bool:
+    if isinstance(value, list):
+        return len(value) == len(text) and all(map(same_as_meant, value, text))
+    if isinstance(value, dict):
+        return all(same_as_meant(value[key], text[key]) for key in text)
+    if isinstance(value, bool) or value is None:
+        return text.lower() in {True: ["true"], False: ["false"], None: ["null", "~", ""]}[value]
+    if isinstance(value, int | float):
+        plain = not (isinstance(value, int) and re.match(r"[-+]?0.", text))
+        return math.isfinite(value) and value == float(text) and "_" not in text and plain
+    return value == text
+
+
+@pytest.mark.parametrize("examples", [150, pytest.param(1500, marks=pytest.mark.slow)])
+def test_parameter_files(examples, tmp_path, capsys):
+    @settings(
+        max_examples=examples, suppress_health_check=[*HealthCheck], deadline=None, derandomize=True, database=None
+    )
+    @given(content=contents)
+    def check(content):
+        used_or_refused(content, tmp_path, capsys)
+
+    check()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from w2s.params import StudyParams
+from w2s.files import HEADLESS, write_json
+from w2s.params import ParameterError, StudyParams, differences
 from w2s.report import sentences, style
 from w2s.runs import cluster
-from w2s.spec import RunSpec
+from w2s.spec import NO_RESULT, RunSpec
 from w2s.study import Study
 
 WIDTH = 98  # of printed text, in characters
+RECORD = ".executed.json"  # in a study's folder, of `w2s run` as well: notebook -> parameters that it was executed with
+# Parameters that make no other tables and figures, beside NO_RESULT.
+HOW = ("study", "output_dir", "also", "extensions", "offline", "scheduler", "workers", "save_models")
 
 
 class Lab(Study):
@@ -22,13 +28,15 @@ class Lab(Study):
 
     @classmethod
     def of(cls, cell: Mapping[str, Any]) -> Lab:
-        """The study of a notebook's globals; says which parameters differ from the defaults, and loads nothing yet.
+        """The study of a notebook's globals; says how it differs from the defaults and from results that are there.
 
-        Raises:
-            ParameterError: a parameter that cannot be used.
+        Raises a ParameterError for a parameter that cannot be used, or a notebook of another checkout than w2s.
         """
         lab = cls(StudyParams.from_cell(cell))
         say(lab.params.changed())
+        differ = lab._differ(lab._record().values())
+        if differ and HEADLESS not in os.environ:  # else `w2s run` has said it
+            print(f"{lab.folder} holds results of {differ}: this notebook replaces its own; study = NAME keeps both")
         return lab
 
     @classmethod
@@ -36,22 +44,43 @@ class Lab(Study):
         """As `of`, with pairs and models looked up, as `Study.open` does."""
         return cls.open(cls.of(cell).params)
 
+    def _record(self) -> dict[str, dict]:
+        file = self.folder / RECORD
+        try:
+            record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            return {notebook: {**entry} for notebook, entry in record.items()}
+        except (ValueError, TypeError, AttributeError):
+            raise ParameterError(f"{file}: damaged; delete it, then w2s run executes the notebooks again") from None
+
+    def _differ(self, entries: Iterable[Mapping]) -> str:
+        given = [entry["given"] for entry in entries if "given" in entry]
+        return differences(given, self.params.given, leave_out=(*HOW, *NO_RESULT))
+
+    def _write_down(self, name: str) -> None:
+        """Record with which parameters the notebook was executed that a figure's or table's name begins with."""
+        record, number = self._record(), name[:2]
+        notebook = next((entry for entry in record if entry[:2] == number), number)
+        entry = record.get(notebook, {"files": {}, "given": {}})
+        if HEADLESS not in os.environ and number.isdigit() and (notebook not in record or self._differ([entry])):
+            entry |= {"key": None, "given": self.params.given}
+            write_json(self.folder / RECORD, record | {notebook: entry})
+
     def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
         """Train the runs that are not in the cache; the predictions of all, with the columns that name them."""
         return cluster.results(self, specs)
 
-    def show(
-        self, axes, name: str, caption: str = "", table: pd.DataFrame | None = None, of_models: bool = True
-    ) -> None:
+    def show(self, axes, name: str, caption: str = "", table: pd.DataFrame | None = None, of_models=True) -> None:
         """Save a figure, its caption and the table that it shows; the notebook draws it below the cell.
 
         `of_models`: the caption says where low-rank adapters were trained.
         """
         style.save(axes, self.folder, name, table, caption + (sentences.mark(self.params.lora) if of_models else ""))
+        self._write_down(name)
 
     def keep(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as tables/<name>.csv and .parquet, and return it."""
         style.save_table(table, self.folder, name)
+        self._write_down(name)
         return table
 
     def conclude(self, lines: Iterable[str], name: str) -> None:

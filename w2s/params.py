@@ -13,127 +13,99 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from w2s.files import HOME as HOME
-from w2s.files import PACKAGE as PACKAGE
-from w2s.files import located
+from w2s.files import HOME, PACKAGE, located
 
 POCKET = ["pocket-27", "pocket-32", "pocket-40", "pocket-48", "pocket-64"]
 Conflict = Literal["none", "explicit", "implicit"]
-Method = Literal["reward", "dpo", "simpo"]
-Dimension = Literal["harmless", "helpful"]
-Extension = Literal["controls", "mitigations"]
-TaxReference = Literal["none", "ceiling"]
-BETA = {"dpo": 0.1, "simpo": 2.0}  # the paper's
-GAMMA = 1.0
-
-
+Count = Annotated[int, Field(ge=2, le=10**7)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+BETA, GAMMA = {"dpo": 0.1, "simpo": 2.0}, 1.0  # the paper's
+FOLDER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?$"
 RESERVED = {"runs", "hub", "bench", "con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
 CELLS = 2**31  # of a bootstrap's table of draws, samples x test pairs: 8 GiB
 PEFT = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "modules": "target_modules"}  # its names
+METHOD_HAS_NO = {"reward": ("beta", "gamma", "sft_learning_rate", "sft_epochs"), "dpo": ("gamma",), "simpo": ()}
 
 
 class ParameterError(ValueError):
     """A parameter that cannot be used; its text is one line with the key, the value, the remedy."""
 
 
-class Lora(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """Low-rank adaptation (Hu et al., 2021): its rank, scale alpha, dropout, and the layers that it adapts."""
+class Lora(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
+    """Low-rank adaptation (Hu et al., 2021) of target_modules; None: of the usual ones of the architecture."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | None = Field(None, min_length=1)  # None: the usual ones of the architecture
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1, strict=False)
+
+
+def about(default: Any, meaning: str, **bounds: Any) -> Any:
+    """A parameter's default, its meaning (which the report shows), and its bounds as pydantic's Field takes them."""
+    return Field(default, description=meaning, **bounds)
 
 
 class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False):
-    """Everything that a study's results depend on, checked when it is made.
+    """Everything that a study's results depend on; `load`, `check` and `from_cell` raise a ParameterError."""
 
-    `load`, `check` and `from_cell` raise a ParameterError, one line that names key, value and remedy.
-    """
-
-    study: str = Field(
-        "pocket",
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?$",
-        description="name of the folder under outputs/",
+    study: str = about("pocket", "name of the folder under outputs/", pattern=FOLDER_NAME)
+    data: str = about("pocket", "pocket, hh, cai, or the path of a folder of pairs", min_length=1)
+    data_dir: str | None = about(None, "folder of the HH or CAI files, instead of the hub")
+    target: Literal["harmless", "helpful"] = about(
+        "harmless", "dimension that is supervised; the other one is the conflict"
     )
-    data: str = Field("pocket", min_length=1, description="pocket, hh, cai, or the path of a folder of pairs")
-    data_dir: str | None = Field(None, description="folder of the HH or CAI files, instead of the hub")
-    target: Dimension = Field("harmless", description="dimension that is supervised; the other one is the conflict")
-    bad_pairs: Literal["error", "drop"] = Field("error", description="what to do with a pair that cannot be used")
-    method: Method = Field("reward", description="how the models are trained")
-    weak_models: list[str] = Field(POCKET[:4], min_length=1, description="supervisors")
-    strong_models: list[str] = Field(POCKET[1:], min_length=1, description="students and ceilings")
-    intermediate_models: list[str] = Field(
-        POCKET[2:4], description="teachers between weak and strong, for bootstrapping"
+    bad_pairs: Literal["error", "drop"] = about("error", "what to do with a pair that cannot be used")
+    method: Literal["reward", "dpo", "simpo"] = about("reward", "how the models are trained")
+    weak_models: list[str] = about(POCKET[:4], "supervisors", min_length=1)
+    strong_models: list[str] = about(POCKET[1:], "students and ceilings", min_length=1)
+    intermediate_models: list[str] = about(POCKET[2:4], "teachers between weak and strong, for bootstrapping")
+    conflicts: list[Conflict] = about([*get_args(Conflict)], "conflicts of the students", min_length=1)
+    seeds: list[Seed] = about([0], "one repetition of every run for each seed", min_length=1)
+    n_gt: Count = about(1600, "pairs with gold labels, for weak models and ceilings")
+    n_w2s: Count = about(1600, "pairs that the weak model labels")
+    n_helpful: int = about(400, "pairs of the conflicting dimension", ge=0, le=10**7)
+    n_validation: Count = about(400, "gold pairs for choices and calibration, never for results")
+    n_test: Count = about(1280, "pairs that every figure is measured on")
+    alpha: float = about(0.5, "weight of the explicit conflict", ge=0, le=1000)
+    beta: float | None = about(None, "scale of the implicit reward; None: 0.1 for dpo, 2 for simpo", gt=0, le=1000)
+    gamma: float | None = about(None, "target margin of simpo; None: 1", ge=0, le=1000)
+    weak_filter: Literal["none", "confidence", "gold_oracle"] = about(
+        "none", "which weak-labelled pairs are kept: those with confidence at the threshold or above"
     )
-    conflicts: list[Conflict] = Field([*get_args(Conflict)], min_length=1, description="conflicts of the students")
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
-        [0], min_length=1, description="one repetition of every run for each seed"
+    confidence: Literal["paper", "implicit_reward", "calibrated"] = about(
+        "paper", "what turns a margin into a probability"
     )
-    n_gt: int = Field(1600, ge=2, le=10**7, description="pairs with gold labels, for weak models and ceilings")
-    n_w2s: int = Field(1600, ge=2, le=10**7, description="pairs that the weak model labels")
-    n_helpful: int = Field(400, ge=0, le=10**7, description="pairs of the conflicting dimension")
-    n_validation: int = Field(
-        400, ge=2, le=10**7, description="gold pairs for choices and calibration, never for results"
+    threshold: float = about(0.75, "confidence from which a pair is known", ge=0.5, lt=1)
+    known_by: Literal["confidence", "gold"] = about("confidence", "known by max(P, 1-P) or by P")
+    extensions: list[Literal["controls", "mitigations"]] = about(
+        [], "notebooks beyond the five: controls (06), mitigations (07)"
     )
-    n_test: int = Field(1280, ge=2, le=10**7, description="pairs that every figure is measured on")
-    alpha: float = Field(0.5, ge=0, le=1000, description="weight of the explicit conflict")
-    beta: float | None = Field(
-        None, gt=0, le=1000, description="scale of the implicit reward; None: 0.1 for dpo, 2 for simpo"
+    tax_reference: Literal["none", "ceiling"] = about("none", "the conflict tax is counted against this run")
+    bootstrap: int = about(2000, "bootstrap samples behind each interval", ge=10)
+    learning_rate: Rate = about(4.5e-4, "Adam's peak learning rate")
+    epochs: int = about(1, "passes over the training pairs", ge=1, le=1000)
+    sft_learning_rate: Rate | None = about(None, "peak rate of the warm start; None: the same")
+    sft_epochs: int | None = about(None, "passes of the warm start of dpo and simpo; None: 1", ge=1, le=1000)
+    lora: Lora | None = about(None, "train low-rank adapters instead of all weights")
+    batch_pairs: int = about(32, "pairs in one optimizer step", ge=1, le=10**6)
+    max_length: int = about(512, "longest text in tokens; the beginning is cut", ge=8, le=10**6)
+    tokens_per_batch: int = about(4096, "token budget of a forward pass; changes speed, not results", ge=8, le=10**9)
+    device: str = about("auto", "where to compute", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    dtype: Literal["float32", "bfloat16"] = about("float32", "precision of the forward pass; weights stay float32")
+    gradient_checkpointing: bool = about(False, "less memory, a third more time, the same results")
+    threads: int = about(1, "CPU threads of one run", ge=1, le=1024)
+    shards: int = about(1, "devices that one run is sharded over (FSDP); with device cpu, processes", ge=1, le=1024)
+    workers: int = about(2, "runs that train at the same time", ge=1, le=1024)
+    scheduler: str | None = about(
+        None, "address of a Dask scheduler, instead of local workers", pattern=r"^(tcp|tls)://.+"
     )
-    gamma: float | None = Field(None, ge=0, le=1000, description="target margin of simpo; None: 1")
-    weak_filter: Literal["none", "confidence", "gold_oracle"] = Field(
-        "none", description="which weak-labelled pairs are kept: those with confidence at the threshold or above"
-    )
-    confidence: Literal["paper", "implicit_reward", "calibrated"] = Field(
-        "paper", description="what turns a margin into a probability"
-    )
-    threshold: float = Field(0.75, ge=0.5, lt=1, description="confidence from which a pair is known")
-    known_by: Literal["confidence", "gold"] = Field("confidence", description="known by max(P, 1-P) or by P")
-    extensions: list[Extension] = Field([], description="notebooks beyond the five: controls (06), mitigations (07)")
-    tax_reference: TaxReference = Field("none", description="the conflict tax is counted against this run")
-    bootstrap: int = Field(2000, ge=10, description="bootstrap samples behind each interval")
-    learning_rate: float = Field(4.5e-4, gt=0, lt=1, description="Adam's peak learning rate")
-    epochs: int = Field(1, ge=1, le=1000, description="passes over the training pairs")
-    sft_learning_rate: float | None = Field(None, gt=0, lt=1, description="peak rate of the warm start; None: the same")
-    sft_epochs: int | None = Field(
-        None, ge=1, le=1000, description="passes of the warm start of dpo and simpo; None: 1"
-    )
-    lora: Lora | None = Field(None, description="train low-rank adapters instead of all weights")
-    batch_pairs: int = Field(32, ge=1, le=10**6, description="pairs in one optimizer step")
-    max_length: int = Field(512, ge=8, le=10**6, description="longest text in tokens; the beginning is cut")
-    tokens_per_batch: int = Field(
-        4096, ge=8, le=10**9, description="token budget of a forward pass; changes speed, not results"
-    )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="where to compute")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the forward pass; weights stay float32"
-    )
-    gradient_checkpointing: bool = Field(False, description="less memory, a third more time, the same results")
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of one run")
-    shards: int = Field(
-        1, ge=1, le=1024, description="devices that one run is sharded over (FSDP); with device cpu, processes"
-    )
-    workers: int = Field(2, ge=1, le=1024, description="runs that train at the same time")
-    scheduler: str | None = Field(
-        None, pattern=r"^(tcp|tls)://.+", description="address of a Dask scheduler, instead of local workers"
-    )
-    save_models: bool = Field(False, description="keep each trained model beside its predictions")
-    frozen: bool = Field(False, description="take the predictions that ship with the kit, and train nothing")
-    also: list[str] = Field([], description="parameter files that w2s run executes as well, after this one")
-    show_text: bool = Field(True, description="show examples of the pairs in the notebooks")
-    offline: bool = Field(False, description="look nothing up; every model and dataset must have been fetched")
-    output_dir: str = Field("outputs", min_length=1, description="where results go; relative to the kit's folder")
-
-    @field_validator("learning_rate", "sft_learning_rate", "alpha", "beta", "gamma", "threshold", mode="before")
-    @classmethod
-    def _read_exponent(cls, value: Any) -> Any:
-        """YAML reads 1e-6 (no dot) as text: read it as the number that was meant."""
-        if isinstance(value, str):
-            if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
-                raise ValueError("write a number such as 1.0e-6")
-            return float(value)
-        return value
+    save_models: bool = about(False, "keep each trained model beside its predictions")
+    frozen: bool = about(False, "take the predictions that ship with the kit, and train nothing")
+    also: list[str] = about([], "parameter files that w2s run executes as well, after this one")
+    show_text: bool = about(True, "show examples of the pairs in the notebooks")
+    offline: bool = about(False, "look nothing up; every model and dataset must have been fetched")
+    output_dir: str = about("outputs", "where results go; relative to the kit's folder", min_length=1)
 
     @field_validator("study")
     @classmethod
@@ -164,18 +136,15 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     @model_validator(mode="after")
     def _cross_checks(self) -> StudyParams:
         if self.bootstrap * self.n_test > CELLS:
-            most = CELLS // self.n_test
-            raise ValueError(
-                f"bootstrap = {self.bootstrap}: with n_test = {self.n_test}, {most} fit into memory; lower it"
-            )
+            fit = f"with n_test = {self.n_test}, {CELLS // self.n_test} fit into memory"
+            raise ValueError(f"bootstrap = {self.bootstrap}: {fit}; lower it")
         if "none" not in self.conflicts:
             raise ValueError("conflicts: add none, the student that the others are compared with")
         if self.data == "pocket" and self.data_dir:
             raise ValueError("data_dir: the pocket world needs no folder; leave data_dir out, or set data to hh or cai")
         if self.frozen and self.extensions:
             raise ValueError(f"extensions = {self.extensions}: their runs do not ship; leave them out, or frozen")
-        ignored = {"reward": ("beta", "gamma", "sft_learning_rate", "sft_epochs"), "dpo": ("gamma",), "simpo": ()}
-        for key in ignored[self.method]:
+        for key in METHOD_HAS_NO[self.method]:
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: method {self.method} has no {key}; leave it out")
         if self.method == "reward" and self.confidence == "implicit_reward":
@@ -187,10 +156,15 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
         """The dimension of the conflict: the one that is not the target."""
         return "harmless" if self.target == "helpful" else "helpful"
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that were given, as JSON and YAML have them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     def changed(self) -> str:
         """One line that names every parameter that is not at its default."""
         values = self.model_dump()
-        differ = [f"{key} = {values[key]!r}" for key, f in type(self).model_fields.items() if values[key] != f.default]
+        differ = [f"{key} = {values[key]!r}" for key in self.model_dump(exclude_defaults=True)]
         return f"changed from the defaults: {', '.join(differ) or 'nothing'}"
 
     @property
@@ -201,9 +175,8 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> StudyParams:
         """Read a flat YAML file; `overrides` replace its keys."""
-        path = Path(path)
         try:
-            content = read_yaml(path.read_text(encoding="utf-8"))
+            content = read_yaml(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ParameterError(f"{path}: no such parameter file; the shipped ones are in params/") from None
         except (OSError, ValueError) as error:
@@ -211,7 +184,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ParameterError(f"{path}: not readable as YAML, lines of the form key: value ({what})") from None
         if not isinstance(content, dict):
             raise ParameterError(f"{path}: expected lines of the form key: value")
-        return cls.check({**content, **overrides}, where=str(path))
+        return cls.check({**content, **overrides}, str(path))
 
     @classmethod
     def check(cls, values: Mapping[str, Any], where: str = "parameters") -> StudyParams:
@@ -227,16 +200,37 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
 
     @classmethod
     def from_cell(cls, namespace: Mapping[str, Any]) -> StudyParams:
-        """Build the parameters from a notebook's globals: every name that is a parameter counts.
-
-        Of the cell that papermill puts in, every name has to be one.
-        """
-        names = [key for key in cls.model_fields if key in namespace]
+        """The parameters among a notebook's globals; in the cell that papermill puts in, every name has to be one."""
+        _check_package(Path.cwd())
+        names = [*cls.model_fields]
         for source in namespace.get("In", ()):  # the cells that were run, as IPython keeps them
             if source.startswith("# Parameters\n"):
-                targets = [t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
-                names += [t.id for t in targets if isinstance(t, ast.Name) and t.id not in names]
+                nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+                names += [node.id for node in nodes if isinstance(node.ctx, ast.Store)]
         return cls.check({key: namespace[key] for key in names if key in namespace}, "parameters cell")
+
+
+def _check_package(folder: Path) -> None:
+    """Stop a notebook that lies in one checkout of the kit while its kernel imports another, with another outputs/."""
+    checkout = next((above for above in (folder, *folder.parents) if (above / "w2s" / "params.py").is_file()), None)
+    if checkout is None or (checkout / "w2s").samefile(PACKAGE):
+        return
+    both = checkout / "w2s", PACKAGE
+    here, imported = ({path.relative_to(w2s): path.read_bytes() for path in w2s.rglob("*.py")} for w2s in both)
+    if PACKAGE.parent == HOME or here != imported:  # a plain install, without notebooks, may be the same code
+        remedy = f"run make lab in {checkout} and take its kernel, or install it there: pip install -e {checkout}"
+        raise ParameterError(f"this kernel imports w2s from {PACKAGE}, the notebook lies in {checkout}: {remedy}")
+
+
+def differences(results: Iterable[Mapping], now: Mapping, leave_out: Iterable[str] = ()) -> str:
+    """The parameters that earlier results were given otherwise, with old and new values; left out means default."""
+    defaults = StudyParams().model_dump(mode="json")
+    now, earlier, words = defaults | {**now}, [defaults | {**given} for given in results], []
+    for key in sorted({key for given in (now, *earlier) for key in given}.difference(leave_out)):
+        others = {str(given.get(key)) for given in earlier if given.get(key) != now.get(key)}
+        if others:
+            words.append(f"{key} = {' or '.join(sorted(others))} (now {now.get(key)})")
+    return ", ".join(words)
 
 
 class _Strict(yaml.SafeLoader):
@@ -270,12 +264,11 @@ def read_yaml(text: str) -> Any:
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Models as tables name them: the last part of each path, or as many as tell them apart."""
-    names, short = list(dict.fromkeys(names)), {}
-    for name in names:
-        parts = Path(name).parts
-        tails = [{Path(other).parts[-k:] for other in names if other != name} for k in range(1, len(parts) + 1)]
-        kept = next((k for k, tail in enumerate(tails, 1) if parts[-k:] not in tail), len(parts))
-        short[name] = "/".join(parts[-kept:])
+    parts, short = {name: Path(name).parts for name in names}, {}
+    for name, own in parts.items():
+        others = [other for which, other in parts.items() if which != name]
+        unique = (k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others))
+        short[name] = "/".join(own[-next(unique, len(own)) :])
     return short
 
 
@@ -293,14 +286,14 @@ def _one_line(error: ValidationError) -> str:
     if not first["loc"]:
         return message
     if first["type"] == "literal_error":
-        choices = first["ctx"]["expected"].replace(" or ", ",").split(",")
-        message = nearest(first["input"], [choice.strip(" '") for choice in choices])
-    if first["type"] == "extra_forbidden":
+        message = nearest(first["input"], re.findall(r"'(.*?)'", first["ctx"]["expected"]))
+    elif first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
-        fields = list(Lora.model_fields)
-        message = f"unknown key {name!r}; {nearest(PEFT.get(name, name), fields)}"
-    if first["type"] in ("list_type", "tuple_type") and isinstance(first["input"], str):
+        message = f"unknown key {name!r}; {nearest(PEFT.get(name, name), Lora.model_fields)}"
+    elif first["type"] == "float_type":
+        message = "write a number such as 1.0e-6"
+    elif first["type"] in ("list_type", "tuple_type") and isinstance(first["input"], str):
         message = "write a list, such as [a, b]"
-        message += " (papermill's -p gives text: use -y 'key: [a, b]')" if first["input"].startswith("[") else ""
+        message += " (papermill's -p gives text: use -y 'key: [a, b]')" * first["input"].startswith("[")
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
     return f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"

@@ -62,15 +62,10 @@ class RunSpec:
     @cached_property
     def identity(self) -> dict:
         """The fields that change the result; one at its default is left out, so that a new field leaves old names."""
-        identity = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name not in NO_RESULT and (f.name in ALWAYS or value != f.default):
-                identity[f.name] = _plain(value)
-        if self.lora:
-            identity["lora"] = self.lora.model_dump()
-            if self.lora.dropout:  # the order of its random draws
-                identity["tokens_per_batch"] = self.tokens_per_batch
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name not in NO_RESULT}
+        identity = {name: _plain(v) for name, (v, default) in values.items() if name in ALWAYS or v != default}
+        if self.lora and self.lora.dropout:  # the order of its random draws
+            identity["tokens_per_batch"] = self.tokens_per_batch
         return identity
 
     @cached_property
@@ -101,4 +96,6 @@ def _plain(value):
     """A field as it stands in an identity: a run by its own identity."""
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
+    if isinstance(value, Lora):
+        return value.model_dump()
     return value.identity if isinstance(value, RunSpec) else value

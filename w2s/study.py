@@ -16,10 +16,9 @@ from w2s.params import BETA, GAMMA, ParameterError, StudyParams, short_names
 from w2s.spec import SPLITS, RunSpec
 
 LABELS = ("weak", "gold", "own", "shuffled", "random")
-# Parameters of a study that are fields of its runs under the same name.
 SAME_NAME = ("learning_rate", "epochs", "lora", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
-SAME_NAME += ("gradient_checkpointing", "shards")
-TAGS = ("role", "model", "teacher", "via", "conflict", "seed")
+SAME_NAME += ("gradient_checkpointing", "shards")  # parameters that are fields of a run under the same name
+OTHER = {"gt": "w2s", "w2s": "gt"}  # the split that the teacher of one on the other has not seen
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ class Study:
     def open(cls, params: StudyParams) -> Study:
         """Load the pairs and check that the models are there; trains nothing.
 
-        Raises:
-            ParameterError: something that is not there (or not fetched, with `offline`), a tokenizer that does
-                not belong to its model, a response longer than max_length while bad_pairs is "error".
+        Raises a ParameterError for something that is not there (or not fetched, with `offline`), a tokenizer that does
+        not belong to its model, a response longer than max_length while bad_pairs is "error".
         """
         study = cls(params)
         if params.root.exists() and not params.root.is_dir():
@@ -62,10 +60,6 @@ class Study:
     def short(self, name: str) -> str:
         """A model's name as tables have it."""
         return short_names(self.models)[name]
-
-    def _tags(self, role: str, model: str, teacher: str, via: str, conflict: str, seed: int) -> dict:
-        short = [self.short(name) if name else "" for name in (model, teacher, via)]
-        return dict(zip(TAGS, [role, *short, conflict, seed], strict=True))
 
     @property
     def root(self) -> Path:
@@ -99,8 +93,8 @@ class Study:
         """
         link = self.gold(weak, seed)
         for name in [middle] if isinstance(middle, str) else middle:
-            link = self._spec(name, _other(link.split), seed, "none", link)
-        return self._spec(strong, _other(link.split), seed, conflict, link, **changes)
+            link = self._spec(name, OTHER[link.split], seed, "none", link)
+        return self._spec(strong, OTHER[link.split], seed, conflict, link, **changes)
 
     def control(self, weak: str, strong: str, labels: str, conflict: str, seed: int, **changes) -> RunSpec:
         """A student on `w2s` with labels of one of LABELS: weak, gold, its own ceiling's, or weak ones dealt out anew.
@@ -122,8 +116,8 @@ class Study:
         fields["device"] = "cpu" if p.frozen else str(models.choose_device(p.device))  # shipped runs were trained there
         if teacher and p.weak_filter != "none":
             fields |= {"keep": p.weak_filter, "keep_threshold": p.threshold, "keep_by": p.confidence}
-        identity = (model, models.fingerprint(model), self.data.fingerprint, split, seed, conflict)
-        spec = RunSpec(*identity, teacher=teacher, **fields | changes)
+        named = (model, models.fingerprint(model), self.data.fingerprint, split, seed, conflict)
+        spec = RunSpec(*named, teacher=teacher, **fields | changes)
         return spec if p.method == "reward" else self._preference(spec)
 
     def _preference(self, spec: RunSpec) -> RunSpec:
@@ -157,10 +151,16 @@ class Study:
         every = itertools.product(self.model_pairs, self.params.intermediate_models)
         return [(weak, m, strong) for (weak, strong), m in every if size(weak) < size(m) < size(strong)]
 
+    def _tags(self, role: str, seed: int, conflict: str, model: str, teacher: str = "", via: str = "") -> dict:
+        """The columns that name a run in the predictions table."""
+        short = {"model": model, "teacher": teacher, "via": via}
+        short = {column: self.short(name) if name else "" for column, name in short.items()}
+        return {"role": role, **short, "conflict": conflict, "seed": seed}
+
     def gold_runs(self, names: list[str]) -> dict[RunSpec, dict]:
-        """Gold-trained runs with the columns that name them in the predictions table."""
+        """Gold-trained runs with the columns that name them."""
         each = itertools.product(self.params.seeds, dict.fromkeys(names))
-        return {self.gold(m, seed): self._tags("gold", m, "", "", "none", seed) for seed, m in each}
+        return {self.gold(model, seed): self._tags("gold", seed, "none", model) for seed, model in each}
 
     def student_runs(self) -> dict[RunSpec, dict]:
         """One student for every pair of models, conflict and seed; a ParameterError where helpful pairs are missing."""
@@ -169,15 +169,13 @@ class Study:
             remedy = "raise it, or leave implicit out of conflicts"
             raise ParameterError(f"n_helpful = {p.n_helpful}: the implicit conflict needs helpful pairs; {remedy}")
         each = itertools.product(p.seeds, self.model_pairs, p.conflicts)
-        return {self.student(w, s, c, seed): self._tags("student", s, w, "", c, seed) for seed, (w, s), c in each}
+        return {self.student(w, s, c, seed): self._tags("student", seed, c, s, w) for seed, (w, s), c in each}
 
     def bootstrapped_runs(self) -> dict[RunSpec, dict]:
         """One bootstrapped student for every chain, conflict and seed."""
         each = itertools.product(self.params.seeds, self.chains, self.params.conflicts)
-        return {
-            self.bootstrapped(w, m, s, c, seed): self._tags("bootstrapped", s, m, w, c, seed)
-            for seed, (w, m, s), c in each
-        }
+        named = {(*chain, c, seed): self._tags("bootstrapped", seed, c, *chain[::-1]) for seed, chain, c in each}
+        return {self.bootstrapped(*run): tags for run, tags in named.items()}
 
     def direct_runs(self) -> dict[RunSpec, dict]:
         """Every run of notebooks 02 and 03: weak models, ceilings, and students of weak models."""
@@ -188,16 +186,12 @@ class Study:
         return self.direct_runs() | self.bootstrapped_runs()
 
 
-def _other(split: str) -> str:
-    return "w2s" if split == "gt" else "gt"
-
-
 def _check_lengths(texts: pd.DataFrame, name: str, tokenizer, most: int) -> None:
     """Stop at a response (columns id, side, text) that is longer than `most` tokens by itself."""
     ids = tokenizer(texts["text"].tolist(), add_special_tokens=False)["input_ids"]
-    for row, n in zip(texts.itertuples(), map(len, ids), strict=True):
-        if n > most:
-            raise ParameterError(
-                f"max_length = {most}: the {row.side} response of {row.id} has {n} tokens with the tokenizer of "
-                f"{name!r}; raise max_length, or set bad_pairs: drop to cut its beginning"
-            )
+    long = texts.assign(tokens=[len(row) for row in ids]).query("tokens > @most")
+    if len(long):
+        row = long.iloc[0]
+        what = f"the {row.side} response of {row.id} has {row.tokens} tokens with the tokenizer of {name!r}"
+        remedy = "raise max_length, or set bad_pairs: drop to cut its beginning"
+        raise ParameterError(f"max_length = {most}: {what}; {remedy}")

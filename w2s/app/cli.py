@@ -96,7 +96,7 @@ def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict
     if args.output_dir:
         overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
     params = StudyParams.load(path, **overrides)
-    return params, params.model_dump(mode="json", exclude_unset=True)
+    return params, params.given
 
 
 def read_all(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any]]]:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from w2s.files import HEADLESS, duration, log_error, sweep, write_json, write_table
-from w2s.params import HOME, PACKAGE, ParameterError, StudyParams
+from w2s.params import HOME, PACKAGE, ParameterError, StudyParams, differences
 
 NOTEBOOKS = HOME / "notebooks"
 TRAINING = ("01", "02", "03")  # the notebooks that a study of shipped predictions goes without
@@ -189,11 +189,8 @@ class Executed:
 
     def changes(self) -> str:
         """The parameters that differ from those of what stands in the folder, with their old and new values."""
-        before = next((entry.get("given", self.given) for entry in self.record.values()), self.given)
-        keys = [key for key in sorted({*before, *self.given}) if before.get(key) != self.given.get(key)]
-        return ", ".join(
-            f"{key} = {before.get(key, 'its default')} (now {self.given.get(key, 'that')})" for key in keys
-        )
+        given = (entry["given"] for entry in self.record.values() if "given" in entry)
+        return differences(given, self.given, leave_out=("study", "output_dir"))  # the folder is the same
 
 
 def _code() -> str:
