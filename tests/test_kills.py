@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from conftest import small_params
 
+from w2s import files
 from w2s.params import HOME
 
 pytestmark = pytest.mark.slow
@@ -30,8 +32,11 @@ LEFT = ("*.tmp", "*.part", "*.old", "*.failed")
 class Kit:
     """One study in a folder of its own, run by `w2s run` in processes that can be told from all others."""
 
+    marks: ClassVar[set[str]] = set()
+
     def __init__(self, models, folder: Path, **changes):
         self.root, self.mark = folder / "out", uuid4().hex
+        self.marks.add(self.mark)
         params = small_params(models, self.root, conflicts=["none", "explicit"], bootstrap=20, **changes)
         self.study, self.file = self.root / params.study, folder / f"{params.study}.yaml"
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +77,9 @@ class Kit:
         assert [path for pattern in LEFT for path in self.root.rglob(pattern)] == []
 
     def wait_for(self, what, process: subprocess.Popen) -> None:
-        for _ in range(1200):
-            if what() or process.poll() is not None:
-                break
+        until = time.monotonic() + 300
+        while not what():
+            assert process.poll() is None and time.monotonic() < until, process.log.read_text(encoding="utf-8")
             time.sleep(0.05)
         assert process.poll() is None, process.log.read_text(encoding="utf-8")
 
@@ -83,6 +88,16 @@ def ended(process: subprocess.Popen, timeout: float = 600) -> str:
     """What a process has printed, once it is over; the ones that it started may still live."""
     process.wait(timeout)
     return process.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def end_what_is_left():
+    """A test that fails leaves no process of its own behind."""
+    Kit.marks.clear()
+    yield
+    for process in psutil.process_iter():
+        if _environment(process).get(MARK) in Kit.marks:
+            process.kill()
 
 
 def _environment(process: psutil.Process) -> dict:
@@ -193,27 +208,41 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize(
-    "moment", ["runs/*.part/log.jsonl", "small/02_weak_training.ipynb", "small/tables/04_scores.csv"]
-)
+MOMENTS = ["runs/*.part/log.jsonl", "small/02_weak_training.ipynb", "small/tables/04_scores.csv"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_full_disk_is_one_line_and_the_cache_stays_sound(tiny_models, tmp_path, undisturbed, moment):
     with small_disk(tmp_path / "disk", "64m") as disk:
         kit = Kit(tiny_models, disk)
         process = kit.start()
         kit.wait_for(lambda: list(kit.root.glob(moment)), process)
-        with open(disk / "filler", "wb", buffering=0) as filler:
-            try:
-                while True:
-                    filler.write(bytes(4096))
-            except OSError:
-                pass
+        filler = fill(disk)
         text = ended(process, 300)
         assert process.returncode == 1 and "Traceback" not in text, text
         assert "No space left" in text or "disk" in text.splitlines()[-1], text
-        (disk / "filler").unlink()
+        filler.unlink()
         kit.run()
         kit.no_leftovers()
         assert kit.tables() == undisturbed
+
+
+def fill(disk: Path) -> Path:
+    with open(disk / "filler", "wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    return disk / "filler"
+
+
+def test_a_failure_on_a_full_disk_says_its_own_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "gettempdir", lambda: str(tmp_path))
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk)
+        try:
+            raise RuntimeError("its own cause")
+        except RuntimeError:
+            assert files.log_error(disk / "study") == tmp_path / "w2s_error.log"
+    assert "RuntimeError: its own cause" in (tmp_path / "w2s_error.log").read_text()
 
 
 def test_two_commands_for_one_study_and_two_studies_of_the_same_runs(tiny_models, tmp_path, undisturbed):
