@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import numpy as np
@@ -19,31 +20,41 @@ import pytest
 import yaml
 from conftest import small_params
 
+from w2s import files
 from w2s.params import HOME
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("W2S_KILLS", "50"))
 MARK = "W2S_TEST_MARK"  # in the environment of every process of a study
+WITH_WORKERS = "runs/tiny-16-*.part/log.jsonl"  # notebook 02 has one run alone to train, and needs none
 LEFT = ("*.tmp", "*.part", "*.old", "*.failed")
 
 
 class Kit:
     """One study in a folder of its own, run by `w2s run` in processes that can be told from all others."""
 
+    marks: ClassVar[set[str]] = set()
+
     def __init__(self, models, folder: Path, **changes):
         self.root, self.mark = folder / "out", uuid4().hex
+        self.marks.add(self.mark)
         params = small_params(models, self.root, conflicts=["none", "explicit"], bootstrap=20, **changes)
         self.study, self.file = self.root / params.study, folder / f"{params.study}.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         self.file.write_text(yaml.safe_dump(params.model_dump()), encoding="utf-8")
 
     def start(self, *more: str, command=(sys.executable, "-m", "w2s.app.cli", "run")) -> subprocess.Popen:
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([*command, str(self.file), *more], env=os.environ | {MARK: self.mark}, **streams)
+        # Into a file: a pipe would wait for every process that has inherited it, and so hide the ones left behind.
+        path = self.file.with_name(f"{uuid4().hex}.log")
+        with open(path, "w", encoding="utf-8") as log:
+            process = subprocess.Popen([*command, str(self.file), *more], env=os.environ | {MARK: self.mark},
+                                       stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
+        process.log = path
+        return process
 
     def run(self, *more: str) -> str:
         process = self.start(*more)
-        text = process.communicate(timeout=600)[0]
+        text = ended(process)
         assert process.returncode == 0, text
         return text
 
@@ -51,7 +62,11 @@ class Kit:
         return [p for p in psutil.process_iter() if _environment(p).get(MARK) == self.mark]
 
     def nothing_is_left(self) -> None:
-        assert psutil.wait_procs(self.processes(), timeout=10)[1] == []
+        for _ in range(100):
+            if not (left := self.processes()):
+                return
+            time.sleep(0.1)
+        assert left == []
 
     def tables(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted((self.study / "tables").glob("*"))}
@@ -63,11 +78,27 @@ class Kit:
         assert [path for pattern in LEFT for path in self.root.rglob(pattern)] == []
 
     def wait_for(self, what, process: subprocess.Popen) -> None:
-        for _ in range(1200):
-            if what() or process.poll() is not None:
-                break
+        until = time.monotonic() + 300
+        while not what():
+            assert process.poll() is None and time.monotonic() < until, process.log.read_text(encoding="utf-8")
             time.sleep(0.05)
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.log.read_text(encoding="utf-8")
+
+
+def ended(process: subprocess.Popen, timeout: float = 600) -> str:
+    """What a process has printed, once it is over; the ones that it started may still live."""
+    process.wait(timeout)
+    return process.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def end_what_is_left():
+    """A test that fails leaves no process of its own behind."""
+    Kit.marks.clear()
+    yield
+    for process in psutil.process_iter():
+        if _environment(process).get(MARK) in Kit.marks:
+            process.kill()
 
 
 def _environment(process: psutil.Process) -> dict:
@@ -78,10 +109,16 @@ def _environment(process: psutil.Process) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_models, tmp_path_factory):
-    kit = Kit(tiny_models, tmp_path_factory.mktemp("undisturbed"))
+def whole(tiny_models, tmp_path_factory) -> tuple[dict[str, bytes], float]:
+    """The tables of an undisturbed study, and how many seconds it took."""
+    kit, start = Kit(tiny_models, tmp_path_factory.mktemp("undisturbed")), time.monotonic()
     kit.run()
-    return kit.tables()
+    return kit.tables(), time.monotonic() - start
+
+
+@pytest.fixture
+def undisturbed(whole):
+    return whole[0]
 
 
 def victim(kit: Kit, process: subprocess.Popen, rng) -> tuple[str, psutil.Process]:
@@ -94,20 +131,22 @@ def victim(kit: Kit, process: subprocess.Popen, rng) -> tuple[str, psutil.Proces
     return kind, kinds[kind]
 
 
-def test_random_kills_lose_nothing(tiny_models, tmp_path, undisturbed):
+def test_random_kills_lose_nothing(tiny_models, tmp_path, whole):
+    undisturbed, seconds = whole
     rng, kills, studies, where = np.random.default_rng(0), 0, 0, {}
     kit, done = Kit(tiny_models, tmp_path / "0", workers=2), {}
     while kills < KILLS:
         process = kit.start()
         try:
-            process.communicate(timeout=rng.uniform(1, 20))
+            process.wait(rng.uniform(1, seconds / 3))
         except subprocess.TimeoutExpired:
             kind, target = victim(kit, process, rng)
-            how = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]) if kind == "main" else signal.SIGKILL
-            phase = f"{kind} in {'training' if list(kit.root.glob('runs/*.part')) else 'notebook or start'}"
+            how = signal.Signals(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+            phase = f"{kind} {how.name} after {len(list(kit.study.glob('*.ipynb')))} notebooks"
+            phase += ", in training" if list(kit.root.glob("runs/*.part")) else ""
             kills, where[phase] = kills + 1, where.get(phase, 0) + 1
             target.send_signal(how)
-            text = process.communicate(timeout=120)[0]
+            text = ended(process, 120)
             assert "Traceback" not in text, text
         kit.nothing_is_left()
         now = kit.finished()
@@ -119,19 +158,35 @@ def test_random_kills_lose_nothing(tiny_models, tmp_path, undisturbed):
             assert kit.tables() == undisturbed and {name: kit.finished()[name] for name in done} == done
             studies += 1
             kit, done = Kit(tiny_models, tmp_path / str(studies), workers=2), {}
-    print(f"{kills} kills survived over {studies} studies: {where}")
+    print(
+        f"{kills} kills survived over {studies} studies:",
+        *sorted(f"{n} x {phase}" for phase, n in where.items()),
+        sep="\n",
+    )
 
 
 def test_a_killed_worker_costs_its_run_a_second_start_alone(tiny_models, tmp_path):
     kit = Kit(tiny_models, tmp_path, workers=2, epochs=30)
     process = kit.start()
-    kit.wait_for(lambda: list(kit.root.glob("runs/*.part/log.jsonl")), process)
+    kit.wait_for(lambda: list(kit.root.glob(WITH_WORKERS)), process)
     workers = [p for p in kit.processes() if "spawn_main" in " ".join(p.cmdline())]
     assert len(workers) == 2
     workers[0].kill()
-    text = process.communicate(timeout=600)[0]
+    text = ended(process, 600)
     assert process.returncode == 0 and "Traceback" not in text, text
+    assert len(kit.finished()) == 12
     kit.no_leftovers()
+    kit.nothing_is_left()
+
+
+def test_workers_end_with_a_main_process_that_is_killed(tiny_models, tmp_path):
+    kit = Kit(tiny_models, tmp_path, workers=2, epochs=30)
+    process = kit.start()
+    kit.wait_for(lambda: list(kit.root.glob(WITH_WORKERS)), process)
+    assert sum("spawn_main" in " ".join(other.cmdline()) for other in kit.processes()) == 2
+    process.kill()
+    process.wait(10)
+    kit.nothing_is_left()
 
 
 def test_without_its_scheduler_a_study_ends_in_a_line_and_goes_on_later(tiny_models, tmp_path):
@@ -146,7 +201,7 @@ def test_without_its_scheduler_a_study_ends_in_a_line_and_goes_on_later(tiny_mod
     cluster.kill()
     for child in children:
         child.kill()
-    text = process.communicate(timeout=120)[0]
+    text = ended(process, 120)
     done = kit.finished()
     assert process.returncode == 1 and "Traceback" not in text and done
     assert address in text.splitlines()[-2] and "start them, and this, again" in text
@@ -166,33 +221,47 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize(
-    "moment", ["runs/*.part/log.jsonl", "small/02_weak_training.ipynb", "small/tables/04_scores.csv"]
-)
+MOMENTS = ["runs/*.part/log.jsonl", "small/02_weak_training.ipynb", "small/tables/04_scores.csv"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_full_disk_is_one_line_and_the_cache_stays_sound(tiny_models, tmp_path, undisturbed, moment):
     with small_disk(tmp_path / "disk", "64m") as disk:
         kit = Kit(tiny_models, disk)
         process = kit.start()
         kit.wait_for(lambda: list(kit.root.glob(moment)), process)
-        with open(disk / "filler", "wb", buffering=0) as filler:
-            try:
-                while True:
-                    filler.write(bytes(4096))
-            except OSError:
-                pass
-        text = process.communicate(timeout=300)[0]
+        filler = fill(disk)
+        text = ended(process, 300)
         assert process.returncode == 1 and "Traceback" not in text, text
         assert "No space left" in text or "disk" in text.splitlines()[-1], text
-        (disk / "filler").unlink()
+        filler.unlink()
         kit.run()
         kit.no_leftovers()
         assert kit.tables() == undisturbed
 
 
+def fill(disk: Path) -> Path:
+    with open(disk / "filler", "wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    return disk / "filler"
+
+
+def test_a_failure_on_a_full_disk_says_its_own_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "gettempdir", lambda: str(tmp_path))
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk)
+        try:
+            raise RuntimeError("its own cause")
+        except RuntimeError:
+            assert files.log_error(disk / "study") == tmp_path / "w2s_error.log"
+    assert "RuntimeError: its own cause" in (tmp_path / "w2s_error.log").read_text()
+
+
 def test_two_commands_for_one_study_and_two_studies_of_the_same_runs(tiny_models, tmp_path, undisturbed):
     kit, other = Kit(tiny_models, tmp_path), Kit(tiny_models, tmp_path, study="other")
     processes = [kit.start(), kit.start(), other.start()]
-    texts = [process.communicate(timeout=900)[0] for process in processes]
+    texts = [ended(process, 900) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], texts
     assert sum("waiting for small: " in text for text in texts[:2]) == 1, texts
     assert kit.tables() == undisturbed and other.tables() == undisturbed
@@ -204,7 +273,7 @@ def test_a_notebook_in_jupyter_beside_the_command(tiny_models, tmp_path, undistu
     papermill = [sys.executable, "-m", "papermill", "--cwd", str(HOME / "notebooks")]
     books = [str(HOME / "notebooks" / "03_strong_training.ipynb"), str(tmp_path / "copy.ipynb"), "-f"]
     process, beside = kit.start(), kit.start(command=(*papermill, *books))
-    texts = [each.communicate(timeout=600)[0] for each in (process, beside)]
+    texts = [ended(each, 600) for each in (process, beside)]
     assert (process.returncode, beside.returncode) == (0, 0), texts
     assert kit.tables() == undisturbed
 
@@ -215,7 +284,7 @@ def test_a_model_that_vanishes_costs_one_line_and_no_finished_run(tiny_models, t
     process = kit.start()
     kit.wait_for(kit.finished, process)
     shutil.rmtree(models[2])
-    text = process.communicate(timeout=600)[0]
+    text = ended(process, 600)
     assert process.returncode in (1, 2) and "Traceback" not in text and str(models[2]) in text, text
     done = kit.finished()
     shutil.copytree(tiny_models[2], models[2])

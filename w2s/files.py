@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
 
 import psutil
@@ -88,12 +89,22 @@ def write_table(path: Path, table) -> None:
 
 
 def log_error(where: Path) -> Path:
-    """Append the traceback of the present exception to error.log in a folder, which is returned."""
-    log = where / "error.log"
-    where.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), traceback.format_exc(), sep="\n", file=file)
-    return log
+    """Append the traceback of the present exception to error.log in a folder, and return that file.
+
+    Where the folder cannot be written, as on a full disk, it lies in the folder for temporary files.
+    """
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n"
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        return _append(where / "error.log", text)
+    except OSError:
+        return _append(Path(gettempdir()) / "w2s_error.log", text)
+
+
+def _append(path: Path, text: str) -> Path:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+    return path
 
 
 def spell_out() -> None:

@@ -15,6 +15,7 @@ from w2s.app.headless import execute, plan
 from w2s.files import located, log_error, spell_out
 from w2s.params import HOME, ParameterError, StudyParams, read_yaml
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # fails what was asked rightly
 REMEDIES = {errno.ENOSPC: "; free some, or set output_dir to another disk", errno.EDQUOT: "; set output_dir elsewhere"}
 REMEDIES |= dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), "; set output_dir to a folder that you may write")
 REMEDIES |= {errno.ENOTDIR: "; a file is where a folder should be: name another", errno.EISDIR: "; name a file"}
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"w2s: {where}{(error.strerror or str(error)).lower()}{REMEDIES.get(error.errno, '')}", file=sys.stderr)
-        return 2
+        return 1 if error.errno in FULL else 2
     except ValueError as error:  # ParameterError among them
         print(f"w2s: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

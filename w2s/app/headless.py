@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -106,6 +107,8 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
         print(f"w2s: see {copy}; finished runs are kept", file=sys.stderr)
         return False
     except Exception as error:  # of the kernel or what speaks to it, such as DeadKernelError
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # the command line has the remedy
+            raise
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print(f"w2s: {source.name}: {cause}{' (out of memory?)' if 'Dead' in cause else ''}; finished runs are kept; "
               f"see {log_error(copy.parent)}", file=sys.stderr)  # fmt: skip
