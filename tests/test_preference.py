@@ -293,6 +293,9 @@ def test_a_small_study_trains_every_run(study, trained):
     assert np.isfinite(test.margin).all() and test.groupby("run").margin.std().min() > 0
     by = {"dpo": 1 / 50, "simpo": 1.0}[study.params.method]
     np.testing.assert_allclose(trained.probability, predict.sigmoid(by * trained.margin), rtol=1e-6)
+    assert set(trained.probability_by) == {study.params.confidence}
+    stored = store.load_predictions(next(iter(study.student_runs())), study.root)
+    assert "probability" not in stored and "margin" in stored  # nobody has said yet what makes one of the other
     students = test[test.role == "student"].pivot(index="id", columns="conflict", values="margin")
     assert set(students) == {"none", "explicit", "implicit"} and students.T.duplicated().sum() == 0
 

@@ -93,6 +93,8 @@ def inverse_temperature(margin) -> float:
 def with_probability(table: pd.DataFrame, confidence: str, method: str, beta: float | None = None) -> pd.DataFrame:
     """The predictions of one run or of many (column run), with margin, probability and correct by `confidence`.
 
+    The column probability_by says by which.
+
     A margin is multiplied, before the sigmoid, with PAPER_SCALE (paper), beta (implicit_reward), or the inverse
     temperature of the run's own gold validation pairs (calibrated). For dpo, the latter two are against the reference.
     """
@@ -103,4 +105,4 @@ def with_probability(table: pd.DataFrame, confidence: str, method: str, beta: fl
         of_run = runs == run
         by = inverse_temperature(out.loc[of_run & validation, "margin"]) if confidence == "calibrated" else fixed
         out.loc[of_run, "probability"] = sigmoid(by * out.loc[of_run, "margin"])
-    return out.assign(correct=out["margin"] > 0)
+    return out.assign(correct=out["margin"] > 0, probability_by=confidence)

@@ -170,7 +170,10 @@ def load_model(spec: RunSpec, root: Path):
 
 
 def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> pd.DataFrame:
-    """The predictions table of one split; with log-probabilities and tokens where the model has no reward unit."""
+    """The predictions table of one split; with log-probabilities and tokens where the model has no reward unit.
+
+    These have no probability yet: `predict.with_probability` makes one by the study's confidence, and says by which.
+    """
     how = (tokenizer, spec.max_length, 2 * spec.tokens_per_batch, getattr(torch, spec.dtype))
     if spec.method == "reward":
         return predict(model, pairs, *how)
@@ -178,4 +181,5 @@ def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> p
     if spec.method == "dpo":
         table["reference_margin"] = reference_margins(spec, root, table["id"])
     method = "simpo" if spec.method == "simpo" else "dpo"  # a warm start is scored as its policy would be
-    return predictions(table["id"], margins_of(table, method, spec.against_reference)).merge(table, on="id")
+    of_margins = predictions(table["id"], margins_of(table, method, spec.against_reference))
+    return of_margins.drop(columns="probability").merge(table, on="id")

@@ -154,4 +154,4 @@ def _score(spec: RunSpec, root: Path, pairs: pd.DataFrame) -> pd.DataFrame:
         return scored(spec, spec)
     policy = scored(spec, spec.start)  # as a warm start is scored: log-probabilities, without a reference
     held = scored(spec.start, spec.start)["margin"] if spec.against_reference else 0.0
-    return predictions(policy["id"], (policy["margin"] - held).to_numpy())
+    return predictions(policy["id"], (policy["margin"] - held).to_numpy()).drop(columns="probability")
