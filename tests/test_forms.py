@@ -1,6 +1,7 @@
 """Pairs and models of other forms: read rightly, or refused in one line before anything runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -112,6 +113,17 @@ def test_a_source_of_both_dimensions(tmp_path):
             and not data.helpful["chosen"].str.startswith(f" {best}").any()
         )
         assert not set(data.helpful["prompt"]) & set(data.gt["prompt"])
+
+
+def test_a_model_without_weights_or_with_pointers_to_them_is_refused_before_anything_is_trained(tiny_models, tmp_path):
+    shutil.copytree(tiny_models[0], tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(ParameterError, match=r"model.safetensors is a pointer of Git LFS; run git lfs pull in"):
+        models.matching_tokenizer(str(tmp_path / "model"))
+    weights.unlink()
+    with pytest.raises(ParameterError, match="has no weights: neither model.safetensors nor pytorch_model.bin"):
+        models.matching_tokenizer(str(tmp_path / "model"))
 
 
 def test_a_pointer_of_git_lfs_says_how_to_get_the_file(tmp_path):

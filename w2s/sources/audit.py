@@ -14,11 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from w2s.sources import TABLES
+from w2s.sources import LFS, TABLES
 from w2s.world import render
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
-LFS = b"version https://git-lfs.github.com/spec"
 CHAT = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "[/INST]")
 RESPONSES = {"response_0", "response_1"}  # of PKU-SafeRLHF, with the ids of the better and of the safer one
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
