@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +25,16 @@ from w2s import files
 from w2s.params import HOME
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("W2S_KILLS", "50"))
+WHOLE = (sys.executable, "-m", "w2s.app.cli", "run")
+TRAIN = (sys.executable, "-c", """if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    from w2s.params import StudyParams, read_yaml
+    from w2s.runs import cluster
+    from w2s.study import Study
+    study = Study.open(StudyParams.check(read_yaml(Path(sys.argv[1]))))
+    cluster.results(study, study.all_runs())
+""")  # fmt: skip
 MARK = "W2S_TEST_MARK"  # in the environment of every process of a study
 WITH_WORKERS = "runs/tiny-16-*.part/log.jsonl"  # notebook 02 has one run alone to train, and needs none
 LEFT = ("*.tmp", "*.part", "*.old", "*.failed")
@@ -43,7 +53,7 @@ class Kit:
         folder.mkdir(parents=True, exist_ok=True)
         self.file.write_text(yaml.safe_dump(params.model_dump()), encoding="utf-8")
 
-    def start(self, *more: str, command=(sys.executable, "-m", "w2s.app.cli", "run")) -> subprocess.Popen:
+    def start(self, *more: str, command=WHOLE) -> subprocess.Popen:
         # Into a file: a pipe would wait for every process that has inherited it, and so hide the ones left behind.
         path = self.file.with_name(f"{uuid4().hex}.log")
         with open(path, "w", encoding="utf-8") as log:
@@ -70,6 +80,9 @@ class Kit:
 
     def tables(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted((self.study / "tables").glob("*"))}
+
+    def predictions(self) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in self.root.glob("runs/*/predictions.parquet")}
 
     def finished(self) -> dict[str, int]:
         return {path.parent.name: path.stat().st_mtime_ns for path in self.root.glob("runs/*/DONE")}
@@ -109,16 +122,16 @@ def _environment(process: psutil.Process) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_models, tmp_path_factory) -> tuple[dict[str, bytes], float]:
-    """The tables of an undisturbed study, and how many seconds it took."""
-    kit, start = Kit(tiny_models, tmp_path_factory.mktemp("undisturbed")), time.monotonic()
+def whole(tiny_models, tmp_path_factory) -> Kit:
+    """An undisturbed study."""
+    kit = Kit(tiny_models, tmp_path_factory.mktemp("undisturbed"))
     kit.run()
-    return kit.tables(), time.monotonic() - start
+    return kit
 
 
 @pytest.fixture
 def undisturbed(whole):
-    return whole[0]
+    return whole.tables()
 
 
 def victim(kit: Kit, process: subprocess.Popen, rng) -> tuple[str, psutil.Process]:
@@ -131,38 +144,36 @@ def victim(kit: Kit, process: subprocess.Popen, rng) -> tuple[str, psutil.Proces
     return kind, kinds[kind]
 
 
-def test_random_kills_lose_nothing(tiny_models, tmp_path, whole):
-    undisturbed, seconds = whole
-    rng, kills, studies, where = np.random.default_rng(0), 0, 0, {}
-    kit, done = Kit(tiny_models, tmp_path / "0", workers=2), {}
-    while kills < KILLS:
-        process = kit.start()
+@pytest.mark.parametrize(("command", "kills"), [(TRAIN, 40), (WHOLE, 10)], ids=["training", "study"])
+def test_random_kills_lose_nothing(tiny_models, tmp_path, whole, command, kills):
+    rng, studies, where = np.random.default_rng(0), 0, []
+    kit, done, start = Kit(tiny_models, tmp_path / "once", workers=2), {}, time.monotonic()
+    ended(kit.start(command=command))
+    seconds, kit = time.monotonic() - start, Kit(tiny_models, tmp_path / "0", workers=2)
+    while len(where) < kills:
+        process = kit.start(command=command)
         try:
-            process.wait(rng.uniform(1, seconds / 3))
+            process.wait(rng.uniform(1, seconds))
         except subprocess.TimeoutExpired:
             kind, target = victim(kit, process, rng)
             how = signal.Signals(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
-            phase = f"{kind} {how.name} after {len(list(kit.study.glob('*.ipynb')))} notebooks"
-            phase += ", in training" if list(kit.root.glob("runs/*.part")) else ""
-            kills, where[phase] = kills + 1, where.get(phase, 0) + 1
+            where.append(f"{kind} {how.name}{' in training' if list(kit.root.glob('runs/*.part')) else ''}")
             target.send_signal(how)
             text = ended(process, 120)
-            assert "Traceback" not in text, text
+            assert command == TRAIN or "Traceback" not in text, text
         kit.nothing_is_left()
         now = kit.finished()
         assert {name: now.get(name) for name in done} == done  # nothing finished was trained again, or lost
         done = now
-        if process.returncode == 0 or kills == KILLS:
-            kit.run()
+        if process.returncode == 0 or len(where) == kills:
+            kit.run() if command == WHOLE else ended(kit.start(command=command))
             kit.no_leftovers()
-            assert kit.tables() == undisturbed and {name: kit.finished()[name] for name in done} == done
+            assert kit.predictions() == whole.predictions() and len(done) <= 12
+            assert command == TRAIN or kit.tables() == whole.tables()
+            assert {name: kit.finished()[name] for name in done} == done
             studies += 1
             kit, done = Kit(tiny_models, tmp_path / str(studies), workers=2), {}
-    print(
-        f"{kills} kills survived over {studies} studies:",
-        *sorted(f"{n} x {phase}" for phase, n in where.items()),
-        sep="\n",
-    )
+    print(f"{kills} kills survived over {studies} studies:", Counter(where))
 
 
 def test_a_killed_worker_costs_its_run_a_second_start_alone(tiny_models, tmp_path):
