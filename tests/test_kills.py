@@ -32,7 +32,7 @@ TRAIN = (sys.executable, "-c", """if __name__ == "__main__":
     from w2s.params import StudyParams, read_yaml
     from w2s.runs import cluster
     from w2s.study import Study
-    study = Study.open(StudyParams.check(read_yaml(Path(sys.argv[1]))))
+    study = Study.open(StudyParams.check(read_yaml(Path(sys.argv[1]).read_text(encoding="utf-8"))))
     cluster.results(study, study.all_runs())
 """)  # fmt: skip
 MARK = "W2S_TEST_MARK"  # in the environment of every process of a study
@@ -148,7 +148,8 @@ def victim(kit: Kit, process: subprocess.Popen, rng) -> tuple[str, psutil.Proces
 def test_random_kills_lose_nothing(tiny_models, tmp_path, whole, command, kills):
     rng, studies, where = np.random.default_rng(0), 0, []
     kit, done, start = Kit(tiny_models, tmp_path / "once", workers=2), {}, time.monotonic()
-    ended(kit.start(command=command))
+    process = kit.start(command=command)
+    assert (text := ended(process)) and process.returncode == 0, text
     seconds, kit = time.monotonic() - start, Kit(tiny_models, tmp_path / "0", workers=2)
     while len(where) < kills:
         process = kit.start(command=command)
