@@ -21,7 +21,7 @@ import pytest
 import yaml
 from conftest import small_params
 
-from w2s import files
+from w2s.app import headless
 from w2s.params import HOME
 
 pytestmark = pytest.mark.slow
@@ -260,13 +260,13 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_failure_on_a_full_disk_says_its_own_cause(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(headless, "gettempdir", lambda: str(tmp_path))
     with small_disk(tmp_path / "disk", "1m") as disk:
         fill(disk)
         try:
             raise RuntimeError("its own cause")
         except RuntimeError:
-            assert files.log_error(disk / "study") == tmp_path / "w2s_error.log"
+            assert headless.log_error(disk / "study") == tmp_path / "w2s_error.log"
     assert "RuntimeError: its own cause" in (tmp_path / "w2s_error.log").read_text()
 
 

@@ -3,13 +3,15 @@
 import pytest
 
 from w2s import files
-from w2s.files import Progress, duration
+from w2s.files import duration
+from w2s.runs import progress
+from w2s.runs.progress import Progress
 
 
 @pytest.mark.parametrize(("live", "seconds_between"), [(False, 10.0), (False, 0.0), (True, 10.0)])
 def test_a_log_gets_few_lines_and_the_last_and_a_person_a_bar(capsys, monkeypatch, live, seconds_between):
-    monkeypatch.setattr(files, "is_live", lambda: live)
-    monkeypatch.setattr(files, "SECONDS_BETWEEN_LINES", seconds_between)
+    monkeypatch.setattr(progress, "is_live", lambda: live)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", seconds_between)
     with Progress(["a", "b"]) as shown:
         shown.update("a", 25, 50)
         assert shown.bar.disable != live and (not live or shown.bar.n == pytest.approx(25))
@@ -25,7 +27,7 @@ def test_a_log_gets_few_lines_and_the_last_and_a_person_a_bar(capsys, monkeypatc
 def test_w2s_run_marks_its_notebooks_as_headless(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv(files.HEADLESS, "1")
-    assert not files.is_live()
+    assert not progress.is_live()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (61, "61 s"), (240, "4 min"), (7200, "2.0 h")])

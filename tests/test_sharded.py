@@ -19,10 +19,10 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from w2s import models, train
-from w2s.files import Progress
 from w2s.params import Lora, ParameterError
-from w2s.runs import cluster, execute, sharded, store
+from w2s.runs import cluster, execute, sharded, store, workers
 from w2s.runs.labels import labelled_pairs
+from w2s.runs.progress import Progress
 from w2s.spec import RunSpec
 from w2s.study import Study
 from w2s.train import Schedule, fit
@@ -198,7 +198,7 @@ def test_a_dask_worker_trains_a_run_on_two_processes(trained, tiny_models, tmp_p
     study = Study.open(small_params(tiny_models, tmp_path, shards=2, **ODD))
     store.store_data(study.root, study.data)
     spec = study.gold(tiny_models[0], 0)
-    cluster._on_cluster([spec], tmp_path, 1, None, Progress([spec.name]))
+    workers.train([spec], tmp_path, 1, None, Progress([spec.name]))
     assert store.is_done(spec, tmp_path) and spec.name == specs["teacher"].name
     one, two = (store.load_predictions(spec, root)["margin"] for root in (alone, tmp_path))
     np.testing.assert_allclose(two, one, atol=1e-4)

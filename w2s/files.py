@@ -1,4 +1,4 @@
-"""Files that nobody reads half of, where the kit lies, and the progress of long work."""
+"""Files that nobody reads half of, and where the kit lies."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ import json
 import os
 import platform
 import sys
-import time
-import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from tempfile import gettempdir
 from uuid import uuid4
 
 import psutil
-from tqdm.auto import tqdm
 
 PACKAGE = Path(__file__).resolve().parent
 # The checkout with notebooks/ and params/; the current folder when the package stands alone.
 HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
-SECONDS_BETWEEN_LINES = 10.0
 HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes: the package that runs them
 if os.environ.get(HEADLESS, str(PACKAGE)) != str(PACKAGE):
     raise ImportError(f"this kernel imports w2s from {PACKAGE}, but the study is run by {os.environ[HEADLESS]}")
@@ -88,65 +82,11 @@ def write_table(path: Path, table) -> None:
     write_atomic(path, lambda p: table.to_parquet(p, index=False))
 
 
-def log_error(where: Path) -> Path:
-    """Append the traceback of the present exception to error.log in a folder, and return that file.
-
-    Where the folder cannot be written, as on a full disk, it lies in the folder for temporary files.
-    """
-    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n"
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        return _append(where / "error.log", text)
-    except OSError:
-        return _append(Path(gettempdir()) / "w2s_error.log", text)
-
-
-def _append(path: Path, text: str) -> Path:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-    return path
-
-
 def spell_out() -> None:
     """Have what the encoding of the terminal lacks spelt out where this process prints, instead of an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def is_live() -> bool:
-    """Somebody is watching: a terminal, or a notebook that is not executed by `w2s run`."""
-    return HEADLESS not in os.environ and (sys.stdout.isatty() or "ipykernel" in sys.modules)
-
-
-class Progress(AbstractContextManager):
-    """Finished runs, and the steps of those under way."""
-
-    def __init__(self, names: list[str]):
-        self.share, self.done = dict.fromkeys(names, 0.0), 0
-        self.started = self.last_line = time.monotonic()
-        form = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
-        self.bar = tqdm(total=100, bar_format=form, disable=not is_live())
-
-    def __exit__(self, *error) -> None:
-        self.bar.close()
-
-    def update(self, name: str, step: int, steps: int) -> None:
-        self.share[name] = step / steps if steps else 0.0
-        self._show(f"{name} step {step}/{steps}")
-
-    def finish(self, name: str) -> None:
-        self.share[name], self.done = 1.0, self.done + 1
-        self._show(f"{name} done", force=self.done == len(self.share))
-
-    def _show(self, what: str, force: bool = False) -> None:
-        percent, runs = 100 * sum(self.share.values()) / len(self.share), f"{self.done}/{len(self.share)} runs"
-        if not self.bar.disable:
-            self.bar.update(percent - self.bar.n)
-            self.bar.set_postfix_str(runs)
-        elif force or time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
-            print(f"{percent:3.0f}% {runs}, {duration(self.last_line - self.started)}: {what}", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from w2s import __version__
-from w2s.app.headless import execute, plan
-from w2s.files import located, log_error, spell_out
+from w2s.app.headless import execute, log_error, plan
+from w2s.files import located, spell_out
 from w2s.params import HOME, ParameterError, StudyParams, read_yaml
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # fails what was asked rightly

@@ -10,14 +10,15 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from w2s.files import HEADLESS, duration, log_error, sweep, write_json, write_table
+from w2s.files import HEADLESS, duration, sweep, write_json, write_table
 from w2s.params import HOME, PACKAGE, ParameterError, StudyParams, differences
 
 NOTEBOOKS = HOME / "notebooks"
@@ -86,6 +87,25 @@ def _execute_all(study, given: dict[str, Any], again: bool) -> int:
     report = html.write_report(params, record.files(), missing)
     print(f"{duration(time.monotonic() - started):>6}  done: {report}")
     return 0
+
+
+def log_error(where: Path) -> Path:
+    """Append the traceback of the present exception to error.log in a folder, and return that file.
+
+    Where the folder cannot be written, as on a full disk, it lies in the folder for temporary files.
+    """
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n"
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        return _append(where / "error.log", text)
+    except OSError:
+        return _append(Path(gettempdir()) / "w2s_error.log", text)
+
+
+def _append(path: Path, text: str) -> Path:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+    return path
 
 
 def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:

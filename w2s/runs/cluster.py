@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from w2s import models
-from w2s.files import Progress
 from w2s.predict import with_probability
 from w2s.runs import code, estimate, execute, frozen, sharded, store
+from w2s.runs.progress import Progress
 from w2s.spec import RunSpec
 from w2s.study import Study
 

@@ -12,10 +12,11 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from w2s.fast import cpu
-from w2s.files import Progress, spell_out
+from w2s.files import spell_out
 from w2s.params import ParameterError
 from w2s.runs import code, store
 from w2s.runs.execute import LACKS, RunFailed
+from w2s.runs.progress import Progress
 from w2s.runs.sharded import trainer
 from w2s.spec import RunSpec
 
