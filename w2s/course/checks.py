@@ -24,9 +24,7 @@ def _exercises() -> dict[str, dict]:
     return yaml.safe_load((Path(__file__).parent / "exercises.yaml").read_text(encoding="utf-8"))
 
 
-def _compare(
-    name: str, answer: Any, expected: Any, slips: Mapping[str, Any], atol: float = 5e-3, **values: Any
-) -> None:
+def _compare(name: str, answer: Any, expected: Any, slips: Mapping[str, Any], atol=5e-3, **values: Any) -> None:
     """Say of an answer in numbers that it is right, or the first slip whose wrong result it equals, or the hint.
 
     expected: the right result. slips: wrong results by the names of exercises.yaml. values: for its {fields}.
@@ -160,17 +158,11 @@ def check_simpo_loss(answer: Callable[..., Any]) -> None:
         return np.logaddexp(0, target - margin)  # -log sigmoid(margin - target)
 
     mean = chosen / n_chosen - rejected / n_rejected
-    slips = {
-        "gamma scaled": loss(beta * mean, beta * gamma),
-        "gamma over beta": loss(beta * mean, gamma / beta),
-        "sums": loss(beta * (chosen - rejected)),
-        "gamma added": loss(beta * mean, -gamma),
-        "swapped": loss(-beta * mean),
-        "sign": -loss(beta * mean),
-        "no beta": loss(mean),
-        "no gamma": loss(beta * mean, 0.0),
-    }
-    _compare("simpo_loss", answer(chosen, rejected, n_chosen, n_rejected, beta, gamma), loss(beta * mean), slips)
+    margin, sums = beta * mean, beta * (chosen - rejected)
+    slips = {"gamma scaled": loss(margin, beta * gamma), "gamma over beta": loss(margin, gamma / beta)}
+    slips |= {"sums": loss(sums), "gamma added": loss(margin, -gamma), "swapped": loss(-margin), "sign": -loss(margin)}
+    slips |= {"no beta": loss(mean), "no gamma": loss(margin, 0.0)}
+    _compare("simpo_loss", answer(chosen, rejected, n_chosen, n_rejected, beta, gamma), loss(margin), slips)
 
 
 def check_alpha_zero(answer: Sequence[float] | None, margin: Sequence[float], gold: Sequence[float]) -> None:
@@ -212,14 +204,11 @@ def check_deception_score(answer: Callable[..., Any]) -> None:
     gained = deception.conflict_tax(p["conflicted"], p["reference"])
     blind = deception.areas(p["ceiling"], p["weak"]) == BLIND
     by_gold = deception.areas(p["ceiling"], p["weak"], known_by="gold") == BLIND
-    slips = {
-        "of all": (tax & blind).mean(),
-        "rate": (tax & blind).sum() / blind.sum(),
-        "swapped": (tax & (deception.areas(p["weak"], p["ceiling"]) == BLIND)).sum() / tax.sum(),
-        "by gold": (tax & by_gold).sum() / tax.sum(),
-        "weak alone": (tax & ~deception.known(p["weak"])).sum() / tax.sum(),
-        "backwards": (gained & blind).sum() / gained.sum(),
-    }
+    swapped, weak_alone = deception.areas(p["weak"], p["ceiling"]) == BLIND, ~deception.known(p["weak"])
+    places = {"swapped": swapped, "by gold": by_gold, "weak alone": weak_alone}
+    slips = {name: (tax & place).sum() / tax.sum() for name, place in places.items()}
+    slips |= {"of all": (tax & blind).mean(), "rate": (tax & blind).sum() / blind.sum()}
+    slips["backwards"] = (gained & blind).sum() / gained.sum()
     _compare("deception_score", answer(**p), (tax & blind).sum() / tax.sum(), slips, atol=1e-9)
 
 
@@ -229,8 +218,7 @@ def check_null_score(answer: Callable[..., Any]) -> None:
     at_risk, blind = deception.right(p["reference"]), deception.areas(p["ceiling"], p["weak"]) == BLIND
     both = at_risk & blind
     slips = {"of all": blind.mean(), "not at risk": both.mean(), "accuracy": both.sum() / blind.sum(), "quarter": 0.25}
-    given = answer(p["reference"], p["ceiling"], p["weak"])
-    _compare("null_score", given, both.sum() / at_risk.sum(), slips, atol=1e-9)
+    _compare("null_score", answer(p["reference"], p["ceiling"], p["weak"]), both.sum() / at_risk.sum(), slips, 1e-9)
 
 
 def check_known_by_gold(answer: float | None, reference, conflicted, ceiling, weak, threshold: float) -> None:
