@@ -9,7 +9,7 @@ import pytest
 from test_pooled import runs_of, seeded
 
 from w2s.report import browser
-from w2s.runs import kept
+from w2s.runs import judges
 from w2s.world import World
 
 EVIL = "<script>alert(1)</script>"
@@ -96,11 +96,11 @@ def test_hidden_texts_do_not_stand_anywhere_on_the_page(table):
 
 def test_texts_come_from_the_study_or_the_world_or_not_at_all(tmp_path, pairs):
     ids = World().pairs("test", 6)["id"]
-    made, why = kept.pair_texts(tmp_path, "pocket", np.repeat(ids[::-1], 2), "harmless")
+    made, why = judges.pair_texts(tmp_path, "pocket", np.repeat(ids[::-1], 2), "harmless")
     assert why == "" and made["id"].tolist() == list(ids)
-    nothing, why = kept.pair_texts(tmp_path, "hh", ids, "harmless")
+    nothing, why = judges.pair_texts(tmp_path, "hh", ids, "harmless")
     assert nothing is None and "run notebook 03" in why
     (tmp_path / "tables").mkdir()
     pairs.to_parquet(tmp_path / "tables" / "test_pairs.parquet")
-    assert "other pairs" in kept.pair_texts(tmp_path, "pocket", ids, "harmless")[1]
-    assert kept.pair_texts(tmp_path, "hh", pairs["id"], "harmless")[1] == ""
+    assert "other pairs" in judges.pair_texts(tmp_path, "pocket", ids, "harmless")[1]
+    assert judges.pair_texts(tmp_path, "hh", pairs["id"], "harmless")[1] == ""

@@ -6,10 +6,9 @@ import pytest
 from test_deception import study
 from test_pooled import runs_of, seeded
 
-from w2s import zoo
 from w2s.analysis import knowledge, pooled
 from w2s.intervals import with_ends
-from w2s.runs import kept
+from w2s.runs import judges
 from w2s.world import World
 
 # Of six pairs all are right without conflict, and all but the first and the last are lost under it.
@@ -95,29 +94,29 @@ def test_models_not_judged_are_left_out_and_no_usable_run_gives_empty_tables(mad
 
 def test_judge_all_is_the_judgement_of_each_language_model_with_the_reactions(monkeypatch, tiny_models):
     pairs = World().pairs("test", 12)
-    table = zoo.judge_all(tiny_models[:2], pairs)
+    table = judges.judge_all(tiny_models[:2], pairs)
     assert table["model"].unique().tolist() == ["tiny-8", "tiny-16"] and len(table) == 24
-    expected = zoo.judge(tiny_models[1], pairs)
+    expected = judges.judge(tiny_models[1], pairs)
     pd.testing.assert_frame_equal(table[12:].drop(columns="model").reset_index(drop=True), expected)
-    monkeypatch.setattr(zoo, "OUCH", " ouch ouch")  # no single token of the tokenizer
-    assert zoo.judge_all(tiny_models[:1], pairs).empty
+    monkeypatch.setattr(judges, "OUCH", " ouch ouch")  # no single token of the tokenizer
+    assert judges.judge_all(tiny_models[:1], pairs).empty
 
 
 def test_judged_of_study_reads_checks_and_says_why_not(tmp_path):
     test = pd.DataFrame({"id": IDS, "model": "tiny-8"})
-    assert "pocket world alone" in kept.judged_of_study(tmp_path, "hh", test, "harmless")[1]
-    assert "run notebook 03 first" in kept.judged_of_study(tmp_path, "pocket", test, "harmless")[1]
+    assert "pocket world alone" in judges.judged_of_study(tmp_path, "hh", test, "harmless")[1]
+    assert "run notebook 03 first" in judges.judged_of_study(tmp_path, "pocket", test, "harmless")[1]
     path = tmp_path / "tables" / "knowledge.parquet"
     path.parent.mkdir()
     judgements().to_parquet(path)
-    table, why = kept.judged_of_study(tmp_path, "pocket", test, "harmless")
+    table, why = judges.judged_of_study(tmp_path, "pocket", test, "harmless")
     assert why == "" and len(table) == 12
-    assert "other test pairs" in kept.judged_of_study(tmp_path, "pocket", test.head(4), "harmless")[1]
+    assert "other test pairs" in judges.judged_of_study(tmp_path, "pocket", test.head(4), "harmless")[1]
     judgements().head(0).to_parquet(path)
-    assert "single tokens" in kept.judged_of_study(tmp_path, "pocket", test, "harmless")[1]
+    assert "single tokens" in judges.judged_of_study(tmp_path, "pocket", test, "harmless")[1]
 
 
 def test_judged_of_study_asks_shipped_models_when_there_is_no_table(tmp_path):
     ids = World().pairs("test", 8)["id"]
-    table, why = kept.judged_of_study(tmp_path, "pocket", pd.DataFrame({"id": ids, "model": "pocket-27"}), "harmless")
+    table, why = judges.judged_of_study(tmp_path, "pocket", pd.DataFrame({"id": ids, "model": "pocket-27"}), "harmless")
     assert why == "" and table["id"].tolist() == list(ids) and set(table["model"]) == {"pocket-27"}

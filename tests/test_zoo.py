@@ -12,6 +12,7 @@ from w2s.batches import PairTexts, n_steps
 from w2s.models import RewardModel
 from w2s.params import HOME, ParameterError, StudyParams
 from w2s.predict import predict
+from w2s.runs import judges
 from w2s.sources.hub import LADDER
 from w2s.train import Schedule, fit, reward_objective
 from w2s.world import World
@@ -46,7 +47,7 @@ def test_the_shipped_folders_are_what_the_code_builds():
 
 
 def test_knowledge_rises_with_every_size_as_the_readme_says():
-    judged = {name: zoo.judge(name, TEST)["correct"] for name in zoo.ladder()}
+    judged = {name: judges.judge(name, TEST)["correct"] for name in zoo.ladder()}
     shares = [right.mean() for right in judged.values()]
     assert shares == sorted(shares) and len(set(shares)) == len(shares)
     assert 0.55 <= shares[0] <= 0.67 and 0.90 <= shares[-1] <= 0.99
@@ -89,7 +90,7 @@ def test_building_is_deterministic_and_reads_the_corpus_alone_and_broken_off_lea
 
     a = built("a")
     assert a == built("b") != built("c", truthful=0.5)
-    judged = zoo.judge(str(tmp_path / "a" / "pocket-27"), World(n_substances=120).pairs("test", 20))
+    judged = judges.judge(str(tmp_path / "a" / "pocket-27"), World(n_substances=120).pairs("test", 20))
     assert np.isfinite(judged.margin).all()
     monkeypatch.setattr(zoo, "pretrain", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from w2s import models, world
-from w2s.batches import encode, pad
+from w2s.batches import pad
 from w2s.files import duration
 from w2s.losses import next_token_loss
-from w2s.params import ParameterError, nearest, short_names
-from w2s.predict import predictions
+from w2s.params import ParameterError, nearest
 from w2s.sources.hub import LADDER
 from w2s.train import Schedule, fit
-from w2s.world import OUCH, THANKS, World
+from w2s.world import World
 
 END = "<|endoftext|>"
 CONTEXT = 512
@@ -119,31 +117,3 @@ def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretrai
 def ladder() -> list[str]:
     """The sizes that are there, smallest first."""
     return sorted((p.parent.name for p in LADDER.glob("pocket-*/config.json")), key=models.n_parameters)
-
-
-@models.fast_products()
-@torch.no_grad()
-def judge(name: str, pairs: pd.DataFrame) -> pd.DataFrame:
-    """What the language model itself, before any fine-tuning, thinks of pocket pairs: the predictions table.
-
-    Margin (nats): log-odds of "thanks" against "ouch" as the next word after `chosen`, less those after `rejected`.
-    """
-    tokenizer, model = models.load_tokenizer(name), models.load_language_model(name).eval()
-    (thanks,), (ouch,) = tokenizer([THANKS, OUCH])["input_ids"]
-    odds = {}
-    for side in ("chosen", "rejected"):
-        rows, _ = encode(tokenizer, pairs["prompt"].tolist(), pairs[side].tolist(), CONTEXT)
-        ids, mask = pad(rows)
-        hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-        logits = model.get_output_embeddings()(hidden[torch.arange(len(ids)), mask.sum(1) - 1])
-        odds[side] = logits[:, thanks] - logits[:, ouch]
-    return predictions(pairs["id"], (odds["chosen"] - odds["rejected"]).numpy())
-
-
-def judge_all(names: Iterable[str], pairs: pd.DataFrame) -> pd.DataFrame:
-    """`judge` of each model whose tokenizer has single tokens for both reactions, with its short name as `model`."""
-    able = [m for m in names if set(map(len, models.load_tokenizer(m)([THANKS, OUCH])["input_ids"])) == {1}]
-    short = short_names(names)
-    tables = [judge(name, pairs).assign(model=short[name]) for name in able]
-    none = pd.DataFrame(columns=["id", "margin", "probability", "correct", "model"])
-    return pd.concat(tables, ignore_index=True) if tables else none

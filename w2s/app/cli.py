@@ -158,12 +158,13 @@ def fetch_files(args: argparse.Namespace) -> None:
 def list_zoo(args: argparse.Namespace) -> None:
     """Print the ladder: size, parameters, and the share of test pairs that its language models judge rightly."""
     from w2s import models, zoo
+    from w2s.runs import judges
     from w2s.world import World
 
     pairs = World().pairs("test", StudyParams.model_fields["n_test"].default)
     print(f"{'size':<12}{'parameters':>12}{'knowledge':>11}   (of {len(pairs)} test pairs, before any fine-tuning)")
     for name in zoo.ladder():
-        print(f"{name:<12}{models.n_parameters(name):>12,}{zoo.judge(name, pairs)['correct'].mean():>11.3f}")
+        print(f"{name:<12}{models.n_parameters(name):>12,}{judges.judge(name, pairs)['correct'].mean():>11.3f}")
 
 
 def build_zoo(args: argparse.Namespace) -> None:
