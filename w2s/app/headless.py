@@ -112,7 +112,6 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
     """Execute a notebook into a copy; where it fails, say where and return False."""
     import papermill
 
-    os.environ[HEADLESS] = str(PACKAGE)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # each notebook takes every parameter, declared or not
     copy.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]  # no templates
@@ -142,7 +141,7 @@ def _own_kernel() -> Iterator[str]:
     before = os.environ.get("JUPYTER_PATH")
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        spec = {"argv": command, "display_name": "w2s", "language": "python"}
+        spec = {"argv": command, "display_name": "w2s", "language": "python", "env": {HEADLESS: str(PACKAGE)}}
         write_json(Path(folder) / "kernels" / "w2s-own" / "kernel.json", spec)
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
         try:
