@@ -1,7 +1,5 @@
 """Tiny random models of every architecture that a study may name, and odd pairs of texts for them."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from itertools import product as every_combination

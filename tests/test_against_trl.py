@@ -1,7 +1,5 @@
 """The same tiny models and pairs through TRL's own trainers: losses, margins and all gradients agree."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import architectures as tiny

@@ -1,7 +1,5 @@
 """Every architecture that a study may name: scores, losses, training, saving, adapters."""
 
-from __future__ import annotations
-
 import json
 from copy import deepcopy
 from dataclasses import replace
@@ -36,7 +34,6 @@ def step(model, texts: PairTexts, objective, rate: float, tokens: int = 10_000, 
 
 
 def to_train(model, lora: Lora | None) -> set[str]:
-    """The names of the parameters that a run should train."""
     return {key for key, _ in model.named_parameters() if lora is None or "lora_" in key or key == "unit.weight"}
 
 

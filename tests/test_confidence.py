@@ -1,7 +1,5 @@
 """What a margin says: probability and correctness by each kind of confidence, soft and hard labels, the filter."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Texts without padding: the layout by hand; scores, log-probabilities and gradients are those of the plain form."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 
@@ -19,8 +17,9 @@ from w2s.batches import Layout, PairTexts
 from w2s.fast import packed
 from w2s.models import pair_margins, text_logps
 
-# One text begins with all of the other; equal texts; no prompt; cut to LENGTH, and far beyond any sliding window.
-MORE = [(PROMPT, " no", " no, no!"), (PROMPT, " yes", " yes"), ("", " no, wait!", " yes")]
+# One text begins with all of the other, and goes on with "!", which has id 0 in GPT-2, as padding has; equal texts; no
+# prompt; cut to LENGTH, and far beyond any sliding window.
+MORE = [(PROMPT, " no", " no!"), (PROMPT, " yes", " yes"), ("", " no, wait!", " yes")]
 MORE = pd.DataFrame([*MORE, ("may i? " * 60, " no!", " yes!")], columns=["prompt", "chosen", "rejected"])
 MIXED = pd.concat([PAIRS, MORE], ignore_index=True).assign(id=list("abcdefghij"), label=[1.0, 0.0] * 5)
 ALL = np.arange(len(MIXED))
@@ -50,15 +49,6 @@ def test_a_layout_by_hand():
     assert made.groups == ((1, 4), (1, 3), (1, 2), (1, 1)) and made.order.tolist() == [2, 0, 1, 3]
     assert made.grouped.tolist() == [0, 1, 5, 6, 0, 1, 2, 3, 4, 7]
     assert made.grouped[made.back].tolist() == list(range(8)) and made.back[:2].tolist() in ([0, 1], [4, 5])
-
-
-def test_equal_padding_is_shared_by_nobody_and_texts_of_about_one_length_share_a_group():
-    """The pad id also stands in texts; and of one text a pair nothing is shared."""
-    ids, mask = torch.tensor([[1, 0, 0], [1, 0, 2]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert Layout.of(ids, mask, sides=2).source.tolist() == [0, 1, 5]
-    assert Layout.of(ids, mask, sides=1).source.tolist() == [0, 1, 3, 4, 5]
-    short = torch.tensor([[1, 0, 0], [1, 1, 1]])
-    assert Layout.of(torch.tensor([[1, 0, 0], [1, 0, 0]]), short, sides=2).source.tolist() == [0, 4, 5]
     # Lengths 10, 4, 9 and 8: the last two are at least 0.8 of the first, and are padded to it.
     mask = (torch.arange(10) < torch.tensor([[10], [4], [9], [8]])).long()
     made = Layout.of(mask * torch.arange(1, 41).view(4, 10), mask, sides=1)

@@ -1,7 +1,5 @@
 """SFT, DPO and SimPO: each equation by hand, whose label trains what, and a small study of each method."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from conftest import small_params
 from torch import nn
 
 from w2s import models, predict, train
-from w2s.batches import Batch
+from w2s.batches import Batch, pad
 from w2s.losses import dpo_loss, response_logps, simpo_loss
 from w2s.params import Lora, ParameterError
 from w2s.runs import cluster, execute, store
@@ -44,11 +42,9 @@ class Bigram(nn.Module):
 
 def batch_of(*texts: tuple[list[int], int]) -> Batch:
     """Right-padded texts, each given as its ids and the number of ids at its end that are the response."""
-    length = max(len(ids) for ids, _ in texts)
-    ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in texts])
-    real = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in texts])
-    response = torch.tensor([[len(ids) - n <= t < len(ids) for t in range(length)] for ids, n in texts]).long()
-    return Batch(ids, real, response, np.arange(len(texts) // 2))
+    ids, real = pad([ids for ids, _ in texts])
+    starts = torch.tensor([[len(ids) - n] for ids, n in texts])
+    return Batch(ids, real, real * (torch.arange(ids.shape[1]) >= starts), np.arange(len(texts) // 2))
 
 
 # Chosen: 1/4, then 1/2 and 1/2. Rejected: 1/4 and then 1/8.
