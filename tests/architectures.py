@@ -1,7 +1,5 @@
 """Tiny random models of every architecture that a study may name, and odd pairs of texts for them."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from itertools import product as every_combination
@@ -16,8 +14,9 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from w2s import models, train, zoo
+from w2s.models import text_logps
 from w2s.params import Lora
-from w2s.predict import predict, predict_logps, text_logps
+from w2s.predict import predict, predict_logps
 from w2s.spec import RunSpec
 from w2s.world import World
 
@@ -53,14 +52,13 @@ def llama_pieces(**options) -> hf.LlamaTokenizer:
     return pieces(hf.LlamaTokenizer, state=json.loads(bpe.to_str())["model"], add_bos_token=True, **options)
 
 
-# As GPT-2 and Pythia have it: no pad token, no start token in front, and "!" has id 0.
+# GPT-2 and Pythia: no pad token, no start token in front, and "!" has id 0. OPT: </s> is start and end token at once,
+# in front of every text. Qwen: no start token at all, and an end token that is not the pad token.
 gpt2_pieces = partial(pieces, hf.GPT2Tokenizer, last=[zoo.END])
-# As OPT has it: </s> is start and end token at once, and stands in front of every text.
-opt_pieces = partial(pieces, hf.GPT2Tokenizer, ["<s>", "<pad>", "</s>", "<unk>"], pad_token="<pad>", add_bos_token=True)
-opt_pieces = partial(opt_pieces, bos_token="</s>", eos_token="</s>", unk_token="</s>")
-# As Qwen has it: no start token at all, and an end token that is not the pad token.
-qwen_pieces = partial(pieces, hf.Qwen2Tokenizer, last=[zoo.END, "<|im_end|>"], unk_token=None, pad_token=zoo.END)
-qwen_pieces = partial(qwen_pieces, eos_token="<|im_end|>")
+BOTH_ENDS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>") | {"pad_token": "<pad>"}
+opt_pieces = partial(pieces, hf.GPT2Tokenizer, ["<s>", "<pad>", "</s>", "<unk>"], add_bos_token=True, **BOTH_ENDS)
+NO_START = {"unk_token": None, "pad_token": zoo.END, "eos_token": "<|im_end|>"}
+qwen_pieces = partial(pieces, hf.Qwen2Tokenizer, last=[zoo.END, "<|im_end|>"], **NO_START)
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 WIDE = {"initializer_range": 0.2}  # so that a random model prefers some texts clearly
@@ -135,8 +133,8 @@ def spec_of(method: str, name: str, lora: Lora | None = None, **changes) -> RunS
 def objective_of(spec: RunSpec, model, tokenizer):
     """The run's texts and its objective; the model as it is now is DPO's reference."""
     reference = np.subtract(*scores("dpo", model, tokenizer).T) if spec.method == "dpo" else np.zeros(len(PAIRS))
-    objective = train.training_objective(spec, PAIRS, CPU, reference=reference)
-    return train.training_texts(spec, PAIRS, tokenizer), objective
+    texts = train.training_texts(spec, PAIRS, tokenizer)
+    return texts, train.training_objective(spec, PAIRS, CPU, reference=reference)
 
 
 def scores(method: str, model, tokenizer, tokens: int = 10_000, dtype: torch.dtype = torch.float32) -> np.ndarray:
@@ -148,9 +146,8 @@ def scores(method: str, model, tokenizer, tokens: int = 10_000, dtype: torch.dty
 
 def values(method: str, model, batch) -> torch.Tensor:
     """Rewards or log-probabilities (rows,) of the texts of a batch."""
-    if method == "reward":
-        return model(batch.input_ids, batch.attention_mask, batch.layout)
-    return text_logps(model, batch)
+    own = method == "reward"
+    return model(batch.input_ids, batch.attention_mask, batch.layout) if own else text_logps(model, batch)
 
 
 def trained(model) -> dict[str, torch.nn.Parameter]:

@@ -1,7 +1,5 @@
 """The same tiny models and pairs through TRL's own trainers: losses, margins and all gradients agree."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import architectures as tiny
@@ -66,10 +64,9 @@ def step(trainer, model) -> float:
     return loss.item()
 
 
-def own_step(spec: RunSpec, model, tokenizer, reference=None) -> float:
+def own_step(spec: RunSpec, model, tokenizer, reference) -> float:
     """The same of the kit, in blocks of a few texts."""
-    reference, total = np.zeros(len(PAIRS)) if reference is None else reference, 0.0
-    objective = train.training_objective(spec, PAIRS, CPU, reference=reference)
+    objective, total = train.training_objective(spec, PAIRS, CPU, reference=reference), 0.0
     for batch in train.training_texts(spec, PAIRS, tokenizer).batches(EVERY, 150):
         loss = objective(model.train(), batch).sum() / len(PAIRS)
         loss.backward()
@@ -98,7 +95,6 @@ def test_dpo(name, policies, tokenizer, tmp_path):
     assert torch.equal(batch["attention_mask"], ours.attention_mask)
     assert torch.equal(batch["completion_mask"], ours.response_mask)
     assert torch.equal(batch["input_ids"] * batch["attention_mask"], ours.input_ids)
-
     table, start = (predict_logps(m, PAIRS, tokenizer, LENGTH, 150) for m in (own, load("dpo", name)))
     held = start.chosen_logp - start.rejected_logp
     loss = own_step(spec_of("dpo", name), own, tokenizer, held.to_numpy())
@@ -124,7 +120,7 @@ def test_simpo(name, policies, tokenizer, beta, gamma, tmp_path):
         padded.bos_token = None  # else TRL puts it in front where the tokenizer itself does not, as with GPT-2
     args = CPOConfig(str(tmp_path), **QUIET, **settings, remove_unused_columns=False)
     loss = step(CPOTrainer(theirs, args, train_dataset=TEXTS, processing_class=padded), theirs)
-    own_loss = own_step(replace(spec_of("simpo", name), beta=beta, gamma=gamma), own, tokenizer)
+    own_loss = own_step(replace(spec_of("simpo", name), beta=beta, gamma=gamma), own, tokenizer, np.zeros(len(PAIRS)))
     assert_same_step(own_loss, gradients(own), loss, gradients(theirs))
 
 
@@ -152,6 +148,6 @@ def test_rewards(name, tokenizer, tmp_path):
     loss = step(trainer, theirs)
     bare = {key.removeprefix(f"{theirs.base_model_prefix}."): gradient for key, gradient in gradients(theirs).items()}
     named = {"unit.weight" if key == "score.weight" else f"body.{key}": gradient for key, gradient in bare.items()}
-    assert_same_step(own_step(spec_of("reward", name), own, tokenizer), gradients(own), loss, named)
+    assert_same_step(own_step(spec_of("reward", name), own, tokenizer, None), gradients(own), loss, named)
     assert margin.mean() == pytest.approx(logged(trainer)["margin"], abs=1e-5)
     assert (margin > 0).mean() == pytest.approx(logged(trainer)["accuracy"])

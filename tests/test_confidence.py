@@ -1,7 +1,5 @@
 """What a margin says: probability and correctness by each kind of confidence, soft and hard labels, the filter."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -19,9 +17,8 @@ from w2s.study import Study
 
 @pytest.mark.parametrize(("method", "expected"), [("reward", [0.9, 0.2]), ("dpo", [1.0, 0.0]), ("simpo", [1.0, 0.0])])
 def test_weak_labels_are_soft_for_reward_models_and_hard_otherwise(method, expected, tmp_path):
-    columns = {"id": ["t", "a", "b"], "split": ["test", "w2s", "w2s"]}
-    columns |= {"probability": [0.5, 0.9, 0.2], "correct": [True, True, False]}
-    write_predictions(run_of(method), tmp_path, **columns)
+    columns = {"id": ["t", "a", "b"], "split": ["test", "w2s", "w2s"], "correct": [True, True, False]}
+    write_predictions(run_of(method), tmp_path, **columns, probability=[0.5, 0.9, 0.2])
     labels = weak_labels(run_of(method), tmp_path, "w2s")
     assert labels.id.tolist() == ["a", "b"] and labels.weak_label.tolist() == expected
 
@@ -39,24 +36,22 @@ FORMS += [("dpo", "implicit_reward", AGAINST, 0.1), ("simpo", "implicit_reward",
 def test_margins_and_confidence_hand_worked(method, form, margin, scale):
     assert predict.margins_of(TABLE, method, against_reference=margin is AGAINST).tolist() == margin
     out = predict.with_probability(TABLE, form, method, {"dpo": 0.1, "simpo": 2.0}.get(method))
-    assert out.margin.tolist() == margin
+    assert out.margin.tolist() == margin and out.correct.tolist() == [m > 0 for m in margin]
     assert out.probability.tolist() == pytest.approx([1 / (1 + math.exp(-scale * m)) for m in margin])
-    assert out.correct.tolist() == [m > 0 for m in margin]
+    assert set(out.probability_by) == {form}
     assert TABLE.margin.tolist() == [9.0] * 4  # the table itself stays as it was
 
 
-def gold_margins(inverse_temperature: float, n: int = 20_000) -> np.ndarray:
+def gold_margins(inverse_temperature: float) -> np.ndarray:
     """Margins of gold pairs that are right as often as sigmoid(inverse_temperature * margin) says."""
     rng = np.random.default_rng(0)
-    size = rng.exponential(2.0, n)
-    right = rng.random(n) < predict.sigmoid(inverse_temperature * size)
-    return np.where(right, size, -size)
+    size = rng.exponential(2.0, 20_000)
+    return np.where(rng.random(len(size)) < predict.sigmoid(inverse_temperature * size), size, -size)
 
 
 def test_inverse_temperature():
     """By hand: right in 3 of 4 at a margin of 5 log 3 and in 9 of 10 at twice that, sigmoid(margin / 5)."""
-    small, large = 5 * LOG3, 10 * LOG3
-    margins = [small] * 3 + [-small] + [large] * 9 + [-large]
+    margins = 5 * LOG3 * np.repeat([1, -1, 2, -2], [3, 1, 9, 1])
     assert predict.inverse_temperature(margins) == pytest.approx(1 / 5, rel=1e-4)
     for known in (0.2, 1.0, 3.0):
         margins = gold_margins(known)
@@ -77,33 +72,33 @@ def test_calibrated_confidence_is_fitted_to_each_runs_own_validation_pairs(metho
         table = table.assign(chosen_logp=4 * margin, rejected_logp=0.0, chosen_tokens=4, rejected_tokens=4)
         table = table.assign(reference_margin=3 * margin)  # so that each method has these margins
         tables += [table, table.assign(split="test", chosen_logp=16.0, reference_margin=12.0, margin=4.0)]
-    test = predict.with_probability(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1).query(
-        "split == 'test'"
-    )
+    out = predict.with_probability(pd.concat(tables, ignore_index=True), "calibrated", method, 0.1)
+    test = out[out.split == "test"]
     assert (test.margin == 4.0).all()
     for run, by in known.items():
         np.testing.assert_allclose(test[test.run == run].probability, predict.sigmoid(4 * by), rtol=0, atol=0.02)
 
 
-def test_the_filter_keeps_confident_pairs_by_the_confidence_of_the_method(tmp_path):
-    teacher, threshold = run_of("reward"), float(predict.sigmoid(LOG3))
-    sure = [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]  # confidence 0.75, 0.77, 0.73, 0.95 and 0.69, the last on another split
-    columns = {"id": [*"abcdef"], "split": ["w2s"] * 5 + ["test"], "margin": sure, "correct": np.array(sure) > 0}
-    write_predictions(teacher, tmp_path, **columns, probability=0.5)
+REWARD = {"id": [*"abcdef"], "split": ["w2s"] * 5 + ["test"], "probability": 0.5}
+REWARD |= {"margin": [LOG3, -1.2, 1.0, 3.0, -0.8, 2.0]}  # confidence 0.75, 0.77, 0.73, 0.95, 0.69; the last elsewhere
+# Policy margins of 60 nats are confident by the paper's scale; against the reference they are not.
+DPO = {"id": ["a", "b"], "split": "w2s", "margin": [60.0, -3.0], "chosen_tokens": 9, "rejected_tokens": 9}
+DPO |= {"chosen_logp": [-40.0, -43.0], "rejected_logp": [-100.0, -40.0], "reference_margin": [58.0, 17.0]}
+FILTERS = [("reward", REWARD, "confidence", "paper", {"a", "b", "d"}, {"d"})]
+FILTERS += [("reward", REWARD, "gold_oracle", "paper", {"a", "d"}, {"d"})]
+FILTERS += [("dpo", DPO, "confidence", by, kept, set()) for by, kept in (("paper", {"a"}), ("implicit_reward", {"b"}))]
+FILTERS += [("dpo", DPO, "gold_oracle", "implicit_reward", set(), set())]
+
+
+@pytest.mark.parametrize(("method", "columns", "keep", "by", "kept", "at_094"), FILTERS)
+def test_the_filter_keeps_confident_pairs_by_the_confidence_of_the_method(
+    method, columns, keep, by, kept, at_094, tmp_path
+):
+    threshold, teacher = float(predict.sigmoid(LOG3)), run_of(method, beta=0.1)
+    write_predictions(teacher, tmp_path, **columns, correct=np.array(columns["margin"]) > 0)
     assert threshold == pytest.approx(0.75)
-    for keep, kept in (("confidence", {"a", "b", "d"}), ("gold_oracle", {"a", "d"})):
-        spec = run_of("reward", teacher=teacher, keep=keep, keep_threshold=threshold, keep_by="paper")
-        assert kept_ids(spec, tmp_path) == kept
-        assert kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == {"d"}
-    # Policy margins of 60 nats are confident by the paper's scale; against the reference they are not.
-    teacher, tokens = run_of("dpo", beta=0.1), {"chosen_tokens": 9, "rejected_tokens": 9}
-    columns = {"id": ["a", "b"], "split": "w2s", "margin": [60.0, -3.0], "correct": [True, False], **tokens}
-    columns |= {"chosen_logp": [-40.0, -43.0], "rejected_logp": [-100.0, -40.0], "reference_margin": [58.0, 17.0]}
-    write_predictions(teacher, tmp_path, **columns, probability=[0.9, 0.5])
-    spec = run_of("dpo", teacher=teacher, keep="confidence", keep_threshold=0.75, keep_by="paper")
-    assert kept_ids(spec, tmp_path) == {"a"}
-    assert kept_ids(replace(spec, keep_by="implicit_reward"), tmp_path) == {"b"}
-    assert kept_ids(replace(spec, keep_by="implicit_reward", keep="gold_oracle"), tmp_path) == set()
+    spec = run_of(method, teacher=teacher, keep=keep, keep_threshold=threshold, keep_by=by)
+    assert kept_ids(spec, tmp_path) == kept and kept_ids(replace(spec, keep_threshold=0.94), tmp_path) == at_094
 
 
 def test_helpful_pairs_are_cut_to_what_the_filter_leaves(small_study):

@@ -11,7 +11,7 @@ from w2s import losses
 from w2s.losses import confidence_loss, explicit_conflict_loss, next_token_loss, reverse_loss, reward_loss
 
 Z, Y = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0]), torch.tensor([0.9, 0.2, 0.7, 0.5, 1.0])
-LOG_3, HALF = torch.tensor([math.log(3)]), torch.tensor([0.5])  # the margin of P = 3/4
+LOG2, LOG_3, HALF = math.log(2), torch.tensor([math.log(3)]), torch.tensor([0.5])  # LOG_3: the margin of P = 3/4
 
 
 def gradient(loss, margin: torch.Tensor, *more) -> torch.Tensor:
@@ -20,31 +20,25 @@ def gradient(loss, margin: torch.Tensor, *more) -> torch.Tensor:
     return margin.grad
 
 
-def test_reward_loss_hand_worked_and_its_gradient_at_large_margins():
+def test_reward_loss_hand_worked_its_gradient_at_large_margins_and_where_it_is_least():
     margin, target = torch.cat([0 * LOG_3, LOG_3, LOG_3, -LOG_3]), torch.tensor([1.0, 1.0, 0.0, 0.5])
     # sigmoid(log 3) = 3/4: -log 3/4, -log 1/4, and half of each.
-    expected = [math.log(2), math.log(4 / 3), math.log(4), (math.log(4) + math.log(4 / 3)) / 2]
+    expected = [LOG2, math.log(4 / 3), math.log(4), (math.log(4) + math.log(4 / 3)) / 2]
     assert_close(reward_loss(margin, target), torch.tensor(expected))
     assert gradient(reward_loss, torch.tensor([-40.0]), torch.ones(1)).item() == pytest.approx(-1.0)
-
-
-def test_reward_loss_is_least_at_the_soft_label():
     margin = torch.linspace(-3, 3, 601)
     best = margin[reward_loss(margin, torch.full_like(margin, 0.8)).argmin()]
     assert torch.sigmoid(best).item() == pytest.approx(0.8, abs=2e-3)
 
 
-def test_explicit_conflict_hand_worked():
+def test_explicit_conflict_hand_worked_and_its_gradient():
     margin, gold = torch.cat([LOG_3, -LOG_3, LOG_3, -LOG_3]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     # Against gold in the second and the third pair alone; there, the flipped label is met with 3/4.
     term = 0.5 * math.log(4 / 3)
     assert_close(explicit_conflict_loss(margin, gold), torch.tensor([0.0, term, term, 0.0]))
     assert explicit_conflict_loss(Z, torch.ones(5), alpha=0.0).abs().max() == 0  # no conflict
-
-
-def test_explicit_conflict_pushes_away_from_gold_and_only_there():
     wrong, right = gradient(explicit_conflict_loss, torch.tensor([-0.5, 0.5]), torch.ones(2), 2.0)
-    assert wrong > 0 and right == 0  # descending makes the wrong margin more negative
+    assert wrong > 0 and right == 0  # descending makes the wrong margin more negative, and no other
 
 
 def test_next_token_loss_of_a_uniform_model():
@@ -70,7 +64,7 @@ def test_the_reverse_loss_by_hand_and_its_gradient():
     """P = 3/4, y = 4/5: -(3/4 log 4/5 + 1/4 log 1/5); flat at undecided labels, and linear in P at hard ones."""
     loss = reverse_loss(LOG_3, torch.tensor([0.8])).item()
     assert loss == pytest.approx(-0.75 * math.log(0.8) - 0.25 * math.log(0.2))
-    assert_close(reverse_loss(Z, torch.full((5,), 0.5)), torch.full((5,), math.log(2)))
+    assert_close(reverse_loss(Z, torch.full((5,), 0.5)), torch.full((5,), LOG2))
     p, most = torch.sigmoid(Z), -math.log1p(-math.exp(losses.LOG_ZERO))
     assert_close(reverse_loss(Z, torch.ones(5)), p * most - (1 - p) * losses.LOG_ZERO)
     assert_close(reverse_loss(Z, torch.zeros(5)), (1 - p) * most - p * losses.LOG_ZERO)
@@ -79,9 +73,8 @@ def test_the_reverse_loss_by_hand_and_its_gradient():
 
 
 def test_the_weight_of_the_own_verdict_rises_over_a_fifth_of_the_steps():
-    weights = [losses.confidence_weight(0.5, done) for done in (0, 0.1, 0.2, 0.7, 1)]
+    weights, clock = [losses.confidence_weight(0.5, done) for done in (0, 0.1, 0.2, 0.7, 1)], losses.Clock()
     np.testing.assert_allclose(weights, [0, 0.25, 0.5, 0.5, 0.5])
-    clock = losses.Clock()
     loss = losses.label_loss("confidence", 0.5, clock)
     assert_close(loss(Z, Y), reward_loss(Z, Y))
     clock.done = 0.2

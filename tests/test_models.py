@@ -13,7 +13,7 @@ from w2s.predict import predict
 from w2s.world import World
 
 PAIRS = World().pairs("gt", 37)
-EVERY = np.arange(len(PAIRS))
+EVERY = list(range(len(PAIRS)))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,7 @@ def test_reward_is_the_unit_at_the_last_real_token(model, tokenizer):
 
 
 def test_scores_join_by_id_swap_with_the_responses_and_are_the_same_bytes_when_reloaded(model, tokenizer, tmp_path):
-    swapped = PAIRS.assign(chosen=PAIRS.rejected, rejected=PAIRS.chosen)
-    tables = (PAIRS, PAIRS.sample(frac=1, random_state=0), swapped)
+    tables = (PAIRS, PAIRS.sample(frac=1, random_state=0), PAIRS.assign(chosen=PAIRS.rejected, rejected=PAIRS.chosen))
     a, b, c = (predict(model, table, tokenizer, 128, 500).set_index("id") for table in tables)
     pd.testing.assert_series_equal(a.margin, b.margin[a.index], atol=1e-5)
     np.testing.assert_allclose(a.margin, -c.margin, atol=1e-5)
@@ -55,14 +54,13 @@ def test_scores_join_by_id_swap_with_the_responses_and_are_the_same_bytes_when_r
 
 def test_blocks_keep_the_budget_and_each_epoch_shows_each_pair_once(tokenizer):
     texts = PairTexts(PAIRS, tokenizer, 128)
-    blocks = list(texts.batches(EVERY, 200))
-    assert sorted(np.concatenate([b.index for b in blocks])) == EVERY.tolist()
+    blocks = list(texts.batches(np.array(EVERY), 200))
+    assert sorted(np.concatenate([b.index for b in blocks])) == EVERY
     assert all(b.input_ids.numel() <= 200 for b in blocks) and len(blocks) > 1
     steps = [(n, np.concatenate([b.index for b in blocks])) for n, blocks in texts.steps(8, 2, 10_000, seed=1)]
-    assert len(steps) == n_steps(len(PAIRS), 8, 2) == 10
-    first, second = (np.concatenate([index for _, index in half]) for half in (steps[:5], steps[5:]))
-    assert sorted(first) == sorted(second) == EVERY.tolist() and first.tolist() != second.tolist()
-    assert [n for n, _ in steps] == [len(index) for _, index in steps]
+    assert len(steps) == n_steps(len(PAIRS), 8, 2) == 10 and all(n == len(index) for n, index in steps)
+    first, second = (np.concatenate([index for _, index in half]).tolist() for half in (steps[:5], steps[5:]))
+    assert sorted(first) == sorted(second) == EVERY and first != second
 
 
 def test_a_seed_draws_the_unit_and_fingerprints_and_sizes_tell_models_apart(tiny_models):

@@ -1,7 +1,5 @@
 """Texts without padding: the layout by hand; scores, log-probabilities and gradients are those of the plain form."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 
@@ -17,16 +15,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from w2s import models
 from w2s.batches import Layout, PairTexts
 from w2s.fast import packed
-from w2s.predict import pair_margins, text_logps
+from w2s.models import pair_margins, text_logps
 
-MORE = [
-    (PROMPT, " no", " no, no!"),  # one text begins with all of the other
-    (PROMPT, " yes", " yes"),
-    ("", " no, wait!", " yes"),
-    ("may i? " * 60, " no!", " yes!"),  # cut to LENGTH, and far beyond any sliding window
-]
-MIXED = pd.concat([PAIRS, pd.DataFrame(MORE, columns=["prompt", "chosen", "rejected"])], ignore_index=True)
-MIXED = MIXED.assign(id=list("abcdefghij"), label=[1.0, 0.0] * 5)
+# One text begins with all of the other, and goes on with "!", which has id 0 in GPT-2, as padding has; equal texts; no
+# prompt; cut to LENGTH, and far beyond any sliding window.
+MORE = [(PROMPT, " no", " no!"), (PROMPT, " yes", " yes"), ("", " no, wait!", " yes")]
+MORE = pd.DataFrame([*MORE, ("may i? " * 60, " no!", " yes!")], columns=["prompt", "chosen", "rejected"])
+MIXED = pd.concat([PAIRS, MORE], ignore_index=True).assign(id=list("abcdefghij"), label=[1.0, 0.0] * 5)
 ALL = np.arange(len(MIXED))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,8 +30,7 @@ name, tokenizer, close = tiny.name, tiny.tokenizer, torch.testing.assert_close
 
 def together(method: str, model, batches) -> torch.Tensor:
     """Rewards or log-probabilities (2, n) of the pairs of some batches; of one text a pair (1, n)."""
-    sides = [tiny.values(method, model, batch).reshape(-1, len(batch.index)) for batch in batches]
-    return torch.cat(sides, 1)
+    return torch.cat([tiny.values(method, model, batch).reshape(-1, len(batch.index)) for batch in batches], 1)
 
 
 def alone(texts: PairTexts):
@@ -55,15 +49,6 @@ def test_a_layout_by_hand():
     assert made.groups == ((1, 4), (1, 3), (1, 2), (1, 1)) and made.order.tolist() == [2, 0, 1, 3]
     assert made.grouped.tolist() == [0, 1, 5, 6, 0, 1, 2, 3, 4, 7]
     assert made.grouped[made.back].tolist() == list(range(8)) and made.back[:2].tolist() in ([0, 1], [4, 5])
-
-
-def test_equal_padding_is_shared_by_nobody_and_texts_of_about_one_length_share_a_group():
-    """The pad id also stands in texts; and of one text a pair nothing is shared."""
-    ids, mask = torch.tensor([[1, 0, 0], [1, 0, 2]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert Layout.of(ids, mask, sides=2).source.tolist() == [0, 1, 5]
-    assert Layout.of(ids, mask, sides=1).source.tolist() == [0, 1, 3, 4, 5]
-    short = torch.tensor([[1, 0, 0], [1, 1, 1]])
-    assert Layout.of(torch.tensor([[1, 0, 0], [1, 0, 0]]), short, sides=2).source.tolist() == [0, 4, 5]
     # Lengths 10, 4, 9 and 8: the last two are at least 0.8 of the first, and are padded to it.
     mask = (torch.arange(10) < torch.tensor([[10], [4], [9], [8]])).long()
     made = Layout.of(mask * torch.arange(1, 41).view(4, 10), mask, sides=1)
@@ -74,25 +59,23 @@ def test_equal_padding_is_shared_by_nobody_and_texts_of_about_one_length_share_a
 @product(METHODS)
 def test_the_plain_form_one_pair_at_a_time(name, method, lora, tokenizer):
     """Losses, rewards or log-probabilities, and all gradients."""
-    model, results = load(method, name, lora), []
+    model, losses, results = load(method, name, lora), [], []
     texts, objective = objective_of(spec_of(method, name, lora), model, tokenizer)
     for batches in ([texts.batch(EVERY)], alone(texts)):
         model.zero_grad()
         loss = sum(objective(model, batch).sum() / len(PAIRS) for batch in batches)
         loss.backward()
-        with torch.no_grad():
-            made = together(method, model, batches)
-        results.append((loss.item(), [made, {key: p.grad for key, p in tiny.trained(model).items()}]))
-    (loss, ours), (plain_loss, plain) = results
-    assert loss == pytest.approx(plain_loss, abs=1e-5)
-    close(ours, plain, atol=1e-5, rtol=1e-5)
-    assert max(gradient.abs().max() for gradient in plain[1].values()) > 1e-3
+        gradients = {key: p.grad for key, p in tiny.trained(model).items()}
+        losses.append(loss.item())
+        results.append([together(method, model, batches).detach(), gradients])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    close(*results, atol=1e-5, rtol=1e-5)
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["reward", "dpo"])
 def test_odd_pairs_too(name, method, tokenizer):
-    """A text that begins with all of the other, equal texts, no prompt, texts that are cut."""
     model, texts = load(method, name), PairTexts(MIXED, tokenizer, LENGTH, end=method != "reward")
     others = np.flatnonzero(MIXED["chosen"] != MIXED["rejected"])  # without equal texts, which go another way
     assert len(texts.batch(ALL).layout.source) < 0.9 * texts.batch(ALL).attention_mask.sum()
@@ -103,21 +86,18 @@ def test_odd_pairs_too(name, method, tokenizer):
 
 
 def test_the_last_attention_of_a_reward_is_that_of_the_ends(name, tokenizer, monkeypatch):
-    """Of each group of texts once; not where two texts are the same, which have one end."""
-    model, queries, attention = load("reward", name), [], packed.sdpa_attention_forward
+    """Not where two texts are the same, which have one end."""
+    model, queries, attention = load("reward", name), {}, packed.sdpa_attention_forward
 
     def noted(module, query, *args, **options):
-        queries.append((module.layer_idx, query.shape[2]))
+        queries.setdefault(module.layer_idx, set()).add(query.shape[2])
         return attention(module, query, *args, **options)
 
     monkeypatch.setattr(packed, "sdpa_attention_forward", noted)
     for pairs, ends in ((PAIRS, True), (MIXED, False)):
         queries.clear()
         pair_margins(model, PairTexts(pairs, tokenizer, 48).batch(np.arange(len(pairs))))
-        last = max(layer for layer, _ in queries)
-        assert {length == 1 for layer, length in queries if layer == last} >= {ends}
-        assert any(length > 1 for layer, length in queries if layer == 0)
-        assert any(length > 1 for layer, length in queries if layer == last) != ends
+        assert max(queries[0]) > 1 and (queries[max(queries)] == {1}) == ends
 
 
 def rows_seen(module) -> list[int]:
@@ -132,8 +112,8 @@ def test_linear_layers_see_no_padding_no_prompt_twice_and_the_last_ones_the_want
     model, batch = load("dpo", name), PairTexts(MIXED, tokenizer, LENGTH, end=True).batch(ALL)
     norms = (m for key, m in model.named_modules() if "0." in key and "norm" in type(m).__name__.lower())
     seen = rows_seen(next(m for m in norms if len(m.weight) == 16))  # of whole states, not of a head's queries
-    text_logps(model, batch)
-    text_logps(model, replace(batch, layout=None))
+    for layout in (batch.layout, None):
+        text_logps(model, replace(batch, layout=layout))
     assert seen == [len(batch.layout.source), batch.input_ids.numel()]
     model, batch = load("reward", name), PairTexts(MIXED, tokenizer, LENGTH).batch(ALL)
     ends = batch.layout.place[torch.arange(2 * len(MIXED)), batch.attention_mask.sum(1) - 1]
@@ -141,10 +121,9 @@ def test_linear_layers_see_no_padding_no_prompt_twice_and_the_last_ones_the_want
     kinds = ("c_proj", "down_proj", "fc2", "dense_4h_to_h")
     seen = rows_seen([m for key, m in last.named_modules() if key.rpartition(".")[2] in kinds][-1])
     pair_margins(model, batch)
-    for kept in (True, False):
-        model.body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        model.train(kept)
-        pair_margins(model, batch)
+    model.body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    for training in (True, False):
+        pair_margins(model.train(training), batch)
     assert seen == [len(ends.unique()), len(batch.layout.source), len(ends.unique())]  # see LastBlock of the second
 
 
@@ -157,6 +136,6 @@ def test_an_untested_architecture_is_computed_plainly_and_says_so_once(tmp_path,
     load("dpo", folder)
     line = "models of type bloom are computed with padding: slower, the same results\n"
     assert capsys.readouterr().out.count(line) == 1
-    one, together = scores("reward", model, tokenizer, 1), scores("reward", model, tokenizer)
-    np.testing.assert_allclose(one, together, atol=2e-5)
+    one, all_at_once = scores("reward", model, tokenizer, 1), scores("reward", model, tokenizer)
+    np.testing.assert_allclose(one, all_at_once, atol=2e-5)
     assert one.std() > 0.1

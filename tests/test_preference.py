@@ -1,7 +1,5 @@
 """SFT, DPO and SimPO: each equation by hand, whose label trains what, and a small study of each method."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +12,16 @@ from conftest import small_params
 from torch import nn
 
 from w2s import models, predict, train
-from w2s.batches import Batch
+from w2s.batches import Batch, pad
 from w2s.losses import dpo_loss, response_logps, simpo_loss
 from w2s.params import Lora, ParameterError
-from w2s.predict import text_logps
 from w2s.runs import cluster, execute, store
 from w2s.runs.labels import labelled_pairs, reference_margins
 from w2s.spec import SPLITS, RunSpec
 from w2s.study import Study
 
 close = torch.testing.assert_close
-
 CPU, LOG2, LOG3, START = torch.device("cpu"), math.log(2), math.log(3), 3
-
 # Each row: the chances of the next token after the token of that number; START begins every text.
 CHANCES = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25, 0.5, 0.125, 0.125], [0.5, 0.25, 0.125, 0.125], [0.25] * 4])
 
@@ -47,11 +42,9 @@ class Bigram(nn.Module):
 
 def batch_of(*texts: tuple[list[int], int]) -> Batch:
     """Right-padded texts, each given as its ids and the number of ids at its end that are the response."""
-    length = max(len(ids) for ids, _ in texts)
-    ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in texts])
-    real = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in texts])
-    response = torch.tensor([[len(ids) - n <= t < len(ids) for t in range(length)] for ids, n in texts]).long()
-    return Batch(ids, real, response, np.arange(len(texts) // 2))
+    ids, real = pad([ids for ids, _ in texts])
+    starts = torch.tensor([[len(ids) - n] for ids, n in texts])
+    return Batch(ids, real, real * (torch.arange(ids.shape[1]) >= starts), np.arange(len(texts) // 2))
 
 
 # Chosen: 1/4, then 1/2 and 1/2. Rejected: 1/4 and then 1/8.
@@ -87,18 +80,16 @@ def test_response_logps_hand_worked(average):
         batch, expected = batch_of(*texts), torch.tensor(expected) / (torch.tensor(counts) if average else 1)
         logits = CHANCES.log()[batch.input_ids] + torch.randn(*batch.input_ids.shape, 1)  # which changes nothing
         close(response_logps(logits, batch.input_ids, batch.response_mask, average), expected)
-        close(text_logps(Bigram(), batch, average).detach(), expected)
+        close(models.text_logps(Bigram(), batch, average).detach(), expected)
 
 
 def test_only_predictions_of_the_response_count():
     """Not the prompt's, not the padding's, and not what the last token predicts."""
     batch = batch_of(([START, 1, 1, 0], 2), ([START, 1, 2], 1))
     used = torch.tensor([[False, True, True, False], [False, True, False, False]])
-    how = (batch.input_ids, batch.response_mask)
     for _ in range(2):
         logits = torch.where(used[..., None], CHANCES.log()[batch.input_ids], torch.randn(2, 4, 4))
-        assert torch.equal(response_logps(logits, *how), response_logps(CHANCES.log()[batch.input_ids], *how))
-    close(response_logps(logits, *how), torch.tensor([math.log(1 / 8), math.log(1 / 8)]))
+        close(response_logps(logits, batch.input_ids, batch.response_mask), torch.full((2,), math.log(1 / 8)))
 
 
 def run_of(method: str, **changes) -> RunSpec:
@@ -116,28 +107,25 @@ def test_sft_loss_is_a_mean_over_tokens_then_over_texts():
     assert losses == [pytest.approx((first + second) / 2)]
 
 
-def losses_of(spec: RunSpec, labels: list[float], reference: list[float], *texts, model=None) -> torch.Tensor:
-    """The loss of each pair: the chosen texts of all, then the rejected ones."""
+def losses_of(spec: RunSpec, labels: list[float], reference: list[float], *texts, model=None, **changes):
+    """The loss (n,) of each pair: the chosen texts of all, then the rejected ones."""
     objective = train.preference_objective(spec, pd.DataFrame({"label": labels}), np.array(reference), CPU)
-    return objective(model or Bigram(), batch_of(*texts))
-
-
-@pytest.mark.parametrize(("method", "reference"), [("dpo", 3.0), ("simpo", 0.0)])
-def test_a_weak_label_of_0_is_the_swapped_pair(method, reference):
-    turned = losses_of(run_of(method), [0.0], [reference], CHOSEN, REJECTED)
-    close(turned, losses_of(run_of(method), [1.0], [-reference], REJECTED, CHOSEN))
-    assert abs(turned - losses_of(run_of(method), [1.0], [reference], CHOSEN, REJECTED)) > 0.05
+    return objective(model or Bigram(), replace(batch_of(*texts), **changes))
 
 
 # DPO: margin log 2, less the reference's log 2 - 2 log 3, times 0.5: log 3, turned round for the label 0.
-# SimPO: means of -4/3 log 2 and -5/2 log 2 a token: 2 * 7/6 log 2 - 1.
+# SimPO: means of -4/3 log 2 and -5/2 log 2 a token: 2 * 7/6 log 2 - 1, of which the label 0 turns the first term.
 WORKED = [("dpo", 1.0, LOG2 - 2 * LOG3, math.log(4 / 3)), ("dpo", 0.0, LOG2 - 2 * LOG3, math.log(4))]
-WORKED += [("simpo", 1.0, 0.0, math.log(1 + math.exp(1 - 7 / 3 * LOG2)))]
+WORKED += [("simpo", label, 0.0, math.log(1 + math.exp(1 - by * 7 / 3 * LOG2))) for label, by in ((1.0, 1), (0.0, -1))]
 
 
 @pytest.mark.parametrize(("method", "label", "reference", "expected"), WORKED)
 def test_objectives_hand_worked(method, label, reference, expected):
+    """A weak label of 0 is the swapped pair; blocks are sorted by length: the row number finds label and reference."""
     loss = losses_of(run_of(method), [label], [reference], CHOSEN, REJECTED)
+    close(loss, losses_of(run_of(method), [1 - label], [-reference], REJECTED, CHOSEN))
+    how = ([1 - label, label], [9.0, reference], CHOSEN, REJECTED)
+    close(loss, losses_of(run_of(method), *how, index=np.array([1])))
     assert loss.tolist() == pytest.approx([expected], abs=1e-6)
 
 
@@ -156,22 +144,13 @@ def test_explicit_conflict_adds_the_reversed_gold_pair_where_the_policy_contradi
 
 def test_the_policy_alone_decides_what_contradicts_gold_and_is_pushed_on_away_from_it():
     """Its margin is log 2 > 0 however the reference stands, even though the implicit reward is negative."""
-    specs = [run_of("dpo", conflict=conflict, alpha=1.0) for conflict in ("none", "explicit")]
-    assert torch.equal(*(losses_of(spec, [1.0], [9.0], CHOSEN, REJECTED) for spec in specs))
-    gradients = []
+    losses, gradients = [], []
     for conflict in ("none", "explicit"):
+        losses.append(losses_of(run_of("dpo", conflict=conflict, alpha=1.0), [1.0], [9.0], CHOSEN, REJECTED))
         model = Bigram()
         losses_of(run_of("simpo", conflict=conflict, alpha=1.0), [1.0], [0.0], REJECTED, CHOSEN, model=model).backward()
         gradients.append(model.table.grad[2, 2])  # 2 after 2: the truly preferred response alone has it
-    assert gradients[0] < 0 < gradients[1] - gradients[0]
-
-
-def test_losses_follow_the_pairs_index():
-    """Blocks are sorted by length: labels and references are looked up by row number."""
-    spec, pairs = run_of("dpo"), pd.DataFrame({"label": [1.0, 0.0]})
-    objective = train.preference_objective(spec, pairs, np.array([0.5, -2.0]), CPU)
-    batch = replace(batch_of(CHOSEN, REJECTED), index=np.array([1]))
-    close(objective(Bigram(), batch), losses_of(spec, [0.0], [-2.0], CHOSEN, REJECTED))
+    assert torch.equal(*losses) and gradients[0] < 0 < gradients[1] - gradients[0]
 
 
 def write_predictions(spec: RunSpec, root: Path, **columns) -> None:
@@ -204,8 +183,7 @@ def test_who_shares_a_warm_start(study):
     assert implicit.start != none.start and implicit.start.name != none.start.name
     assert len({none.name, explicit.name, implicit.name}) == 3
     assert none.start.method == "sft" and none.start.start is None and none.start.save_model
-    assert none.teacher == none.start.teacher == study.gold(pair[0], 0)
-    assert study.gold(pair[0], 0).start.teacher is None
+    assert none.teacher == none.start.teacher == study.gold(pair[0], 0) and none.teacher.start.teacher is None
 
 
 def test_settings_of_runs_and_their_warm_starts(tiny_models, tmp_path):
@@ -214,11 +192,10 @@ def test_settings_of_runs_and_their_warm_starts(tiny_models, tmp_path):
     def gold(method, **how) -> RunSpec:
         return Study.open(small_params(tiny_models, tmp_path, method=method, **how)).gold(tiny_models[0], 0)
 
-    for method, beta, gamma in (("reward", None, None), ("dpo", 0.1, None), ("simpo", 2.0, 1.0)):
-        spec = gold(method)
-        assert (spec.beta, spec.gamma, spec.start is None) == (beta, gamma, method == "reward")
-    spec = gold("simpo", gamma=0.0, beta=3.0)
-    assert (spec.gamma, spec.beta) == (0.0, 3.0)
+    cases = [("reward", {}, None, None), ("dpo", {}, 0.1, None), ("simpo", {}, 2.0, 1.0)]
+    for method, given, *expected in [*cases, ("simpo", {"beta": 3.0, "gamma": 0.0}, 3.0, 0.0)]:
+        spec = gold(method, **given)
+        assert [spec.beta, spec.gamma] == expected and (spec.start is None) == (method == "reward")
     how = {"learning_rate": 1e-6, "epochs": 3, "gradient_checkpointing": True}
     for changes, expected in (({}, (1e-6, 1)), ({"sft_learning_rate": 1e-5, "sft_epochs": 2}, (1e-5, 2))):
         spec = gold("dpo", **how, **changes)
@@ -247,7 +224,6 @@ def test_the_warm_start_of_a_student_learns_what_its_teacher_prefers(study):
     for start, responses in ((student.start, expected), (gold.start, list(study.data.gt.chosen))):
         texts = train.training_texts(start, labelled_pairs(start, study.root), tokenizer)
         batch = texts.batch(np.arange(len(texts)))
-        assert len(batch.input_ids) == len(texts)
         learned = [ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.response_mask, strict=True)]
         assert all(ids[-1] == tokenizer.eos_token_id for ids in learned)
         assert [tokenizer.decode(ids[:-1]) for ids in learned] == responses
@@ -263,8 +239,7 @@ def test_everything_new_that_changes_a_result_changes_the_name(study):
         *({"keep": "confidence"}, {"keep": "gold_oracle"}, {"keep_threshold": 0.9}, {"keep_by": "calibrated"}),
         *({"lora": lora.model_copy(update=change)} for change in ({}, *adapters)),
     ]
-    names = {replace(spec, **change).name for change in changes}
-    assert len(names | {spec.name}) == len(changes) + 1
+    assert len({replace(spec, **change).name for change in changes} | {spec.name}) == len(changes) + 1
     assert replace(spec, gradient_checkpointing=True).name == spec.name
 
 
@@ -303,9 +278,8 @@ def test_a_small_study_trains_every_run(study, trained):
 def test_a_run_starts_where_its_warm_start_ended_and_again_gives_the_same_bytes(study, trained, tiny_models, tmp_path):
     """The warm start's table holds the reference of every pair, and its model scores the same."""
     spec = study.student(*study.model_pairs[0], "none", 0)
-    table = store.load_predictions(spec.start, study.root)
+    table, model = store.load_predictions(spec.start, study.root).set_index("id"), execute.load_model(spec, study.root)
     assert set(table.split) == set(SPLITS)
-    model, table = execute.load_model(spec, study.root), table.set_index("id")
     again = execute.score(spec.start, model, study.data.test, models.load_tokenizer(spec.model), study.root)
     for column in ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"):
         np.testing.assert_allclose(again[column], table.loc[again.id, column], atol=1e-5)

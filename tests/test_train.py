@@ -10,15 +10,14 @@ from w2s.models import RewardModel
 from w2s.train import Schedule, fit, reward_objective
 from w2s.world import World
 
-PAIRS = World().pairs("gt", 24).assign(label=np.linspace(0, 1, 24))
+PAIRS, CPU = World().pairs("gt", 24).assign(label=np.linspace(0, 1, 24)), torch.device("cpu")
 
 
-def trained(name, tokens=300, conflict="none", alpha=0.5, pairs=PAIRS, batch=24, rate=1e-3, epochs=1):
+def trained(name, tokens=300, conflict="none", alpha=0.5, pairs=PAIRS, batch=24, rate=1e-3, epochs=1, objective=None):
     """The model after some epochs, and the loss of each step."""
-    losses, model = [], RewardModel.load(name, seed=0)
-    texts = PairTexts(pairs, models.load_tokenizer(name), 128)
-    objective, total = reward_objective(pairs, conflict, alpha, torch.device("cpu")), epochs * len(pairs) // batch
-    steps = texts.steps(batch, epochs, tokens, seed=0)
+    losses, model, texts = [], RewardModel.load(name), PairTexts(pairs, models.load_tokenizer(name), 128)
+    objective = objective or reward_objective(pairs, conflict, alpha, CPU)
+    steps, total = texts.steps(batch, epochs, tokens, seed=0), epochs * len(pairs) // batch
     fit(model, steps, objective, Schedule(rate), total, report=lambda step, loss: losses.append(loss))
     return model, losses
 
@@ -32,21 +31,15 @@ def test_micro_batches_do_not_change_the_gradient(tiny_models):
     torch.testing.assert_close(parts, whole, atol=1e-7, rtol=1e-4)
 
 
-def test_the_first_gradient_step_is_adams(tiny_models):
-    """One step of Adam moves each weight by the learning rate, against its gradient's sign."""
-    before, (model, _) = RewardModel.load(tiny_models[0], seed=0), trained(tiny_models[0], 100_000, alpha=0.0)
+def test_the_first_step_is_adams(tiny_models):
+    """It moves each weight by the learning rate, against its gradient's sign."""
+    before, (model, _) = RewardModel.load(tiny_models[0]), trained(tiny_models[0], 100_000)
     texts = PairTexts(PAIRS, models.load_tokenizer(tiny_models[0]), 128)
-    objective = reward_objective(PAIRS, "none", 0.0, torch.device("cpu"))
-    objective(before, texts.batch(np.arange(24))).mean().backward()
+    reward_objective(PAIRS, "none", 0.0, CPU)(before, texts.batch(np.arange(24))).mean().backward()
     moved, gradient = model.unit.weight - before.unit.weight, before.unit.weight.grad
     clear = gradient.abs() > 1e-6
     assert clear.any()
     torch.testing.assert_close(moved[clear], -1e-3 * gradient[clear].sign(), atol=1e-5, rtol=1e-2)
-
-
-def test_the_loss_starts_near_log_2_and_falls(tiny_models):
-    _, losses = trained(tiny_models[2], 100_000, alpha=0.0, pairs=PAIRS.assign(label=1.0), rate=1e-2, epochs=30)
-    assert losses[0] == pytest.approx(np.log(2), abs=0.05) and losses[-1] < 0.5 * losses[0]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_alpha_zero_those_of_no_conflict(tiny_models):
@@ -62,7 +55,5 @@ def test_schedule_is_a_cosine_to_zero_after_a_warm_up():
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_models):
-    texts = PairTexts(PAIRS, models.load_tokenizer(tiny_models[0]), 128)
-    model, steps = RewardModel.load(tiny_models[0]), texts.steps(8, 1, 1000, seed=0)
     with pytest.raises(FloatingPointError, match=r"nan at step 1; lower learning_rate"):
-        fit(model, steps, lambda m, b: m(b.input_ids, b.attention_mask) * float("nan"), Schedule(1e-3), total=3)
+        trained(tiny_models[0], batch=8, objective=lambda m, b: m(b.input_ids, b.attention_mask) * float("nan"))

@@ -79,8 +79,7 @@ class Batch:
     layout: Layout | None = None  # by which the texts are computed without padding; None computes them with it
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (self.input_ids, self.attention_mask, self.response_mask)
-        moved = [t.to(device, non_blocking=True) for t in tensors]
+        moved = [t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.response_mask)]
         return Batch(*moved, self.index, self.layout and self.layout.to(device))
 
 
@@ -88,9 +87,9 @@ def encode(tokenizer, prompts, responses, max_length: int, end: bool = False) ->
     """Token ids of each prompt + response, and the position of the response's first token.
 
     Both are encoded as one text, with the start token where the tokenizer puts one; a token that reaches over the
-    boundary belongs to the response. `end` ends the text with the end token, once, so that the end of a response is
-    learned and scored; otherwise it has none. A too long text loses the beginning of its prompt but for the start
-    token, and of its response only what is too long alone. ParameterError: `end`, but the tokenizer has no end token.
+    boundary belongs to the response. `end` ends the text with the end token, once, so that it is learned and scored;
+    otherwise it has none. A too long text loses the beginning of its prompt but for the start token, and of its
+    response only what is too long alone. ParameterError: `end`, but the tokenizer has no end token.
     """
     first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
     if end and last is None:

@@ -108,9 +108,6 @@ def reverse_loss(margin: Tensor, target: Tensor) -> Tensor:
     return -(p * label.log() + (1 - p) * (1 - label).log())
 
 
-LABEL_LOSSES = {"cross_entropy": reward_loss, "confidence": confidence_loss, "reverse": reverse_loss}
-
-
 @dataclass
 class Clock:
     """How much of its steps a run has done, from 0 to 1."""
@@ -119,7 +116,7 @@ class Clock:
 
 
 def label_loss(kind: str, highest: float | None, clock: Clock) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of margins and labels, (n,) each, by one of LABEL_LOSSES; `highest` is the confidence loss's weight."""
+    """The loss of margins and labels, (n,) each; `highest` is the weight of the confidence loss."""
     if kind == "confidence":
         return lambda margin, label: confidence_loss(margin, label, confidence_weight(highest, clock.done))
-    return LABEL_LOSSES[kind]
+    return {"cross_entropy": reward_loss, "reverse": reverse_loss}[kind]

@@ -20,7 +20,7 @@ from w2s.params import Lora, ParameterError
 from w2s.sources import adapters, hub
 from w2s.sources.hub import ADAPTERS, LADDER, base_of, from_pretrained, resolve
 
-UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
+UNIT_FILE = "reward_unit.safetensors"
 AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
 fast_products, last_states = cpu.products, packed.last_states  # no other module of the core uses the wing `fast`
 GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a chain of eight operations
@@ -113,13 +113,13 @@ class RewardModel(nn.Module):
         model = cls(_load(AutoModel, name, lora, seed, dtype), seed)
         saved = Path(resolve(name)) / UNIT_FILE
         if saved.is_file():
-            model.unit.weight.data.copy_(load_file(saved)[UNIT_KEY])
+            model.unit.weight.data.copy_(load_file(saved)["weight"])
         return model
 
     def save(self, folder: str | Path) -> None:
         """Write body and unit as safetensors, loadable by `load`."""
         save(self.body, folder)
-        save_file({UNIT_KEY: self.unit.weight.data.contiguous()}, Path(folder) / UNIT_FILE)
+        save_file({"weight": self.unit.weight.data.contiguous()}, Path(folder) / UNIT_FILE)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layout: Layout | None = None) -> Tensor:
         """Rewards (n,) in logits of n right-padded texts (n, length); with their layout, computed without padding."""

@@ -84,22 +84,22 @@ def inverse_temperature(margin) -> float:
     """The scale s >= 0 that makes sigmoid(s * margin) of gold pairs most likely. Source: Guo et al. (2017)."""
     margin = np.asarray(margin, dtype=np.float64)
     size = np.abs(margin).mean() or 1.0
-    fit = minimize_scalar(
-        lambda x: np.logaddexp(0, -np.exp(x) / size * margin).mean(), bounds=(-12, 12), method="bounded"
-    )
-    return float(np.exp(fit.x) / size)
+
+    def loss(log_scale: float) -> float:
+        return np.logaddexp(0, -np.exp(log_scale) / size * margin).mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-12, 12), method="bounded").x) / size)
 
 
 def with_probability(table: pd.DataFrame, confidence: str, method: str, beta: float | None = None) -> pd.DataFrame:
     """The predictions of one run or of many (column run), with margin, probability and correct by `confidence`.
 
-    The column probability_by says by which.
-
     A margin is multiplied, before the sigmoid, with PAPER_SCALE (paper), beta (implicit_reward), or the inverse
-    temperature of the run's own gold validation pairs (calibrated). For dpo, the latter two are against the reference.
+    temperature of the run's own gold validation pairs (calibrated); probability_by says with which. For dpo, the latter
+    two are against the reference.
     """
     out = table.assign(margin=margins_of(table, method, method == "dpo" and confidence != "paper"))
-    runs = out["run"] if "run" in out else pd.Series("", index=out.index)
+    runs = out.get("run", pd.Series("", index=out.index))
     validation, fixed = out["split"] == "validation", PAPER_SCALE[method] if confidence == "paper" else beta
     for run in runs.unique():
         of_run = runs == run

@@ -60,13 +60,10 @@ def fit(
 ) -> None:
     """Train `model` in place.
 
-    `steps` gives for each optimizer step its number of units n (pairs, or tokens) and its batches; `objective` the
-    loss of each unit of a batch, (units,). The gradient of a step is that of the sum over its units divided by n,
-    however they are cut into batches. `total` is the number of steps, `dtype` that of the forward pass; `report` gets
-    each step's number, from 1, and its mean loss.
-
-    Raises:
-        NotFinite: the loss is not finite; the weights are those before that step.
+    `steps` gives for each of `total` optimizer steps its number of units n (pairs, or tokens) and its batches;
+    `objective` the loss of each unit of a batch, (units,). The gradient of a step is that of the sum over its units
+    divided by n, however they are cut into batches. `dtype`: of the forward pass; `report` gets each step's number,
+    from 1, and its mean loss. Raises NotFinite, with the weights as before that step.
     """
     model.train()
     device = next(model.parameters()).device
@@ -118,10 +115,10 @@ def training_objective(spec: RunSpec, pairs: pd.DataFrame, device, clock=None, r
 def reward_objective(
     pairs: pd.DataFrame, conflict: str, alpha: float, device: torch.device, weak_loss: Callable = reward_loss
 ) -> Objective:
-    """The reward loss of each pair of a batch, and the explicit conflict's term.
+    """The reward loss of each pair of a batch, times the column weight; and the explicit conflict's term, unweighted.
 
     `weak_loss` replaces it on the pairs of the target dimension, whose labels a teacher may have given; helpful
-    pairs (target False) keep it. The column weight (1 where there is none) multiplies the label's loss alone.
+    pairs (target False) keep it.
     """
     label, weight, target = (_column(pairs, name, device) for name in ("label", "weight", "target"))
 
@@ -178,7 +175,6 @@ class BestWeights:
 
     def __init__(self, model: nn.Module, measure: Callable[[], float], steps: list[int]):
         self.model, self.measure, self.steps = model, measure, set(steps)
-        self.names = {name for name, p in model.named_parameters() if p.requires_grad}
         self.best, self.step, self.weights = -np.inf, 0, {}
 
     def look(self, step: int) -> None:
@@ -189,8 +185,8 @@ class BestWeights:
         self.model.train()
         if value > self.best:
             self.best, self.step = value, step
-            state = self.model.state_dict()
-            self.weights = {name: state[name].detach().clone() for name in self.names}
+            trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            self.weights = {name: p.detach().clone() for name, p in trained}
 
     def restore(self) -> None:
         """Put the best weights back into the model."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Of glibc's malloc.h: M_TRIM_THRESHOLD (which Dask's workers have very low), M_MMAP_MAX, M_ARENA_MAX.
 KEEP_MEMORY = {-1: 2**31 - 1, -4: 0, -8: 1}
-_inside = 0  # how many `products` are open
+_inside = False  # a block of `products`
 
 
 @contextmanager
@@ -23,19 +23,19 @@ def products() -> Iterator[None]:
     oneDNN's kernels use the whole of AVX-512 on every processor; MKL's, which are PyTorch's own, on Intel's alone.
     """
     global _inside
-    library = torch.library.Library("aten", "IMPL") if _able() and not _inside else None
-    if library:
+    if _inside or not _able():
+        yield
+        return
+    library, _inside = torch.library.Library("aten", "IMPL"), True
+    try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warning only once for all operators")
             library.impl("mm", mm, "CPU", allow_override=True)
             library.impl("addmm", addmm, "CPU", allow_override=True)
-    _inside += 1
-    try:
         yield
     finally:
-        _inside -= 1
-        if library:
-            library._destroy()
+        library._destroy()
+        _inside = False
 
 
 def _able() -> bool:
@@ -66,9 +66,5 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta=1, alpha=1) -> Tensor:
 
 
 def _is_ours(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.ndim == b.ndim == 2
-        and a.dtype == b.dtype == torch.float32
-        and a.shape[1] == b.shape[0]
-        and min(*a.shape, *b.shape) > 0
-    )
+    plain = all(m.ndim == 2 and m.dtype == torch.float32 and m.numel() for m in (a, b))
+    return plain and a.shape[1] == b.shape[0]

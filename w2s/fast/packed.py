@@ -64,9 +64,12 @@ def attend(module, query, key, value, attention_mask, packed: Layout | None = No
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if packed.ends is not None and module.layer_idx == module.config.num_hidden_layers - 1:
         return _attend_at_ends(module, query, key, value, packed, **options)
-    mixed = []
+    window, mixed = options.get("sliding_window"), []
     for texts in zip(*(_texts(states, packed) for states in (query, key, value)), strict=True):
-        mask = _band(texts[0].shape[2], options.get("sliding_window"), query.device)
+        length, mask = texts[0].shape[2], None  # without a mask it is causal
+        if window and window < length:
+            behind = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
+            mask = ((behind >= 0) & (behind < window))[None, None]
         states, weights = sdpa_attention_forward(module, *texts, mask, **options)
         mixed.append(states.flatten(0, 1))
     return torch.cat(mixed).index_select(0, packed.back)[None], weights
@@ -93,14 +96,6 @@ def _texts(states: Tensor, packed: Layout) -> Iterator[Tensor]:
     grouped = F.embedding(packed.grouped, table.flatten(1)).unflatten(1, table.shape[1:])
     for shape, part in zip(packed.groups, grouped.split([n * length for n, length in packed.groups]), strict=True):
         yield part.unflatten(0, shape).transpose(1, 2)
-
-
-def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """The mask of a sliding window; None where it is wider than a text, which is causal without a mask."""
-    if not window or window >= length:
-        return None
-    behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-    return ((behind >= 0) & (behind < window))[None, None]
 
 
 class LastBlock:

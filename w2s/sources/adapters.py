@@ -17,9 +17,8 @@ def add(model, base: str, lora: Lora, seed: int) -> None:
 
     torch.manual_seed(seed)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    layers = {"target_modules": list(lora.target_modules)} if lora.target_modules else {}
-    sizes = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    _inject(model, base, LoraConfig(**sizes, **layers, fan_in_fan_out=transposed))
+    layers = {"target_modules": list(lora.target_modules or ()) or None, "fan_in_fan_out": transposed}
+    _inject(model, base, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **layers))
 
 
 def read(model, base: str, name: str) -> None:
