@@ -153,6 +153,7 @@ def test_helpful_pairs_may_be_more_or_none_and_change_nothing_else(tmp_path):
 
 
 SWAP, NO_TARGETS, LEFT = {"target": "helpful"}, dict.fromkeys(TARGETS), "usable pairs are left for"
+ALONE = {"n_helpful": 0, "conflicts": ["none"]}
 MANY, SPOILT = {"helpful": rows("helpful", 12)}, {"gt": [{"chosen": [{"role": "user"}], "rejected": "a"}] * 30}
 WHY = "30 rows were dropped: messages must have role and content, [^;]*$"
 EXPECTED = r"expected gt\.\*, w2s\.\*, test\.\*, helpful\*\.\*.* harmless\.\* / train\.\* .*"
@@ -171,9 +172,12 @@ MISSING = [  # files, parameters, message
         {},
         f"/.*: no file for test, w2s; {EXPECTED}; found gt.jsonl, notes.jsonl$",
     ),
-    (NOTHING, {}, "/.*found nothing$"),
+    *((NOTHING, values, "/.*: no file for test, gt, w2s; .*found nothing$") for values in ({}, ALONE)),
     ({"helpful": None}, {}, r"/.*: no file for helpful \(n_helpful = 2; 0 goes without\)"),
-    ({"helpful": None}, SWAP, r"/.*: no file for test, gt, w2s; expected helpful\*\.\* to draw"),
+    *(
+        ({"helpful": None}, SWAP | more, r"/.*: no file for test, gt, w2s; expected helpful\*\.\*")
+        for more in ({}, ALONE)
+    ),
     (NO_TARGETS, SWAP, r"/.*: no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
 ]
 
@@ -219,7 +223,7 @@ def test_hh_from_the_hub_is_one_pool_of_single_turn_pairs(hub):
     assert data.source["read_from"] == "hub" and data.source["sizes"]["gt"] == 8
     assert all(len(digest) == 64 for digest in data.source["files"].values())
     hub.clear()
-    load(params("hh", n_helpful=0, conflicts=["none"]))
+    load(params("hh", **ALONE))
     assert hub == [(HH, "harmless-base")]
 
 
@@ -350,7 +354,7 @@ class LetterTokenizer:
 def test_token_audit_by_hand(tmp_path):
     """Start token and prompt: 23 letters; the responses add 3, 2 and 41, 2. Truncation begins above max_length."""
     pairs = [hh("q", "aa", "a"), hh("b", "a" * 35 + "<end>", "a")]
-    data = load(params(full(tmp_path, gt=pairs), n_helpful=0, conflicts=["none"]))
+    data = load(params(full(tmp_path, gt=pairs), **ALONE))
     tokenizer = LetterTokenizer()
     table = audit_tokens(data, tokenizer, max_length=30).set_index("split")
     expected = {"pairs": 2, "median_tokens": 25.5, "max_tokens": 64, "truncated_share": 0.5, "long_responses": 1}

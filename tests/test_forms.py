@@ -13,7 +13,7 @@ import transformers as hf
 from conftest import small_params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import checked, full, hh, load, params, row_of
+from test_data import ALONE, checked, full, hh, load, params, row_of
 
 from w2s import models, zoo
 from w2s.params import ParameterError, short_names
@@ -163,6 +163,13 @@ def test_a_source_of_both_dimensions(tmp_path):
     for target, best in (("harmless", " b"), ("helpful", " a")):
         data = checked(params(tmp_path, target=target, n_gt=6))
         assert data.gt["chosen"].str.startswith(best).all() and data.helpful["rejected"].str.startswith(best).all()
+        alone = checked(params(tmp_path, target=target, n_gt=6, **ALONE))
+        assert alone.gt["chosen"].str.startswith(best).all() and alone.helpful.empty
+    shutil.move(tmp_path / "data/Alpaca-7B/train.jsonl", tmp_path / "helpful.jsonl")
+    (tmp_path / "data/Alpaca-7B/test.jsonl").unlink()
+    assert load(params(tmp_path, target="helpful", **ALONE)).gt["chosen"].str.startswith(" a").all()
+    with pytest.raises(DataError, match=r"no file for harmless \(n_helpful = 2; 0 goes without\)"):
+        load(params(tmp_path, target="helpful"))
 
 
 text = st.text(max_size=12) | st.sampled_from(["\n\nHuman: a\n\nAssistant: b", "\ud800", "<|im_end|>", "", " ", "\0"])
