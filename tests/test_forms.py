@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from conftest import small_params
+from huggingface_hub import save_torch_state_dict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import ALONE, checked, full, hh, load, params, row_of
@@ -284,12 +285,12 @@ def changed(files: dict[str, bytes], **config) -> dict[str, bytes]:
     return files | {"config.json": json.dumps(json.loads(files["config.json"]) | config).encode()}
 
 
-def as_pickle(folder: str, target: Path, content=None) -> Path:
-    """A copy of a model with pytorch_model.bin, its own weights or `content`, in the place of safetensors."""
+def as_pickle(folder: str, target: Path, **options) -> Path:
+    """A copy of a model with its weights in pytorch_model.bin, or in shards of it, in the place of safetensors."""
     shutil.copytree(folder, target)
-    weights = hf.AutoModelForCausalLM.from_pretrained(folder).state_dict() if content is None else content
     (target / "model.safetensors").unlink()
-    torch.save(weights, target / "pytorch_model.bin")
+    weights = hf.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    save_torch_state_dict(weights, target, safe_serialization=False, **options)
     return target
 
 
@@ -320,13 +321,8 @@ def test_sharded_pickles_are_announced_and_safetensors_come_before_pickles(tiny_
     models.load_language_model(str(both))
     assert "pickle" not in capsys.readouterr().out and not (tmp_path / "executed").exists()
 
-    folder = as_pickle(tiny_models[0], tmp_path / "pickle")
-    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    names = {key: f"pytorch_model-{number}-of-2.bin" for key, number in zip(weights, [1, 2] * len(weights))}
-    for file in set(names.values()):
-        torch.save({key: weights[key] for key in weights if names[key] == file}, folder / file)
-    (folder / "pytorch_model.bin").unlink()
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    folder = as_pickle(tiny_models[0], tmp_path / "pickle", max_shard_size=9999)
+    assert (folder / "pytorch_model.bin.index.json").is_file() and not (folder / "pytorch_model.bin").is_file()
     models.load_language_model(str(folder))
     assert "read from pickle" in capsys.readouterr().out
 
@@ -335,7 +331,8 @@ def test_sharded_pickles_are_announced_and_safetensors_come_before_pickles(tiny_
 def test_a_malicious_pickle_is_not_executed(tiny_models, tmp_path, form, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     evil = {"transformer.wte.weight": Evil(tmp_path / "executed")}
-    folder = as_pickle(tiny_models[0], tmp_path / "pickle", evil)
+    folder = as_pickle(tiny_models[0], tmp_path / "pickle")
+    torch.save(evil, folder / "pytorch_model.bin")
     if form == "plain":
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(evil, protocol=2))
     for use in (models.load_language_model, models.RewardModel.load):

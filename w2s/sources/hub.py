@@ -101,8 +101,8 @@ def fetched(kind: str, name: str) -> Path | None:
 
 def wanted(params: StudyParams) -> list[Wanted]:
     """What a study needs from the hub, fetched or not; of adapters in a local folder, their base."""
-    names = map(base_of, (*params.weak_models, *params.strong_models, *params.intermediate_models))
-    models = [Wanted("model", name, *split(name)) for name in dict.fromkeys(names) if not _on_disk(name)]
+    names = dict.fromkeys(map(base_of, (*params.weak_models, *params.strong_models, *params.intermediate_models)))
+    models = [Wanted("model", name, *split(name)) for name in names if not _on_disk(name)]
     return models + list(hub_parts(params).values())
 
 
