@@ -371,6 +371,16 @@ def test_a_local_folder_that_is_not_whole(tiny_models, tmp_path, changes, words)
     assert words in message and repr(str(tmp_path)) in message
 
 
+def test_a_model_without_weights_or_with_pointers_to_them_is_refused_before_anything_is_trained(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models[0], tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(POINTER)
+    message = "model.safetensors is a pointer of Git LFS; run git lfs pull in"
+    assert message in refused(models.matching_tokenizer, str(folder))
+    (folder / "model.safetensors").unlink()
+    message = "has no weights: neither model.safetensors nor pytorch_model.bin"
+    assert message in refused(models.matching_tokenizer, str(folder))
+
+
 def test_tokenizer_and_model_that_do_not_belong_together(tiny_models):
     tokenizer, config = models.load_tokenizer(tiny_models[0]), models.load_config(tiny_models[0])
     hub.check_vocabulary("x", tokenizer, config)

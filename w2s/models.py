@@ -17,8 +17,8 @@ from w2s.fast import cpu, packed
 from w2s.files import digest as file_digest
 from w2s.losses import next_token_loss
 from w2s.params import Lora, ParameterError
-from w2s.sources import adapters
-from w2s.sources.hub import ADAPTERS, LADDER, base_of, check_architecture, check_vocabulary, from_pretrained, resolve
+from w2s.sources import adapters, hub
+from w2s.sources.hub import ADAPTERS, LADDER, base_of, from_pretrained, resolve
 
 UNIT_FILE, UNIT_KEY = "reward_unit.safetensors", "weight"
 AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
@@ -29,7 +29,7 @@ GELU = {"gelu_new": "gelu_pytorch_tanh"}  # the same function; the first is a ch
 def load_config(name: str):
     """A model's configuration with every dropout set to 0, as in the paper, and GELU by PyTorch's one kernel."""
     config = from_pretrained(AutoConfig, name)
-    check_architecture(name, config)
+    hub.check_architecture(name, config)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and (key.endswith(("dropout", "pdrop")) or key == "layerdrop"):
             setattr(config, key, 0.0)
@@ -48,9 +48,10 @@ def load_tokenizer(name: str):
 
 
 def matching_tokenizer(name: str):
-    """As `load_tokenizer`, of a model that has an embedding for each of its tokens, which is checked."""
+    """As `load_tokenizer`, of a model that has weights, and an embedding for each token, which is checked."""
     tokenizer = load_tokenizer(name)
-    check_vocabulary(name, tokenizer, load_config(name))
+    hub.check_vocabulary(name, tokenizer, load_config(name))
+    hub.check_weights(name)
     return tokenizer
 
 

@@ -14,13 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from w2s.sources import TABLES
+from w2s.sources import LFS, TABLES
 from w2s.world import render
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
-LFS = b"version https://git-lfs.github.com/spec"
-UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
-UNREADABLE += (pd.errors.ParserError, pd.errors.EmptyDataError)
 CHAT = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "[/INST]")
 RESPONSES = {"response_0", "response_1"}  # of PKU-SafeRLHF, with the ids of the better and of the safer one
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -29,6 +26,8 @@ SHORT = 20  # characters: a shorter prompt may well begin a response too
 DROPS = (*FAULTS, "multi_turn", "identical_pairs", "dropped_as_shared", "unused")
 CAI_COLUMNS = {"prompt": "init_prompt", "chosen": "revision_response", "rejected": "init_response"}
 
+UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
+UNREADABLE += (pd.errors.ParserError, pd.errors.EmptyDataError)
 Pair = namedtuple("Pair", "prompt chosen rejected other_prompt")  # the prompt is that of chosen, the other of rejected
 Source = namedtuple("Source", "name sha256 rows")  # rows: (place, JSON line or dict) of a file or a part of a dataset
 

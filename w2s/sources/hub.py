@@ -13,7 +13,7 @@ from huggingface_hub import errors, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from w2s.params import PACKAGE, ParameterError, StudyParams, located, nearest
-from w2s.sources import TABLES
+from w2s.sources import LFS, TABLES
 
 LADDER, INDEX, ADAPTERS = PACKAGE / "ladder", "fetched.json", "adapter_config.json"
 GET = "w2s fetch PARAMS.yaml gets it where there is a network"
@@ -177,6 +177,22 @@ def _announce_pickle(name: str, where: str, revision: str | None) -> None:
     safe, pickled = (is_there(f) or is_there(f"{f}.index.json") for f in ("model.safetensors", "pytorch_model.bin"))
     if pickled and not safe:
         print(f"model {name!r}: read from pickle, with weights_only=True", flush=True)
+
+
+def check_weights(name: str) -> None:
+    """Raise a ParameterError for a model's folder on this machine that has no weights, or pointers to them."""
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        kinds = [*TABLES["safetensors"], *TABLES["pickles"], "adapter_model.*"]
+        files = sorted(file for kind in kinds for file in folder.glob(kind))
+        if not files:
+            raise ParameterError(f"model {name!r}: {TABLES['words']['no file named model.safetensors']}")
+        for file in files:
+            with open(file, "rb") as weights:
+                if weights.read(len(LFS)) == LFS:
+                    raise ParameterError(
+                        f"model {name!r}: {file} is a pointer of Git LFS; run git lfs pull in {folder}"
+                    )
 
 
 def check_vocabulary(name: str, tokenizer, config) -> None:
