@@ -360,6 +360,9 @@ NOT_WHOLE = [
     ({"config.json": {"n_layer": 3}}, "its files lack weights"),
     ({"config.json": {"model_type": "strange"}}, "does not recognize this architecture"),
     ({"config.json": b"{"}, "not a valid JSON file; check the name"),
+    ({"adapter_config.json": b"{"}, "its adapter_config.json names no base model"),
+    ({"adapter_config.json": b"{}"}, "its adapter_config.json names no base model"),
+    ({"adapter_config.json": b'{"base_model_name_or_path": null}'}, "its adapter_config.json names no base model"),
 ]
 
 

@@ -72,7 +72,13 @@ def base_of(name: str) -> str:
     folder = _on_disk(name)
     if not folder or not (folder / ADAPTERS).is_file():
         return name
-    return json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise ParameterError(f"model {name!r}: its {ADAPTERS} names no base model; train it again")
+    return base
 
 
 def hub_folder() -> Path:
