@@ -149,10 +149,11 @@ def test_shards_of_the_hub_and_csv_are_their_splits(tmp_path, names):
     parts = range(20), range(100, 104), range(200, 205)
     for name, numbers in zip(names, parts, strict=True):
         write(tmp_path, name, table(numbers))
-    data = load(params(tmp_path, n_test=4))
+    write(tmp_path, "helpful_old/train.csv", table(range(300, 305)))  # is of no split
+    data = load(params(tmp_path, n_test=4, n_helpful=5))
     assert sorted(data.test["chosen"]) == [f" good {i}" for i in parts[1]]
     assert {int(text.split()[1]) for text in data.gt["chosen"]} < set(parts[0])
-    assert {int(text.split()[1]) for text in data.helpful["chosen"]} < set(parts[2])
+    assert {int(text.split()[1]) for text in data.helpful["chosen"]} == set(parts[2])
 
 
 def test_a_source_of_both_dimensions(tmp_path):
@@ -165,7 +166,7 @@ def test_a_source_of_both_dimensions(tmp_path):
         data = checked(params(tmp_path, target=target, n_gt=6))
         assert data.gt["chosen"].str.startswith(best).all() and data.helpful["rejected"].str.startswith(best).all()
         alone = checked(params(tmp_path, target=target, n_gt=6, **ALONE))
-        assert alone.gt["chosen"].str.startswith(best).all() and alone.helpful.empty
+        assert alone.gt["chosen"].str.startswith(best).all() and row_of(alone, "helpful").rows_read == 0
     shutil.move(tmp_path / "data/Alpaca-7B/train.jsonl", tmp_path / "helpful.jsonl")
     (tmp_path / "data/Alpaca-7B/test.jsonl").unlink()
     assert load(params(tmp_path, target="helpful", **ALONE)).gt["chosen"].str.startswith(" a").all()

@@ -237,8 +237,11 @@ def test_a_file_that_arrives_damaged_is_not_recorded(server, folder, tiny, tmp_p
     assert hub.index()["model"] == {} and not list(folder.glob("models/*/model.safetensors"))
 
 
-def test_a_disk_without_room_and_a_dataset_without_tables(server, tiny, tmp_path, monkeypatch):
+def test_no_network_no_tables_no_room(server, tiny, tmp_path, monkeypatch):
     server.repos["models/org/tiny"] = tiny
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        assert "'org/tiny' cannot be fetched: no network" in refused(fetch, study(tmp_path, "org/tiny"))
     server.repos["datasets/Anthropic/hh-rlhf"] = {"README.md": b"", "red-team-attempts/train.jsonl.gz": b""}
     start = "dataset 'Anthropic/hh-rlhf/harmless-base' cannot be fetched: its repository holds no .json"
     assert refused(fetch, study(tmp_path, data="hh")).startswith(start)
@@ -246,12 +249,6 @@ def test_a_disk_without_room_and_a_dataset_without_tables(server, tiny, tmp_path
     with pytest.raises(ParameterError, match="'org/tiny': needs .* MB.*set W2S_HUB"):
         fetch(study(tmp_path, "org/tiny"))
     assert server.downloads() == []
-
-
-def test_no_network(server, tmp_path):
-    server.shutdown()
-    server.server_close()
-    assert "'org/tiny' cannot be fetched: no network" in refused(fetch, study(tmp_path, "org/tiny"))
 
 
 def test_the_folder_of_fetched_files_and_a_damaged_index(folder, monkeypatch):
