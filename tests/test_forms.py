@@ -101,7 +101,7 @@ def write(folder, name, table):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".parquet"):
         table.to_parquet(folder / name)
-    elif name.endswith(".csv"):
+    elif name.lower().endswith(".csv"):
         table.to_csv(folder / name, index=False)
     else:
         table.to_json(folder / name, orient="records", lines=True)  # zipped where the name says so
@@ -140,7 +140,7 @@ def test_an_unreadable_file_stops_and_parquet_names_the_row(tmp_path, name, cont
 SHARDS = [
     ("train-00000-of-00001.parquet", "test-00000-of-00002.parquet", "helpful.csv"),
     ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "helpful-00000-of-00001.parquet"),
-    ("train.csv", "test.csv", "helpful.csv"),
+    ("Train.CSV", "test.csv", "helpful.csv"),
 ]
 
 
