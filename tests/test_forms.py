@@ -40,14 +40,15 @@ ROWS = {
     "prompt of messages": {"prompt": chat(ASKED), "chosen": HERE, "rejected": THERE},
     "prompt twice": {"prompt": ASKED, "chosen": chat(ASKED, "Here."), "rejected": chat(ASKED, "There.")},
     "safer": {"prompt": ASKED, "response_0": "There.", "response_1": "Here.", **IDS},
+    "safer, from CSV": {"prompt": ASKED, "response_0": "Here.", "response_1": "There.", "safer_response_id": "0"},
 }
 
 
 @pytest.mark.parametrize("form", ROWS)
 def test_rows_of_all_forms_give_the_same_pair(form):
-    assert (
-        fault_of(ROWS[form]) == fault_of(json.dumps(ROWS[form]).encode()) == ((PROMPT, " Here.", " There.", PROMPT), "")
-    )
+    line = json.dumps(ROWS[form]).encode()
+    for row in (ROWS[form], line, b"\xef\xbb\xbf" + line):  # the mark with which some editors begin a file
+        assert fault_of(row) == ((PROMPT, " Here.", " There.", PROMPT), "")
 
 
 def test_turns_a_system_message_and_the_other_dimension():
