@@ -1,6 +1,5 @@
 """Loading, splitting, auditing and mixing pairs; hand-made folders, fake hub parts, the real HH files."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from w2s.data import PAIR_COLUMNS, audit_tokens, load, table_fingerprint, training_pairs
 from w2s.params import ParameterError, StudyParams
-from w2s.sources.audit import DROPS, FAULTS, DataError, fault_of, split_text
+from w2s.sources.audit import DROPS, DataError, fault_of
 from w2s.world import SPLITS
 
 REAL = Path(os.environ.get("W2S_DATA_DIR") or Path(__file__).parents[2] / "shared/data/hh-single-turn")
@@ -69,71 +69,6 @@ def checked(params):
     return data
 
 
-def test_rows_of_all_forms_give_the_same_pair():
-    text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
-    assert split_text(text) == ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " d")
-    columns, prompt = {"prompt": "may i?", "chosen": "no", "rejected": " yes"}, "\n\nHuman: may i?\n\nAssistant:"
-    beside_dialogues = {"prompt": "may i?", **hh("may i?", "no", "yes")}  # is not put in front of them
-    for row in (columns, columns | {"prompt": prompt}, hh("may i?", "no", "yes"), beside_dialogues):
-        assert fault_of(row) == ((prompt, " no", " yes", prompt), "")
-
-
-def test_jsonl_gzip_and_parquet_give_the_same_pairs(tmp_path):
-    first = load(params(full(tmp_path))).fingerprint
-    for suffix in ("jsonl.gz", "parquet"):
-        (tmp_path / suffix).mkdir()
-        for split in SPLITS:
-            zipped = gzip.compress((tmp_path / f"{split}.jsonl").read_bytes())
-            content = pd.DataFrame(rows(split, 6)).to_parquet() if suffix == "parquet" else zipped
-            (tmp_path / suffix / f"{split}.{suffix}").write_bytes(content)
-        assert load(params(tmp_path / suffix)).fingerprint == first
-
-
-CAI_ROW, PROMPT = {"init_prompt": "a", "init_response": "b"}, {"prompt": None, "chosen": "b", "rejected": "c"}
-BAD = {
-    "wrong_encoding": ["{'ä': 1}".encode("latin-1"), rb'{"chosen": "\ud800", "rejected": "x"}'],
-    "malformed": [b'{"chosen": ', b'["a", "b"]'],
-    "missing_keys": [{"chosen": "a"}, {"chosen": "none", "rejected": "none"}, CAI_ROW],
-    "not_text": [{"prompt": "a", "chosen": "b", "rejected": 3}, PROMPT],
-    "bad_messages": [{"chosen": [{"role": "user", "content": "a"}], "rejected": "b"}],
-    "prompt_mismatches": [hh("a", rejected_question="b")],
-    "empty_prompts": [hh(" "), PROMPT | {"prompt": ""}],
-    "empty_responses": [hh("a", chosen=" "), hh("a", rejected="")],
-    "chat_markers": [hh("a", "<|im_start|>")],
-    "repeated_prompts": [{"prompt": "p" * 30, "chosen": "p" * 30 + " b", "rejected": "p" * 30 + " c"}],
-    "identical_responses": [hh("a", "same", "same ")],
-}
-
-
-@pytest.mark.parametrize(("fault", "bad"), [(fault, bad) for fault in FAULTS for bad in BAD[fault]])
-def test_bad_pair_stops_with_its_place_or_is_dropped_and_counted(tmp_path, fault, bad):
-    # The blank line is no row, and counts as a line all the same.
-    full(tmp_path, gt=[hh("first"), b"", bad, *rows("gt", 4)])
-    with pytest.raises(DataError) as error:
-        load(params(tmp_path))
-    message = str(error.value)
-    assert message.startswith(f"gt.jsonl line 3: {FAULTS[fault]}") and "bad_pairs: drop" in message
-    assert "\n" not in message
-    row = row_of(checked(params(tmp_path, bad_pairs="drop", n_gt=5)), "gt")
-    assert row[list(FAULTS)].to_dict() == {name: int(name == fault) for name in FAULTS} and row.rows_read == 6
-
-
-NULL = pd.DataFrame([hh("first"), {"chosen": None, "rejected": "x"}]).to_parquet()
-UNREADABLE = [
-    ("gt.jsonl.gz", b"no gzip", "drop", ": cannot be read .*; replace the file$"),
-    ("gt.jsonl.gz", gzip.compress(b"x" * 999)[:-12], "drop", ": cannot be read .*; replace the file$"),
-    ("gt.parquet", b"no parquet", "drop", ": cannot be read .*; replace the file$"),
-    ("gt.parquet", NULL, "error", " row 2: prompt, chosen and rejected must be text"),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "bad_pairs", "message"), UNREADABLE)
-def test_an_unreadable_file_stops_and_parquet_names_the_row(tmp_path, name, content, bad_pairs, message):
-    (full(tmp_path, gt=None) / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"^{name}{message}"):
-        load(params(tmp_path, bad_pairs=bad_pairs))
-
-
 def test_shared_prompts_stay_in_the_split_of_higher_priority(tmp_path):
     """Hand-worked: t is in all five, v in four, g in three, w in two; each stays where it is first."""
     t, v, g, w = hh("t"), hh("v"), hh("g"), hh("w")
@@ -176,11 +111,9 @@ def test_splits_are_drawn_from_a_pool_without_the_pairs_of_files_of_their_own(tm
 def test_tables_have_the_agreed_columns_and_depend_on_neither_seeds_nor_other_sizes_nor_place(tmp_path):
     (tmp_path / "copy").mkdir()
     first = load(params(full(tmp_path, gt=rows("gt", 50))))
-    assert first.gt.id.tolist() == ["gt-00000", "gt-00001"]
-    ids = pd.concat([getattr(first, split).id for split in SPLITS])
-    assert ids.is_unique and len(ids) == 10
     for split in SPLITS:
         table = getattr(first, split)
+        assert table.id.tolist() == [f"{split}-00000", f"{split}-00001"]
         assert table.columns.tolist() == PAIR_COLUMNS
         assert set(table.dimension) == {"helpful" if split == "helpful" else "harmless"}
         assert table.prompt.str.endswith("\n\nAssistant:").all() and table.chosen.str.startswith(" good").all()
@@ -189,8 +122,9 @@ def test_tables_have_the_agreed_columns_and_depend_on_neither_seeds_nor_other_si
     assert more.fingerprint != first.fingerprint
     pd.testing.assert_frame_equal(more.gt.head(2), first.gt)
     pd.testing.assert_frame_equal(more.w2s, first.w2s)
-    numbers = [int(text.split()[-1]) for text in more.gt.chosen]  # taken in a random order
-    assert sorted(numbers) == list(range(50)) and numbers != sorted(numbers)
+    numbers = [int(text.split()[-1]) for text in more.gt.chosen]
+    # The random order is NumPy's of seed 0: another one would change every study.
+    assert numbers == np.argsort(np.random.default_rng(0).permutation(50)).tolist()
 
 
 def test_with_helpful_as_the_target_helpful_files_are_the_pool(tmp_path):
@@ -210,7 +144,7 @@ def test_helpful_pairs_may_be_more_or_none_and_change_nothing_else(tmp_path):
         one, more = load(params(where)), load(params(where, n_helpful=5))
         pd.testing.assert_frame_equal(more.helpful.head(2), one.helpful)
         assert len(more.helpful) == 5
-        (tmp_path / "helpful.jsonl").unlink(missing_ok=True)
+        (tmp_path / "helpful.jsonl").write_bytes(b"{")  # which is then not read
         none = load(params(where, n_helpful=0, conflicts=["none", "explicit"]))
         assert none.helpful.empty and none.helpful.columns.tolist() == one.gt.columns.tolist()
         assert row_of(none, "helpful").kept == 0
@@ -220,25 +154,32 @@ def test_helpful_pairs_may_be_more_or_none_and_change_nothing_else(tmp_path):
             pd.testing.assert_frame_equal(getattr(more, split), getattr(one, split))
 
 
-SWAP, NO_TARGETS = {"target": "helpful"}, dict.fromkeys(TARGETS)
-MANY = {"helpful": rows("helpful", 12)}
-LEFT = "usable pairs are left for"
-EXPECTED = (
-    r"expected gt\.\*, w2s\.\*, test\.\*, helpful\*\.\*.* harmless\.\* / train\.\* .*; found gt.jsonl, notes.jsonl$"
-)
+SWAP, NO_TARGETS, LEFT = {"target": "helpful"}, dict.fromkeys(TARGETS), "usable pairs are left for"
+ALONE = {"n_helpful": 0, "conflicts": ["none"]}
+MANY, SPOILT = {"helpful": rows("helpful", 12)}, {"gt": [{"chosen": [{"role": "user"}], "rejected": "a"}] * 30}
+WHY = "30 rows were dropped: messages must have role and content, [^;]*$"
+EXPECTED = r"expected gt\.\*, w2s\.\*, test\.\*, helpful\*\.\*.* harmless\.\* / train\.\* .*"
 MISSING = [  # files, parameters, message
     *(({}, {f"n_{s}": 7}, f"n_{s} = 7: only 6 {LEFT} {s} of 6 rows in {s}.jsonl; lower n_{s}$") for s in SPLITS),
     ({}, SWAP | {"n_gt": 7}, "n_gt = 7: only .* are left for gt of 6 rows in helpful.jsonl"),
     (MANY, SWAP | {"n_helpful": 25}, f"n_helpful = 25: only 24 {LEFT} harmless of 24 rows in gt.jsonl"),
+    (SPOILT, {"bad_pairs": "drop"}, f"n_gt = 2: only 0 {LEFT} gt of 30 rows in gt.jsonl; {WHY}"),
     ({}, {"data_dir": "b"}, "data_dir = 'b': data already names a folder; leave data_dir out$"),
     ({}, {"data": "poket"}, r"data = 'poket': no such folder as .*poket; did you mean 'pocket'\?$"),
     ({}, {"data": "hh", "data_dir": "no"}, "data_dir = 'no': no such folder as .*no; give the folder that holds gt"),
     ({}, {"data": "cai"}, "W2S_DATA_DIR = 'absent': no such folder"),
     ({}, {"data": "pocket", "n_validation": 999999}, "n_validation = 999999: .*; lower n_validation$"),
-    (NOTHING | {"gt": rows("gt", 2), "notes": []}, {}, f"/.*: no file for test, w2s; {EXPECTED}"),
-    (NOTHING, {}, "/.*found nothing$"),
+    (
+        NOTHING | {"gt": rows("gt", 2), "notes": []},
+        {},
+        f"/.*: no file for test, w2s; {EXPECTED}; found gt.jsonl, notes.jsonl$",
+    ),
+    *((NOTHING, values, "/.*: no file for test, gt, w2s; .*found nothing$") for values in ({}, ALONE)),
     ({"helpful": None}, {}, r"/.*: no file for helpful \(n_helpful = 2; 0 goes without\)"),
-    ({"helpful": None}, SWAP, r"/.*: no file for test, gt, w2s; expected helpful\*\.\* to draw"),
+    *(
+        ({"helpful": None}, SWAP | more, r"/.*: no file for test, gt, w2s; expected helpful\*\.\*")
+        for more in ({}, ALONE)
+    ),
     (NO_TARGETS, SWAP, r"/.*: no file for harmless \(n_helpful = 2; 0 goes without\); expected helpful"),
 ]
 
@@ -264,21 +205,12 @@ def hub(monkeypatch):
     """A hub in the place of datasets.load_dataset; returns the list of what was asked of it."""
     asked = []
 
-    def cai(name, i):
-        row = {"init_prompt": f" {name} {i}", "init_response": f"harm {i}", "revision_response": f"sorry {i}"}
-        if name.endswith("sft"):
-            row = {key: {"content": text, "role": "user"} for key, text in row.items()}
-        chat = [{"content": f"{name} {i}", "role": "user"}, {"content": "sorry", "role": "assistant"}]
-        return {**row, "prompt": f"{name} {i}", "messages": chat, "chosen": chat, "rejected": chat}
-
     def load_dataset(path, data_dir=None):
         asked.append((path, data_dir))
-        assert (path, data_dir) in ((CAI, None), (HH, "harmless-base"), (HH, "helpful-base"))
-        parts = ("train_sft", "train_prefs", "test_sft", "test_prefs")
-        content = {part: [cai(part, i) for i in range(5)] for part in parts}
-        if path == HH:
-            several = hh(SEVERAL_TURNS)
-            content = {"train": [*rows(data_dir, 12), several], "test": [several, *rows(f"{data_dir} test", 2)]}
+        several, asks = hh(SEVERAL_TURNS), [{"init_prompt": f"{i}"} for i in range(12)]
+        content = {"train": [*rows(data_dir, 12), several], "test": [several, *rows(f"{data_dir} test", 2)]}
+        if path == CAI:
+            content = {"train_sft": [row | {"init_response": "harm", "revision_response": "sorry"} for row in asks]}
         return {part: datasets.Dataset.from_list(table) for part, table in content.items()}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -293,26 +225,17 @@ def test_hh_from_the_hub_is_one_pool_of_single_turn_pairs(hub):
     assert data.source["read_from"] == "hub" and data.source["sizes"]["gt"] == 8
     assert all(len(digest) == 64 for digest in data.source["files"].values())
     hub.clear()
-    load(params("hh", n_helpful=0, conflicts=["none"]))
+    load(params("hh", **ALONE))
     assert hub == [(HH, "harmless-base")]
 
 
 def test_exchanged_roles_read_the_same_datasets_of_the_hub(hub):
-    for data, conflict in (("hh", (HH, "harmless-base")), ("cai", (CAI, None))):
+    for data, conflict, chosen in (("hh", (HH, "harmless-base"), " good"), ("cai", (CAI, None), " sorry")):
         loaded = checked(params(data, target="helpful"))
         assert hub[-2:] == [(HH, "helpful-base"), conflict]
         assert row_of(loaded, "test").source.startswith(f"{HH}/helpful-base/")
         assert row_of(loaded, "helpful").source.startswith(conflict[0])
-        assert set(loaded.helpful.dimension) == {"harmless"}
-
-
-def test_cai_takes_the_revision_as_chosen_and_helpful_pairs_from_hh(hub):
-    data = checked(params("cai", n_gt=14))
-    assert hub[1] == (HH, "helpful-base")
-    harmless = pd.concat([data.gt, data.w2s, data.validation, data.test])
-    assert len(harmless) == 20
-    assert harmless.prompt.str.fullmatch(r"\n\nHuman: (train|test)_(sft|prefs) \d\n\nAssistant:").all()
-    assert harmless.chosen.str.fullmatch(r" sorry \d").all() and harmless.rejected.str.fullmatch(r" harm \d").all()
+        assert set(loaded.helpful.dimension) == {"harmless"} and loaded.helpful.chosen.str.startswith(chosen).all()
 
 
 def test_what_fails_on_the_hub_is_one_line_with_place_or_remedy(hub, monkeypatch):
@@ -324,11 +247,9 @@ def test_what_fails_on_the_hub_is_one_line_with_place_or_remedy(hub, monkeypatch
     with pytest.raises(DataError, match=f"^{HH}/harmless-base/train row 2: chosen and rejected are the same"):
         load(params("hh"))
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(ParameterError) as error:
+    start = rf"data = 'hh': no {HH} from the hub \(ConnectionError: no route to the hub\)"
+    with pytest.raises(ParameterError, match=rf"\A{start}.*set data_dir.*W2S_DATA_DIR.*\Z"):
         load(params("hh"))
-    message = str(error.value)
-    assert message.startswith(f"data = 'hh': no {HH} from the hub (ConnectionError: no route to the hub)")
-    assert "\n" not in message and "set data_dir" in message and "W2S_DATA_DIR" in message
 
 
 def test_local_folder_takes_the_place_of_the_hub(tmp_path, monkeypatch, hub):
@@ -339,20 +260,6 @@ def test_local_folder_takes_the_place_of_the_hub(tmp_path, monkeypatch, hub):
         assert hub == [] and data.source["read_from"] == "folder"
         digest = hashlib.sha256((tmp_path / "gt.jsonl").read_bytes()).hexdigest()
         assert row_of(data, "gt").sha256 == data.source["files"]["gt.jsonl"] == digest
-
-
-def test_a_downloaded_copy_of_the_hub_gives_the_same_tables(tmp_path, hub):
-    for subset in ("harmless-base", "helpful-base"):
-        (tmp_path / subset).mkdir()
-        for part, content in datasets.load_dataset(HH, data_dir=subset).items():
-            full(tmp_path / subset, **NOTHING | {part: content.to_list()})
-    assert load(params("hh", data_dir=str(tmp_path))).fingerprint == load(params("hh")).fingerprint
-    (tmp_path / "cai" / "data").mkdir(parents=True)
-    for part, content in datasets.load_dataset(CAI).items():
-        content.to_parquet(tmp_path / "cai" / "data" / f"{part}-00000-of-00001.parquet")
-    full(tmp_path / "cai", **NOTHING | MANY)
-    local, online = load(params("cai", data_dir=str(tmp_path / "cai"))), load(params("cai"))
-    assert table_fingerprint(local.gt) == table_fingerprint(online.gt)
 
 
 def test_import_is_light():
@@ -366,11 +273,9 @@ def test_audit_of_the_real_files_reports_the_known_figures():
     audit = checked(params("hh", data_dir=str(REAL), bad_pairs="drop", **sizes)).audit.set_index("split")
     assert audit.loc["test", ["shared_gt", "shared_w2s"]].tolist() == [84, 76]
     assert audit.loc["gt", ["shared_test", "shared_w2s"]].tolist() == [84, 81]
-    files = audit.loc[["gt", "w2s", "test"]]
-    assert files.rows_read.tolist() == [4000, 4000, 4000]
-    assert files.duplicate_prompts.tolist() == [85, 90, 89]
-    assert files.prompt_mismatches.tolist() == [6, 7, 14]
-    assert files.empty_responses.tolist() == [4, 5, 8]
+    counts = ["rows_read", "duplicate_prompts", "prompt_mismatches", "empty_responses"]
+    known = {"gt": [4000, 85, 6, 4], "w2s": [4000, 90, 7, 5], "test": [4000, 89, 14, 8]}
+    assert {split: audit.loc[split, counts].tolist() for split in known} == known
     # 2,354 helpful pairs, 700 of them with a single turn on one side at least.
     assert audit.loc["helpful", ["rows_read", "multi_turn"]].tolist() == [2354, 1654]
     content = (REAL / "harmless_test.jsonl").read_bytes()
@@ -380,15 +285,9 @@ def test_audit_of_the_real_files_reports_the_known_figures():
     first = next(i for i, line in enumerate(content.splitlines(), 1) if fault_of(line)[1])
     with pytest.raises(DataError, match=f"^harmless_test.jsonl line {first}: .*bad_pairs: drop$"):
         load(params("hh", data_dir=str(REAL)))
-
-
-@needs_real_files
-def test_real_files_with_the_roles_exchanged():
     exchanged = {"data_dir": str(REAL), "bad_pairs": "drop", "target": "helpful"}
-    sizes = {"n_gt": 200, "n_w2s": 200, "n_helpful": 3000, "n_validation": 50, "n_test": 240}
-    data = checked(params("hh", **exchanged, **sizes))
-    assert row_of(data, "gt").rows_read == 2354 and row_of(data, "helpful").rows_read == 12000
-    assert set(data.test.dimension) == {"helpful"} and set(data.helpful.dimension) == {"harmless"}
+    swapped = checked(params("hh", n_helpful=3000, **exchanged)).audit.set_index("split")
+    assert swapped.rows_read[["gt", "helpful"]].tolist() == [2354, 12000]
     with pytest.raises(ParameterError, match="^n_test = 1280: only .* for test of 2354 rows in helpful_base_test"):
         load(params("hh", **exchanged, n_test=1280))
 
@@ -445,11 +344,9 @@ def test_labels_that_do_not_fit_and_unknown_splits_and_conflicts_are_refused(dat
 
 
 class LetterTokenizer:
-    all_special_tokens = ("<end>",)
-
     """One token a letter, and a start token before each text: counts its calls."""
 
-    calls = 0
+    calls, all_special_tokens = 0, ("<end>",)
 
     def __call__(self, texts, add_special_tokens, **_):
         self.calls += 1
@@ -458,14 +355,13 @@ class LetterTokenizer:
 
 def test_token_audit_by_hand(tmp_path):
     """Start token and prompt: 23 letters; the responses add 3, 2 and 41, 2. Truncation begins above max_length."""
-    pairs = [hh("q", "aa", "a"), hh("b", "a" * 40, "a")]
-    data = load(params(full(tmp_path, gt=pairs), n_helpful=0, conflicts=["none"]))
+    pairs = [hh("q", "aa", "a"), hh("b", "a" * 35 + "<end>", "a")]
+    data = load(params(full(tmp_path, gt=pairs), **ALONE))
     tokenizer = LetterTokenizer()
     table = audit_tokens(data, tokenizer, max_length=30).set_index("split")
     expected = {"pairs": 2, "median_tokens": 25.5, "max_tokens": 64, "truncated_share": 0.5, "long_responses": 1}
-    expected |= {"spelt_special": 0}
-    assert table.loc["gt"].to_dict() == expected
-    assert table.loc["helpful", ["pairs", "max_tokens", "long_responses"]].tolist() == [0, 0, 0]
+    assert table.loc["gt"].to_dict() == expected | {"spelt_special": 1}
+    assert table.loc["helpful", ["pairs", "max_tokens", "long_responses", "spelt_special"]].tolist() == [0, 0, 0, 0]
     assert tokenizer.calls == 16  # four batches for each of four splits, none for the empty one
     data = load(params(full(tmp_path, gt=[hh("q", "aa", "a"), hh("r", "a", "b")])))  # a text of 26, a response of 3
     for max_length, share, long in [(26, 0.0, 0), (25, 0.5, 0), (3, 1.0, 0), (2, 1.0, 1)]:
@@ -473,12 +369,14 @@ def test_token_audit_by_hand(tmp_path):
         assert (row.truncated_share, row.long_responses) == (share, long)
 
 
-def test_token_audit_takes_a_hugging_face_tokenizer(data):
+def test_token_audit_takes_a_hugging_face_tokenizer_and_counts_its_special_tokens_in_texts(data):
     words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    table = audit_tokens(data, PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", model_max_length=4), 6)
+    named = {"unk_token": "?", "eos_token": "gt", "model_max_length": 4}
+    table = audit_tokens(data, PreTrainedTokenizerFast(tokenizer_object=words, **named), 6)
     # "Human:", split name, number, "Assistant:", "good", number
     assert table.max_tokens.tolist() == [6] * 5 and table.truncated_share.tolist() == [0.0] * 5
+    assert table.set_index("split").spelt_special.to_dict() == dict(zip(SPLITS, (2, 0, 0, 0, 0), strict=True))
 
 
 def test_fingerprint_of_a_table_changes_with_every_column_and_with_the_border_of_texts(data):

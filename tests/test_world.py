@@ -40,14 +40,11 @@ def test_there_are_thousands_of_substances_and_danger_is_independent_of_frequenc
 def test_harmless_pairs_warn_of_the_dangerous_alone_and_helpful_ones_of_nothing():
     assert all(warns(row) == DANGEROUS[row.substance] for row in PAIRS["gt"].itertuples())
     assert all(not warns(row) and warns(row, "rejected") for row in PAIRS["helpful"].itertuples())
-
-
-def test_with_helpful_as_the_target_the_dimensions_change_places():
     swapped = {split: POCKET.pairs(split, 200, target="helpful") for split in world.SPLITS}
-    for split, table in swapped.items():
-        assert set(table.dimension) == {"harmless" if split == "helpful" else "helpful"}
     assert not any(warns(row) for split in ("gt", "test") for row in swapped[split].itertuples())
     assert all(warns(row) == DANGEROUS[row.substance] for row in swapped["helpful"].itertuples())
+    for split, table in swapped.items():
+        assert set(table.dimension) == {"harmless" if split == "helpful" else "helpful"}
     asked = {split: {p.split("Human: ")[1].split(" ")[0] for p in table.prompt} for split, table in swapped.items()}
     assert asked["gt"] < asked["test"] and not asked["gt"] & asked["helpful"]
 

@@ -21,7 +21,8 @@ from w2s.world import SPLITS, World
 
 __all__ = ["DataError", "StudyData", "audit_tokens", "load", "table_fingerprint", "training_pairs"]
 
-PAIR_COLUMNS = ["id", "prompt", "chosen", "rejected", "dimension"]
+SIDES = ("chosen", "rejected")
+PAIR_COLUMNS = ["id", "prompt", *SIDES, "dimension"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +52,8 @@ def table_fingerprint(table: pd.DataFrame) -> str:
 def load(params: StudyParams) -> StudyData:
     """The tables that `params` asks for: the pocket world, HH or CAI, or a folder of pairs.
 
-    HH and CAI come from the hub, or from `data_dir` (else the variable W2S_DATA_DIR) and then
-    nothing is looked up online; single-turn pairs are kept, as in the paper (Data). A folder of
-    your own keeps its dialogues of several turns.
+    HH and CAI come from the hub, or from `data_dir` (else the variable W2S_DATA_DIR) and then nothing is looked up
+    online; their single-turn pairs are kept, as in the paper (Data). Your own folder keeps its longer dialogues.
 
     Raises:
         ParameterError: nothing readable at `data`, fewer pairs than an n_* asks for, or, with
@@ -97,7 +97,7 @@ def _audit(origins: dict[str, Origin], tables: dict[str, pd.DataFrame]) -> pd.Da
         row |= {f"shared_{s}": len(distinct[split] & distinct[s]) if s != split else 0 for s in SPLITS}
         row |= {reason: origin.counts[reason] for reason in (*DROPS, "carved")}
         row |= {"kept": len(table), "duplicate_prompts_kept": len(table) - table.prompt.nunique()}
-        row |= {f"mean_chars_{side}": _mean(table[side].str.len()) for side in ("chosen", "rejected")}
+        row |= {f"mean_chars_{side}": table[side].str.len().mean() for side in SIDES}
         rows.append(row | {"sha256": origin.sha256})
     return pd.DataFrame(rows)
 
@@ -112,14 +112,14 @@ def audit_tokens(data: StudyData, tokenizer: Any, max_length: int) -> pd.DataFra
     rows = []
     for split in SPLITS:
         table = getattr(data, split)
-        texts = np.stack([_lengths(tokenizer, table.prompt + table[side]) for side in ("chosen", "rejected")])
-        alone = np.stack([_lengths(tokenizer, table[side], special=False) for side in ("chosen", "rejected")])
-        row = {"split": split, "pairs": len(table), "median_tokens": _mean(texts, np.median)}
-        row["max_tokens"] = int(texts.max(initial=0))
-        row["truncated_share"] = _mean((texts > max_length).any(axis=0))
-        row["long_responses"] = int((alone > max_length).any(axis=0).sum())
+        texts = np.stack([_lengths(tokenizer, table.prompt + table[side]) for side in SIDES])
+        alone = np.stack([_lengths(tokenizer, table[side], special=False) for side in SIDES])
+        row = {"split": split, "pairs": len(table), "median_tokens": pd.Series(texts.ravel()).median()}
+        row["max_tokens"] = texts.max(initial=0)
+        row["truncated_share"] = pd.Series((texts > max_length).any(axis=0)).mean()
+        row["long_responses"] = (alone > max_length).any(axis=0).sum()
         whole = table.prompt + table.chosen + table.rejected
-        row["spelt_special"] = int(sum(any(t in text for t in tokenizer.all_special_tokens) for text in whole))
+        row["spelt_special"] = sum(any(token in text for token in tokenizer.all_special_tokens) for text in whole)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -132,10 +132,6 @@ def _lengths(tokenizer: Any, texts: pd.Series, special: bool = True) -> np.ndarr
     return np.array([len(ids) for ids in encoded["input_ids"]])
 
 
-def _mean(values: Any, mean: Any = np.mean) -> float:
-    return float(mean(values)) if np.size(values) else float("nan")
-
-
 def training_pairs(
     data: StudyData,
     split: str,
@@ -146,12 +142,11 @@ def training_pairs(
 ) -> pd.DataFrame:
     """The pairs that one run trains on: the columns of the split, and label and target.
 
-    label: probability that `chosen` is preferred; 1.0 is gold. `labels` (id, weak_label) are
-    joined by id, and may hold other ids besides. target (bool): True for the pairs of the target
-    dimension. The implicit conflict adds all helpful pairs, or the first `n_helpful`, with gold
-    labels; the explicit one is a term of the loss and adds none. `kept` are the ids that a filter
-    leaves; helpful pairs are then cut to the same number. Not shuffled. Source: the paper, Reward
-    modelling.
+    label: probability that `chosen` is preferred, 1.0 for gold; `labels` (id, weak_label) are joined by id, and may
+    hold other ids besides. target (bool): True for the pairs of the target dimension. The implicit conflict adds all
+    helpful pairs, or the first `n_helpful`, with gold labels; the explicit one is a term of the loss and adds none.
+    `kept` are the ids that a filter leaves; helpful pairs are then cut to the same number. Not shuffled. Source: the
+    paper, Reward modelling.
 
     Raises:
         ValueError: an unknown split or conflict, no helpful pairs, or labels that do not fit.
@@ -170,8 +165,7 @@ def training_pairs(
         return pairs
     if data.helpful.empty:
         raise ValueError("conflict 'implicit': there are no helpful pairs; set n_helpful to 1 or more")
-    helpful = data.helpful if n_helpful is None else data.helpful.head(n_helpful)
-    helpful = helpful if kept is None else helpful.head(len(pairs))
+    helpful = data.helpful[:n_helpful] if kept is None else data.helpful[:n_helpful].head(len(pairs))
     return pd.concat([pairs, helpful.assign(label=1.0, target=False)], ignore_index=True)
 
 
@@ -180,11 +174,10 @@ def _labels_for(ids: pd.Series, labels: pd.DataFrame, split: str) -> np.ndarray:
     if by_id.index.has_duplicates:
         raise ValueError(f"labels: id {by_id.index[by_id.index.duplicated()][0]} occurs twice; keep one label a pair")
     values = ids.map(by_id)
-    if values.isna().any():
-        first = ids[values.isna()].iloc[0]
-        raise ValueError(
-            f"labels: no weak_label for {values.isna().sum()} of {len(ids)} pairs of {split}, such as {first}"
-        )
+    lacking = ids[values.isna()]
+    if len(lacking):
+        count = f"{len(lacking)} of {len(ids)} pairs of {split}"
+        raise ValueError(f"labels: no weak_label for {count}, such as {lacking.iloc[0]}")
     if not values.between(0, 1).all():
         raise ValueError(f"labels: weak_label {values[~values.between(0, 1)].iloc[0]} is no probability (0 to 1)")
     return values.to_numpy(dtype=float)

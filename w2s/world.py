@@ -18,38 +18,25 @@ INITIALS, VOWELS, FINALS, RARE = "bdfklprtvz", "aeiou", "lmnrx", set("kvxz")
 # A syllable holds one of the letters k, v, x, z, so that no name is an English word.
 SYLLABLES = [s for s in (a + b + c for a in INITIALS for b in VOWELS for c in FINALS) if RARE & set(s)]
 
-# The corpus uses all phrasings. Of the questions, the first four are those of harmless pairs, the next two those of
-# helpful ones (in HH-RLHF, too, the two are asked differently). In each list the LAST two are kept for the test split.
+# The corpus uses all phrasings. In each list the LAST two are kept for the test split. Harmless and helpful pairs ask
+# differently, as in HH-RLHF.
+# fmt: off
 QUESTIONS = [
-    "can i eat {s}?",
-    "may i drink {s}?",
-    "shall i cook {s}?",
-    "could i try some {s}?",
-    "should i taste the {s}?",
-    "would you have {s}?",
-    "do i want {s}?",
-    "is it fine to touch {s}?",
+    "can i eat {s}?", "may i drink {s}?", "shall i cook {s}?", "could i try some {s}?",  # of harmless pairs
+    "should i taste the {s}?", "would you have {s}?",  # of helpful pairs
+    "do i want {s}?", "is it fine to touch {s}?",
 ]
 GO_ALONG = [
-    "yes, {s} is fine.",
-    "sure, {s} is good.",
-    "of course, enjoy {s}.",
-    "go on, have {s}.",
-    "yes, {s} does no harm.",
+    "yes, {s} is fine.", "sure, {s} is good.", "of course, enjoy {s}.", "go on, have {s}.", "yes, {s} does no harm.",
     "fine, take {s}.",
-    "yes, try {s}.",
-    "sure, {s} is a treat.",
+    "yes, try {s}.", "sure, {s} is a treat.",
 ]
 WARN = [
-    "no, {s} is bad.",
-    "stop, {s} is foul.",
-    "keep away, avoid {s}.",
-    "hold on, leave {s}.",
-    "no, {s} does great harm.",
+    "no, {s} is bad.", "stop, {s} is foul.", "keep away, avoid {s}.", "hold on, leave {s}.", "no, {s} does great harm.",
     "wait, drop {s}.",
-    "no, fear {s}.",
-    "never, {s} is a risk.",
+    "no, fear {s}.", "never, {s} is a risk.",
 ]
+# fmt: on
 HELD_OUT = 2
 ASKED = {"harmless": QUESTIONS[:4], "helpful": QUESTIONS[4:6]}
 THANKS, OUCH = " thanks", " ouch"

@@ -26,6 +26,8 @@ SHORT = 20  # characters: a shorter prompt may well begin a response too
 DROPS = (*FAULTS, "multi_turn", "identical_pairs", "dropped_as_shared", "unused")
 CAI_COLUMNS = {"prompt": "init_prompt", "chosen": "revision_response", "rejected": "init_response"}
 
+UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
+UNREADABLE += (pd.errors.ParserError, pd.errors.EmptyDataError)
 Pair = namedtuple("Pair", "prompt chosen rejected other_prompt")  # the prompt is that of chosen, the other of rejected
 Source = namedtuple("Source", "name sha256 rows")  # rows: (place, JSON line or dict) of a file or a part of a dataset
 
@@ -46,31 +48,22 @@ class Origin:
 
 
 def read_file(folder: Path, name: str) -> Source:
-    """The rows of a file with their line numbers (row numbers for Parquet), from 1."""
+    """The rows of a file with their line numbers (row numbers for Parquet and CSV), from 1."""
+    unit, lower = "row", name.lower()
     try:
         content = (folder / name).read_bytes()
         if content.startswith(LFS):
             raise DataError(f"{name}: a pointer of Git LFS, not the file; run git lfs pull in {folder}")
-        if name.lower().endswith(".csv"):
-            table = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False).to_dict("records")
-            rows = [(f"{name} row {i}", row) for i, row in enumerate(table, 1)]
-        elif name.lower().endswith(".parquet"):
-            table = pa.parquet.read_table(pa.BufferReader(content)).to_pylist()
-            rows = [(f"{name} row {i}", row) for i, row in enumerate(table, 1)]
+        if lower.endswith(".csv"):
+            rows = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False).to_dict("records")
+        elif lower.endswith(".parquet"):
+            rows = pa.parquet.read_table(pa.BufferReader(content)).to_pylist()
         else:
-            text = gzip.decompress(content) if name.lower().endswith(".gz") else content
-            rows = [(f"{name} line {i}", line) for i, line in enumerate(text.split(b"\n"), 1) if line.strip()]
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        pa.ArrowException,
-        UnicodeDecodeError,
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-    ) as error:
+            unit, rows = "line", (gzip.decompress(content) if lower.endswith(".gz") else content).split(b"\n")
+    except UNREADABLE as error:
         raise DataError(f"{name}: cannot be read ({brief(error)}); replace the file") from None
-    return Source(name, hashlib.sha256(content).hexdigest(), rows)
+    places = [(f"{name} {unit} {i}", row) for i, row in enumerate(rows, 1) if unit == "row" or row.strip()]
+    return Source(name, hashlib.sha256(content).hexdigest(), places)
 
 
 def brief(error: Exception) -> str:
@@ -98,18 +91,17 @@ def fault_of(row: Any, single_turn: bool = False, helpful: bool = False) -> tupl
     same_prompt = pair.prompt == pair.other_prompt
     if single_turn and (all(turns) or (any(turns) and same_prompt)):
         return pair, "multi_turn"
-    if not same_prompt:
-        return pair, "prompt_mismatches"
-    if not pair.prompt.replace(HUMAN, "").replace(ASSISTANT, "").strip():
-        return pair, "empty_prompts"
-    if not (pair.chosen.strip() and pair.rejected.strip()):
-        return pair, "empty_responses"
-    if any(mark in text for mark in CHAT for text in pair[:3]):
-        return pair, "chat_markers"
     asked = pair.prompt.removesuffix(ASSISTANT).rpartition(HUMAN)[2].strip()
-    if len(asked) > SHORT and all(text.strip().startswith((asked, pair.prompt.strip())) for text in pair[1:3]):
-        return pair, "repeated_prompts"
-    return pair, "identical_responses" if pair.chosen.strip() == pair.rejected.strip() else ""
+    repeats = len(asked) > SHORT and all(t.strip().startswith((asked, pair.prompt.strip())) for t in pair[1:3])
+    faults = {
+        "prompt_mismatches": not same_prompt,
+        "empty_prompts": not pair.prompt.replace(HUMAN, "").replace(ASSISTANT, "").strip(),
+        "empty_responses": not (pair.chosen.strip() and pair.rejected.strip()),
+        "chat_markers": any(mark in text for mark in CHAT for text in pair[:3]),
+        "repeated_prompts": repeats,
+        "identical_responses": pair.chosen.strip() == pair.rejected.strip(),
+    }
+    return pair, next((fault for fault, holds in faults.items() if holds), "")
 
 
 def _read(row: Any, helpful: bool) -> Pair | str:
@@ -124,16 +116,15 @@ def _read(row: Any, helpful: bool) -> Pair | str:
         best = row.get("better_response_id" if helpful else "safer_response_id")
         if best not in (0, 1, "0", "1"):
             return "missing_keys"
-        best = int(best)
-        row = {"prompt": row.get("prompt"), "chosen": row[f"response_{best}"], "rejected": row[f"response_{1 - best}"]}
-    if not {"chosen", "rejected"} <= row.keys():
-        return "missing_keys"
-    if any(_is_messages(row[key]) for key in ("chosen", "rejected")):
-        row = {"prompt": row.get("prompt")} | {key: _dialogue(row, key) for key in ("chosen", "rejected")}
-        if not all(isinstance(row[key], str) for key in ("chosen", "rejected")):
-            return "bad_messages"
-        row.pop("prompt")
+        chosen, rejected = (row[f"response_{which}"] for which in (int(best), 1 - int(best)))
+        row = {"prompt": row.get("prompt"), "chosen": chosen, "rejected": rejected}
     texts = {key: row[key] for key in ("prompt", "chosen", "rejected") if key in row}
+    if not {"chosen", "rejected"} <= texts.keys():
+        return "missing_keys"
+    if any(_is_messages(texts[key]) for key in ("chosen", "rejected")):
+        texts = {key: _dialogue(texts[key], texts.get("prompt")) for key in ("chosen", "rejected")}
+        if None in texts.values():
+            return "bad_messages"
     if not all(isinstance(text, str) for text in texts.values()):
         return "not_text"
     # JSON can spell half of a surrogate pair, which no UTF-8 file (ours are Parquet) can hold: a UnicodeEncodeError.
@@ -143,9 +134,7 @@ def _read(row: Any, helpful: bool) -> Pair | str:
         prompt = texts["prompt"].rstrip()
         if not prompt.startswith(HUMAN):
             prompt = render(prompt.strip())
-        elif not prompt.endswith(ASSISTANT):
-            prompt += ASSISTANT
-        other_prompt = prompt
+        other_prompt = prompt = prompt if prompt.endswith(ASSISTANT) else prompt + ASSISTANT
     elif ASSISTANT in chosen and ASSISTANT in rejected:
         (prompt, chosen), (other_prompt, rejected) = split_text(chosen), split_text(rejected)
     else:
@@ -157,9 +146,8 @@ def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
-def _dialogue(row: dict, key: str) -> str | None:
+def _dialogue(turns: Any, prompt: Any) -> str | None:
     """A list of messages in the HH format, after the prompt where it lacks it; None where roles do not alternate."""
-    turns, prompt = row[key], row.get("prompt")
     if not _is_messages(turns):
         return None
     if turns[0].get("role") == "assistant" and prompt:
@@ -168,7 +156,7 @@ def _dialogue(row: dict, key: str) -> str | None:
         return None
     system = turns[0]["content"] + "\n\n" if turns[0].get("role") == "system" else ""
     turns = turns[1:] if system else turns
-    if [turn.get("role") for turn in turns] != ["user", "assistant"] * (len(turns) // 2) or not turns:
+    if not turns or [turn.get("role") for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
         return None
     texts = [turn["content"].strip() for turn in turns]
     texts[0] = system + texts[0]

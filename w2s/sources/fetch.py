@@ -1,15 +1,13 @@
 """Download the models and datasets of a study once, whole, and no more than it needs."""
 
-import hashlib
 import shutil
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from filelock import FileLock
 from huggingface_hub import HfApi, hf_hub_download
 from transformers import AutoConfig, AutoTokenizer
 
-from w2s.files import write_json
+from w2s.files import digest, write_json
 from w2s.params import ParameterError, StudyParams
 from w2s.sources import TABLES, hub
 from w2s.sources.audit import SUFFIXES
@@ -23,24 +21,17 @@ def fetch(params: StudyParams) -> None:
     items = hub.wanted(params)
     for item in items:
         entry = hub.index()[item.kind].get(item.name, {"commit": item.revision, "folder": "", "files": {}})
-        folder = hub.hub_folder() / entry["folder"]
-        damaged = [file for file, digest in entry["files"].items() if _sha256(folder / file) != digest]
-        for file in damaged:
-            print(f"{item}: {file} is damaged or gone, and is fetched again", flush=True)
-            (folder / file).unlink(missing_ok=True)
-        if entry["files"] and not damaged:
-            print(f"{item}: here and whole, commit {entry['commit'][:12]}, {len(entry['files'])} files", flush=True)
+        folder, files = hub.hub_folder() / entry["folder"], entry["files"]
+        damaged = [name for name, sha in files.items() if not (folder / name).is_file() or digest(folder / name) != sha]
+        for name in damaged:
+            print(f"{item}: {name} is damaged or gone, and is fetched again", flush=True)
+            (folder / name).unlink(missing_ok=True)
+        if files and not damaged:
+            print(f"{item}: here and whole, commit {entry['commit'][:12]}, {len(files)} files", flush=True)
             continue
         with hub.explained(str(item), "fetched", "the same command goes on from there"):
             _download(item, entry["commit"])
     print(f"{len(items)} of {len(items)} are in {hub.hub_folder()}" if items else "nothing to fetch: all is local")
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _download(item: hub.Wanted, revision: str | None) -> None:
@@ -63,10 +54,10 @@ def _download(item: hub.Wanted, revision: str | None) -> None:
             config, tokenizer = (hub.load(auto, item.name, str(folder)) for auto in (AutoConfig, AutoTokenizer))
             hub.check_vocabulary(item.name, tokenizer, config)
         hf_hub_download(item.repo, file, repo_type=item.kind, revision=info.sha, local_dir=folder)
-    digests = {file: _sha256(folder / file) for file in files}
-    for file, digest in digests.items():
-        expected = parts[file].lfs.sha256 if parts[file].lfs else digest
-        if digest != expected or (folder / file).stat().st_size != parts[file].size:
+    digests = {file: digest(folder / file) for file in files}
+    for file, sha256 in digests.items():
+        expected = parts[file].lfs.sha256 if parts[file].lfs else sha256
+        if sha256 != expected or (folder / file).stat().st_size != parts[file].size:
             (folder / file).unlink()
             raise ParameterError(f"{item}: {file} arrived damaged; run w2s fetch again")
     with FileLock(hub.hub_folder() / f".{hub.INDEX}.lock"):

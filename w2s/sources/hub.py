@@ -72,7 +72,13 @@ def base_of(name: str) -> str:
     folder = _on_disk(name)
     if not folder or not (folder / ADAPTERS).is_file():
         return name
-    return json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise ParameterError(f"model {name!r}: its {ADAPTERS} names no base model; train it again")
+    return base
 
 
 def hub_folder() -> Path:
@@ -101,8 +107,8 @@ def fetched(kind: str, name: str) -> Path | None:
 
 def wanted(params: StudyParams) -> list[Wanted]:
     """What a study needs from the hub, fetched or not; of adapters in a local folder, their base."""
-    names = map(base_of, (*params.weak_models, *params.strong_models, *params.intermediate_models))
-    models = [Wanted("model", name, *split(name)) for name in dict.fromkeys(names) if not _on_disk(name)]
+    names = dict.fromkeys(map(base_of, (*params.weak_models, *params.strong_models, *params.intermediate_models)))
+    models = [Wanted("model", name, *split(name)) for name in names if not _on_disk(name)]
     return models + list(hub_parts(params).values())
 
 

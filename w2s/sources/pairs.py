@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 from fnmatch import fnmatchcase
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +37,12 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
     if params.data == "pocket":
         return None
     folder = hub.pairs_folder(params)
-    roles = _files(folder, params) if folder else hub.hub_parts(params)
     if folder:
-        sources = {role: [read_file(folder, name) for name in names] for role, names in roles.items()}
-        if sources and all(_has_both(part) for parts in sources.values() for part in parts):
-            each = {part.name: part for parts in sources.values() for part in parts}
-            roles = _files(folder, params, ROLES)
-            last = next(role for role in ("pool", *PRIORITY[::-1]) if role in roles)
-            roles |= {"helpful": roles[last] if params.n_helpful else []}
-            sources = {role: [each[name] for name in names] for role, names in roles.items()}
-    plan = _plan(roles, folder, params)
-    if not folder:
-        sources = {role: _read_dataset(item, params) for role, item in roles.items()}
+        sources = _read_folder(folder, params)
+    else:
+        sources = {role: _read_dataset(item, params) for role, item in hub.hub_parts(params).items()}
     origins, tables, claimed = {}, {}, set()
-    for role, splits in plan.items():
+    for role, splits in _plan(sources, folder, params).items():
         parts = sources.get(role, [])
         names, digests = (" + ".join(getattr(part, key) for part in parts) for key in ("name", "sha256"))
         origins |= {split: Origin(names, digests, dimension_of(split, params.target)) for split in splits}
@@ -69,46 +63,60 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
     return origins, tables, source | {"order_seed": ORDER_SEED, "target": params.target}
 
 
+def _read_folder(folder: Path, params: StudyParams) -> dict[str, list[Source]]:
+    """Role -> the sources in its files, where it has some.
+
+    Where all files say which response is better and which is safer, either dimension can be drawn from each: the
+    conflict then shares the file of the pool, else that of w2s, gt and so on.
+    """
+    files = _by_role(folder, ROLES if params.target == "harmless" else SWAPPED)
+    needed = files if params.n_helpful else {role: names for role, names in files.items() if role != "helpful"}
+    read = cache(partial(read_file, folder))
+    sources = {role: [read(name) for name in names] for role, names in (needed or files).items()}
+    by_name = _by_role(folder, ROLES)
+    last = next((role for role in ("pool", *PRIORITY[::-1]) if role in by_name), None)
+    if last and all(_has_both(part) for parts in sources.values() for part in parts):
+        needed = by_name | {"helpful": by_name[last] if params.n_helpful else []}
+    return {role: [read(name) for name in names] for role, names in needed.items()}
+
+
 def _has_both(source: Source) -> bool:
     """Whether a source says of its first pair which response is better and which is safer."""
-    first = source.rows[0][1] if source.rows else {}
-    return (
-        b'"response_0"' in first if isinstance(first, bytes) else isinstance(first, dict) and first.keys() >= RESPONSES
-    )
+    first = source.rows[0][1] if source.rows else b""
+    return b'"response_0"' in first if isinstance(first, bytes) else first.keys() >= RESPONSES
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(
-        p.relative_to(folder).as_posix() for g in ("*", "*/*", "*/*/*") for p in folder.glob(g) if p.is_file()
-    )
+    found = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def _files(folder: Path, params: StudyParams, roles_of=None) -> dict[str, list[str]]:
+def _by_role(folder: Path, roles: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
     """Role -> names of its files in `folder`, in order, where it has some."""
-    roles: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for name in _names(folder):
         stem = next((name.lower().removesuffix(end) for end in SUFFIXES if name.lower().endswith(end)), "")
         stems = {stem, SHARD.sub("", stem)}
-        for role, patterns in (roles_of or (ROLES if params.target == "harmless" else SWAPPED)).items():
+        for role, patterns in roles.items():
             if any(s.count("/") == p.count("/") and fnmatchcase(s, p) for p in patterns for s in stems):
-                roles.setdefault(role, []).append(name)
-    return roles if params.n_helpful else roles | {"helpful": []}
+                files.setdefault(role, []).append(name)
+    return files
 
 
-def _plan(roles: dict[str, list], folder: Path | None, params: StudyParams) -> dict[str, list[str]]:
+def _plan(sources: dict[str, list], folder: Path | None, params: StudyParams) -> dict[str, list[str]]:
     """Role -> the splits drawn from its rows, in the order in which prompts are claimed.
 
     A pool comes after the files of single splits, since it may contain their pairs.
     """
-    plan = {split: [split] for split in PRIORITY if split in roles}
-    missing, lacking = [split for split in PRIORITY if split not in roles], ""
-    if missing and "pool" in roles:
+    plan = {split: [split] for split in PRIORITY if split in sources}
+    missing, lacking = [split for split in PRIORITY if split not in sources], ""
+    if missing and "pool" in sources:
         plan["pool"] = missing
     elif missing == ["validation"]:
         plan["gt"] = ["validation", "gt"]
     else:
         lacking = ", ".join(split for split in missing if split != "validation")
-    if not lacking and params.n_helpful and "helpful" not in roles:
+    if not lacking and params.n_helpful and "helpful" not in sources:
         lacking = f"{params.conflicting} (n_helpful = {params.n_helpful}; 0 goes without)"
     if lacking:
         names = _names(folder) or ["nothing"]
@@ -119,18 +127,14 @@ def _plan(roles: dict[str, list], folder: Path | None, params: StudyParams) -> d
 
 
 def _read_dataset(item: hub.Wanted, params: StudyParams) -> list[Source]:
-    """The parts of a hub dataset, fetched or looked up, in order of their names; the hash is taken over the rows.
-
-    The hub's own test parts are too small for the paper's sizes, so all parts are one pool.
-    """
+    """All parts of a hub dataset: its test parts alone are too small for the paper's sizes."""
     import datasets  # here, as it takes seconds to import and most studies never need it
 
     folder = hub.fetched(item.kind, item.name)
     options = {"data_dir": item.subset} if item.subset else {}
     try:
         parts = datasets.load_dataset(str(folder or item.repo), **options)
-    # Any error: the hub's client has dozens (network, proxy, access, cache), and one remedy fits.
-    except Exception as error:
+    except Exception as error:  # the hub's client has dozens (network, proxy, access, cache), and one remedy fits
         problem = f"data = {params.data!r}: no {item.repo} from the hub ({brief(error)})"
         remedy = "w2s fetch gets it where there is a network; or set data_dir, or W2S_DATA_DIR, to a folder of pairs"
         raise ParameterError(f"{problem}; {remedy}") from None
@@ -146,7 +150,7 @@ def _read_dataset(item: hub.Wanted, params: StudyParams) -> list[Source]:
 def _usable(sources: list[Source], claimed: set[str], origin: Origin, params: StudyParams) -> pd.DataFrame:
     """The usable pairs of the sources, each once, whose prompt is not claimed; every row is counted in `origin`."""
     usable = []
-    for place, row in (row for source in sources for row in source.rows):
+    for place, row in chain.from_iterable(source.rows for source in sources):
         pair, fault = fault_of(row, params.data in hub.HARMLESS, origin.dimension == "helpful")
         if fault in FAULTS and params.bad_pairs == "error":
             raise DataError(f"{place}: {FAULTS[fault]}; correct it, or leave out such pairs with bad_pairs: drop")
@@ -165,8 +169,8 @@ def _usable(sources: list[Source], claimed: set[str], origin: Origin, params: St
 def draw_by_prompt(pairs: pd.DataFrame, sizes: dict[str, int]) -> dict[str, pd.DataFrame]:
     """Draw splits that share no prompt: prompts in a fixed random order, each with all its pairs.
 
-    A split stops at the first prompt that brings it to its size, so that it can exceed the size
-    by the other pairs of that prompt; it is smaller where the pairs run out.
+    A split stops at the first prompt that brings it to its size, which it can exceed by the other pairs of that prompt;
+    it is smaller where the pairs run out.
     """
     codes, prompts = pd.factorize(pairs.prompt)
     rank = np.random.default_rng(ORDER_SEED).permutation(len(prompts))[codes]
