@@ -87,9 +87,11 @@ def test_only_predictions_of_the_response_count():
     """Not the prompt's, not the padding's, and not what the last token predicts."""
     batch = batch_of(([START, 1, 1, 0], 2), ([START, 1, 2], 1))
     used = torch.tensor([[False, True, True, False], [False, True, False, False]])
+    expected = response_logps(CHANCES.log()[batch.input_ids], batch.input_ids, batch.response_mask)
     for _ in range(2):
         logits = torch.where(used[..., None], CHANCES.log()[batch.input_ids], torch.randn(2, 4, 4))
-        close(response_logps(logits, batch.input_ids, batch.response_mask), torch.full((2,), math.log(1 / 8)))
+        assert torch.equal(response_logps(logits, batch.input_ids, batch.response_mask), expected)
+    close(expected, torch.full((2,), math.log(1 / 8)))
 
 
 def run_of(method: str, **changes) -> RunSpec:

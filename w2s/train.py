@@ -175,6 +175,7 @@ class BestWeights:
 
     def __init__(self, model: nn.Module, measure: Callable[[], float], steps: list[int]):
         self.model, self.measure, self.steps = model, measure, set(steps)
+        self.names = {name for name, p in model.named_parameters() if p.requires_grad}
         self.best, self.step, self.weights = -np.inf, 0, {}
 
     def look(self, step: int) -> None:
@@ -185,8 +186,8 @@ class BestWeights:
         self.model.train()
         if value > self.best:
             self.best, self.step = value, step
-            trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-            self.weights = {name: p.detach().clone() for name, p in trained}
+            state = self.model.state_dict()  # which a sharded model hands out as shards, whatever it gathered before
+            self.weights = {name: state[name].detach().clone() for name in self.names}
 
     def restore(self) -> None:
         """Put the best weights back into the model."""
