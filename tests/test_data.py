@@ -325,6 +325,9 @@ def test_implicit_alone_adds_the_helpful_pairs_with_gold_labels(data):
     assert pairs.id.tolist() == [*data.w2s.id, *data.helpful.id]
     assert pairs.label.tolist() == [0.25] * 4 + [1.0] * 2
     assert pairs.target.tolist() == [True] * 4 + [False] * 2 and pairs.target.dtype == bool
+    assert training_pairs(data, "w2s", None, "implicit", n_helpful=1).target.tolist() == [True] * 4 + [False]
+    kept = training_pairs(data, "w2s", None, "implicit", kept={"w2s-00001"})
+    assert kept.id.tolist() == ["w2s-00001", "helpful-00000"]
 
 
 REFUSED = [

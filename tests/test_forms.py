@@ -57,6 +57,7 @@ def test_turns_a_system_message_and_the_other_dimension():
     prompt = "\n\nHuman: Be kind.\n\na\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     assert fault_of(long) == ((prompt, " d", " e", prompt), "")
     assert split_text(f"{prompt} d") == (prompt, " d")
+    assert fault_of({"prompt": "Go on", "chosen": "Go on, then.", "rejected": "Go on, no."})[1] == ""  # by chance
     assert fault_of(ROWS["safer"], helpful=True)[0][:3] == (PROMPT, " There.", " Here.")
 
 
@@ -64,7 +65,7 @@ CAI_ROW, NO_TEXT = {"init_prompt": "a", "init_response": "b"}, {"prompt": None, 
 CAKE = "How do I bake a cake well?"
 BAD = {
     "wrong_encoding": ["{'ä': 1}".encode("latin-1"), rb'{"chosen": "\ud800", "rejected": "x"}'],
-    "malformed": [b'{"chosen": ', b'["a", "b"]'],
+    "malformed": [b'{"chosen": ', b'["a", "b"]', b"[" * 99999],
     "missing_keys": [
         {"chosen": "a"}, {"chosen": "none", "rejected": "none"}, CAI_ROW,
         {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0}],
