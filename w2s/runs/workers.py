@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from asyncio import CancelledError
+from concurrent.futures import CancelledError as FuturesCancelled  # of one, or of several
 from contextlib import suppress
 from pathlib import Path
 
 import dask
 from distributed import Client, KilledWorker, WorkerPlugin, wait
-from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from w2s.fast import cpu
@@ -40,6 +41,7 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     # Torch's memory is none of Dask's business.
     settings = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause", "terminate")}
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it would log in many lines is said in one below
     gone = f"the workers cannot be reached{f' through {scheduler}' if scheduler else ''}; start them, and this, again"
     try:
         with dask.config.set(settings), Client(**({"address": scheduler} if scheduler else local)) as client:
@@ -66,6 +68,6 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
                         progress.finish(spec.name)
                     elif any(steps := store.steps_logged(spec, root)):
                         progress.update(spec.name, *steps)
-    except (CommClosedError, CancelledError, FutureCancelledError) as error:
+    except (CommClosedError, CancelledError, FuturesCancelled) as error:
         raise ConnectionError(gone) from error
     return failed
