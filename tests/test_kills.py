@@ -25,6 +25,7 @@ from w2s.app import headless
 from w2s.params import HOME
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.skipif("W2S_KILLS" not in os.environ, reason="a minute and more each: set W2S_KILLS=1")
 WHOLE = (sys.executable, "-m", "w2s.app.cli", "run")
 TRAIN = (sys.executable, "-c", """if __name__ == "__main__":
     import sys
@@ -144,7 +145,9 @@ def victim(kit: Kit, process: subprocess.Popen, rng) -> tuple[str, psutil.Proces
     return kind, kinds[kind]
 
 
-@pytest.mark.parametrize(("command", "kills"), [(TRAIN, 40), (WHOLE, 10)], ids=["training", "study"])
+@pytest.mark.parametrize(
+    ("command", "kills"), [pytest.param(TRAIN, 40, id="training"), pytest.param(WHOLE, 10, id="study", marks=LONG)]
+)
 def test_random_kills_lose_nothing(tiny_models, tmp_path, whole, command, kills):
     rng, studies, where = np.random.default_rng(0), 0, []
     kit, done, start = Kit(tiny_models, tmp_path / "once", workers=2), {}, time.monotonic()
@@ -233,7 +236,8 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-MOMENTS = ["runs/*.part/log.jsonl", "small/02_weak_training.ipynb", "small/tables/04_scores.csv"]
+MOMENTS = ["runs/*.part/log.jsonl"]
+MOMENTS += [pytest.param(later, marks=LONG) for later in ("small/02_weak_training.ipynb", "small/tables/04_scores.csv")]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -270,6 +274,7 @@ def test_a_failure_on_a_full_disk_says_its_own_cause(tmp_path, monkeypatch):
     assert "RuntimeError: its own cause" in (tmp_path / "w2s_error.log").read_text()
 
 
+@LONG
 def test_two_commands_for_one_study_and_two_studies_of_the_same_runs(tiny_models, tmp_path, undisturbed):
     kit, other = Kit(tiny_models, tmp_path), Kit(tiny_models, tmp_path, study="other")
     processes = [kit.start(), kit.start(), other.start()]
@@ -280,6 +285,7 @@ def test_two_commands_for_one_study_and_two_studies_of_the_same_runs(tiny_models
     kit.no_leftovers()
 
 
+@LONG
 def test_a_notebook_in_jupyter_beside_the_command(tiny_models, tmp_path, undisturbed):
     kit = Kit(tiny_models, tmp_path)
     papermill = [sys.executable, "-m", "papermill", "--cwd", str(HOME / "notebooks")]
@@ -290,6 +296,7 @@ def test_a_notebook_in_jupyter_beside_the_command(tiny_models, tmp_path, undistu
     assert kit.tables() == undisturbed
 
 
+@LONG
 def test_a_model_that_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path):
     models = [shutil.copytree(name, tmp_path / "models" / Path(name).name) for name in tiny_models]
     kit = Kit(list(map(str, models)), tmp_path, epochs=30)
