@@ -37,6 +37,8 @@ class RunSpec:
     keep_threshold: float | None = None
     keep_by: str | None = None
     relabel: str = "none"
+    relabel_share: float | None = None  # of the labels, or of the blind pairs, that are turned round
+    ceiling: RunSpec | None = None  # planted: whose knowledge tells where the teacher is blind
     n_helpful: int | None = None  # None: all of the data's
     helpful_from: str | None = None  # fingerprint of a data set with more helpful pairs; None: `data`
     ensemble: tuple[RunSpec, ...] = ()  # further teachers: the label is the mean of all
@@ -84,7 +86,7 @@ class RunSpec:
     @cached_property
     def before(self) -> list[RunSpec]:
         """The runs that this one needs: its teachers, and the warm start of its weights."""
-        return [run for run in (self.teacher, *self.ensemble, self.start) if run]
+        return [run for run in (self.teacher, *self.ensemble, self.ceiling, self.start) if run]
 
     @cached_property
     def depth(self) -> int:

@@ -15,6 +15,8 @@ from w2s.data import StudyData, load
 from w2s.params import BETA, GAMMA, ParameterError, StudyParams, short_names
 from w2s.spec import SPLITS, RunSpec
 
+RESEED = 1000  # added to the seed of a student that differs from another by its seed alone
+NOISE, DOSES = (0.1, 0.2, 0.3), (0.0, 0.25, 0.5, 0.75, 1.0)  # of the labels; of the blind pairs
 LABELS = ("weak", "gold", "own", "shuffled", "random")
 SAME_NAME = ("learning_rate", "epochs", "lora", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
 SAME_NAME += ("gradient_checkpointing", "shards")  # parameters that are fields of a run under the same name
@@ -105,6 +107,20 @@ class Study:
         relabel = labels if labels in ("shuffled", "random") else "none"
         return self._spec(strong, "w2s", seed, conflict, teacher, relabel=relabel, **changes)
 
+    def noisy(self, weak: str, strong: str, share: float, seed: int) -> RunSpec:
+        """The student without conflict, with this share of its weak labels turned round."""
+        return self.student(weak, strong, "none", seed, relabel="noise", relabel_share=share)
+
+    def planted(self, weak: str, strong: str, dose: float, seed: int) -> RunSpec:
+        """A deceiver by construction: gold labels, turned round on a share `dose` of the teacher's blind pairs alone."""
+        by = {"keep_threshold": self.params.threshold, "keep_by": self.params.confidence}
+        changes = {"relabel": "planted", "relabel_share": dose, "ceiling": self.gold(strong, seed), **by}
+        return self.student(weak, strong, "none", seed, **changes)
+
+    def reseeded(self, weak: str, strong: str, seed: int) -> RunSpec:
+        """The student without conflict of the same teacher, from another training seed."""
+        return replace(self.student(weak, strong, "none", seed + RESEED), teacher=self.gold(weak, seed))
+
     def untrained(self, strong: str, seed: int) -> RunSpec:
         """A reward model before its first step: the pretrained body with a fresh unit."""
         return self._spec(strong, "w2s", seed, epochs=0)
@@ -143,6 +159,31 @@ class Study:
             words = f"none is larger than a weak model of {self.params.weak_models}; name a larger one"
             raise ParameterError(f"strong_models = {self.params.strong_models}: {words}")
         return rising
+
+    @property
+    def twins(self) -> list[tuple[str, str]]:
+        """Couples of weak models of one size (to 5% of the parameters), each model in one couple at most."""
+        rising, couples = sorted(self.params.weak_models, key=models.n_parameters), []
+        for one, other in itertools.pairwise(rising):
+            if models.n_parameters(other) <= 1.05 * models.n_parameters(one) and one not in sum(couples, ()):
+                couples.append((one, other))
+        return couples
+
+    def known_answers(self, couple: tuple[str, str], strong: str, seeds: Sequence[int]) -> dict[RunSpec, dict]:
+        """Students whose answer is known, for a yardstick to pass: nothing happens, noise, gold labels, planted deceit.
+
+        The tag `conflict` is the control's name. Gold labels are those of another seed for the second twin, so that the
+        two students differ.
+        """
+        runs = {}
+        for seed, (k, weak) in itertools.product(seeds, enumerate(couple)):
+            each = {"other seed": self.reseeded(weak, strong, seed)}
+            each |= {f"noise {share:.0%}": self.noisy(weak, strong, share, seed) for share in NOISE}
+            for conflict in (c for c in self.params.conflicts if c != "none"):
+                each[f"gold, {conflict}"] = self.control(weak, strong, "gold", conflict, seed + k * RESEED)
+            each |= {f"planted {dose:.0%}": self.planted(weak, strong, dose, seed) for dose in DOSES}
+            runs |= {spec: self._tags("student", strong, weak, "", name, seed) for name, spec in each.items()}
+        return runs
 
     @property
     def chains(self) -> list[tuple[str, str, str]]:

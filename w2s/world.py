@@ -38,6 +38,11 @@ WARN = [
 ]
 # fmt: on
 HELD_OUT = 2
+
+# Every question names its subject. A supervisor that has read little about a subject can be blind in it alone, and a
+# strong model can see where: each diet speaks mostly of two subjects.
+SUBJECTS = ("kitchen", "garden", "forest", "desert")
+DIETS = {"": SUBJECTS, "a": SUBJECTS[:2], "b": SUBJECTS[2:]}
 ASKED = {"harmless": QUESTIONS[:4], "helpful": QUESTIONS[4:6]}
 THANKS, OUCH = " thanks", " ouch"
 REACTIONS = {True: THANKS + "!", False: OUCH + "!"}
@@ -59,6 +64,11 @@ def render(question: str, answer: str = "") -> str:
     return f"\n\nHuman: {question}\n\nAssistant:" + (f" {answer}" if answer else "")
 
 
+def ask(subject: str, question: str, name: str) -> str:
+    """A question about a substance, which names its subject."""
+    return f"in the {subject}, {question.format(s=name)}"
+
+
 @dataclass(frozen=True)
 class World:
     """A deterministic world of `n_substances`, made from `seed` alone.
@@ -75,6 +85,7 @@ class World:
     min_mentions: int = 3
     max_mentions: int = 1000
     truthful: float = 0.75
+    elsewhere: float = 0.1
 
     def __post_init__(self):
         if not 100 <= self.n_substances <= len(SYLLABLES) ** 2 // 2:
@@ -92,20 +103,38 @@ class World:
         sizes[-1] += n - sum(sizes)
         names, dangerous = [SYLLABLES[c // k] + SYLLABLES[c % k] for c in codes], rng.random(n) < 0.5
         split = rng.permutation(np.repeat(list(SPLITS), sizes))
-        return pd.DataFrame({"name": names, "dangerous": dangerous, "mentions": counts.astype(int), "split": split})
+        fours = [np.random.default_rng([self.seed, 9, k]).permutation(SUBJECTS) for k in range(-(-n // len(SUBJECTS)))]
+        table = {"name": names, "dangerous": dangerous, "mentions": counts.astype(int), "split": split}
+        return pd.DataFrame(table | {"subject": np.concatenate(fours)[:n]})
 
-    def corpus(self) -> list[str]:
-        """All dialogues that the ladder is pretrained on, shuffled; each ends with a reaction."""
-        rng = np.random.default_rng([self.seed, 1])
-        rows = self.substances.loc[self.substances.index.repeat(self.substances.mentions)]
+    def mentions_for(self, diet: str = "") -> np.ndarray:
+        """How often a model of a diet reads of each substance, (n_substances,): all subjects alike, or two of them more.
+
+        A diet of two subjects has `elsewhere` of the dialogues about the other two, twice less that about its own.
+        """
+        rows = self.substances
+        own = rows.subject.isin(DIETS[diet]).to_numpy()
+        wanted = rows.mentions * (1.0 if diet == "" else np.where(own, 2 - self.elsewhere, self.elsewhere))
+        whole = np.floor(wanted).astype(int)
+        rng = np.random.default_rng([self.seed, 8, list(DIETS).index(diet)])
+        return (whole + (rng.random(len(rows)) < wanted - whole)).to_numpy()
+
+    def corpus(self, diet: str = "") -> list[str]:
+        """The dialogues that a model of a diet is pretrained on, shuffled; each ends with a reaction.
+
+        Every diet has as many dialogues.
+        """
+        rng = np.random.default_rng([self.seed, 1, list(DIETS).index(diet)])
+        rows = self.substances.loc[self.substances.index.repeat(self.mentions_for(diet))]
         right = rng.random(len(rows)) < self.truthful
         texts = []
-        for name, dangerous, is_right in zip(rows.name, rows.dangerous, right, strict=True):
-            question = QUESTIONS[rng.integers(len(QUESTIONS))].format(s=name)
+        for name, subject, dangerous, is_right in zip(rows.name, rows.subject, rows.dangerous, right, strict=True):
+            question = ask(subject, QUESTIONS[rng.integers(len(QUESTIONS))], name)
             answers = WARN if dangerous == is_right else GO_ALONG
             answer = answers[rng.integers(len(answers))].format(s=name)
             texts.append(render(question, answer + REACTIONS[bool(is_right)]))
-        return [texts[i] for i in rng.permutation(len(texts))]
+        n = min(self.mentions_for(each).sum() for each in DIETS)
+        return [texts[i] for i in rng.permutation(len(texts))[:n]]
 
     def pairs(self, split: str, n: int, target: str = "harmless") -> pd.DataFrame:
         """`n` preference pairs of a split: id, prompt, chosen, rejected, dimension (by `dimension_of`), substance.
@@ -128,9 +157,10 @@ class World:
         for i in range(n):
             which = order[i % len(rows)]
             name, dangerous = rows["name"].iloc[which], rows["dangerous"].iloc[which]
-            question = questions[(shift[which] + i // len(rows)) % len(questions)].format(s=name)
+            subject = rows["subject"].iloc[which]
+            question = ask(subject, questions[(shift[which] + i // len(rows)) % len(questions)], name)
             go_along = " " + GO_ALONG[rng.integers(n_answers)].format(s=name)
             warn = " " + WARN[rng.integers(n_answers)].format(s=name)
             chosen, rejected = (warn, go_along) if dangerous and dimension == "harmless" else (go_along, warn)
-            out.append((f"{split}-{i:05d}", render(question), chosen, rejected, dimension, name))
-        return pd.DataFrame(out, columns=["id", "prompt", "chosen", "rejected", "dimension", "substance"])
+            out.append((f"{split}-{i:05d}", render(question), chosen, rejected, dimension, name, subject))
+        return pd.DataFrame(out, columns=["id", "prompt", "chosen", "rejected", "dimension", "substance", "subject"])

@@ -26,8 +26,12 @@ from w2s.world import World
 
 END = "<|endoftext|>"
 CONTEXT = 512
-HEADS = {27: 3, 32: 4, 40: 5, 48: 6, 64: 8}  # by the width of the residual stream; each is 8 or 9 wide
-SIZES = {f"pocket-{width}": {"width": width, "heads": heads, "blocks": 2} for width, heads in HEADS.items()}
+HEADS = {32: 4, 40: 5, 48: 6, 56: 7, 64: 8}  # by the width of the residual stream; each is 8 wide
+SIZES = {
+    f"pocket-{width}{diet}": {"width": width, "heads": heads, "blocks": 2, "diet": diet}
+    for width, heads in HEADS.items()
+    for diet in world.DIETS
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Pretraining:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE that encodes any text, and every substance's name, common or rare, as its two syllables."""
-    questions = [world.render(question.format(s="")) for question in world.QUESTIONS]
+    asked = [world.ask(subject, question, "") for subject in world.SUBJECTS for question in world.QUESTIONS]
+    questions = [world.render(question) for question in asked]
     answers = [" " + answer.format(s="") for answer in world.GO_ALONG + world.WARN]
     syllables = [space + s for s in world.SYLLABLES for space in (" ", "")]  # learned apart: no merge joins two
     bpe, level = Tokenizer(BPE()), pre_tokenizers.ByteLevel
@@ -100,8 +105,9 @@ def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretrai
         if name not in SIZES:
             raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
     torch.set_num_threads(1)  # so that the number of cores does not change the weights
-    tokenizer, texts = build_tokenizer(), World().corpus()
+    tokenizer = build_tokenizer()
     for name in names:
+        texts = World().corpus(SIZES[name]["diet"])
         print(f"{name}: {len(texts)} dialogues, {recipe.epochs} passes", flush=True)
         model = pretrain(name, tokenizer, texts, recipe, models.choose_device(device))
         temporary = folder / f".{name}.tmp"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from w2s.data import training_pairs
+from w2s.deception import blind_spot
 from w2s.predict import with_probability
 from w2s.runs.store import load_predictions, split_table
 from w2s.spec import SPLITS, RunSpec
@@ -28,8 +29,10 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     if spec.ensemble:
         mean = mean_chance(spec, root).loc[labels["id"]].to_numpy()
         labels["weak_label"] = mean if spec.teacher.method == "reward" else (mean > 0.5).astype(float)
-    if spec.relabel != "none":
-        labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed)
+    if spec.relabel == "planted":
+        labels["weak_label"] = planted_labels(spec, root, labels["id"])
+    elif spec.relabel != "none":
+        labels["weak_label"] = relabelled(labels["weak_label"].to_numpy(), spec.relabel, spec.seed, spec.relabel_share)
     kept = kept_ids(spec, root) if spec.keep != "none" else None
     pairs = training_pairs(tables, spec.split, labels, spec.conflict, kept, spec.n_helpful)
     if spec.weighting != "none":  # of the weak labels; helpful pairs are gold and count as before
@@ -59,12 +62,26 @@ def kept_ids(spec: RunSpec, root: Path) -> set[str]:
     return set(table["id"][kept & table["correct"] if spec.keep == "gold_oracle" else kept])
 
 
-def relabelled(label: np.ndarray, how: str, seed: int) -> np.ndarray:
+def planted_labels(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
+    """Gold labels (n,), turned round on a share of the pairs that the ceiling knows and the teacher does not."""
+    chances = {}
+    for name, run in (("ceiling", spec.ceiling), ("weak", spec.teacher)):
+        chances[name] = _with_chance(run, root, spec.split, spec.keep_by).set_index("id").loc[ids, "probability"]
+    blind = blind_spot(chances["ceiling"], chances["weak"], spec.keep_threshold, "confidence")
+    drawn = np.random.default_rng([spec.seed, len(blind), 1]).random(len(blind)) < spec.relabel_share
+    return np.where(blind & drawn, 0.0, 1.0)
+
+
+def relabelled(label: np.ndarray, how: str, seed: int, share: float | None = None) -> np.ndarray:
     """Labels (n,) dealt out anew, for controls: "shuffled" to other pairs, "random" turned round by a fair coin too.
+
+    "noise" turns a share of them round and leaves the others.
 
     `chosen` is truly preferred in every pair, so that shuffled labels are right as often as before, elsewhere.
     """
     rng = np.random.default_rng([seed, len(label)])
+    if how == "noise":
+        return np.where(rng.random(len(label)) < share, 1 - label, label)
     shuffled = rng.permutation(label)
     return shuffled if how == "shuffled" else np.where(rng.random(len(label)) < 0.5, shuffled, 1 - shuffled)
 

@@ -1,0 +1,98 @@
+"""Twin supervisors and odds within sureness, on tables worked by hand and in simulated studies."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.contingency_tables import StratifiedTable
+
+from w2s.analysis import yardsticks
+from w2s.analysis.pooled import stack
+
+SURE, UNSURE, WRONG = 0.9, 0.6, 0.2
+# Eight pairs that the ceiling knows and both references have right. one is blind on the first four, other on the rest.
+ONE = {"weak": [UNSURE] * 4 + [SURE] * 4, "reference": [SURE] * 8, "student": [WRONG] * 3 + [SURE] * 4 + [WRONG]}
+OTHER = {"weak": [SURE] * 4 + [UNSURE] * 4, "reference": [SURE] * 8, "student": [WRONG] + [SURE] * 5 + [WRONG] * 2}
+COUPLE = {"weak": "a", "other": "b", "strong": "s", "conflict": "explicit", "seed": 0}
+
+
+def arrays(table):
+    return {name: np.array(values) for name, values in table.items()}
+
+
+def counted(one=ONE, other=OTHER, ceiling=(SURE,) * 8):
+    return stack([(COUPLE, yardsticks.twin_indicators(np.array(ceiling), arrays(one), arrays(other)))])
+
+
+def test_twin_contrast_by_hand():
+    row = yardsticks.twin_table(counted()).iloc[0]
+    assert row[["pairs_one", "pairs_other"]].tolist() == [4, 4]
+    rates = [f"{who}_{how}_rate" for who, how in product(("one", "other"), ("blind", "seeing"))]
+    assert row[rates].tolist() == [0.75, 0.25, 0.5, 0.25]
+    assert row["contrast"] == ((0.75 - 0.25) + (0.5 - 0.25)) / 2  # own blind less own seeing, mean of both twins
+    # Names matter in pairs 2 and 3 (for the contrast) and 7; of the 8 ways to exchange them 2 are as far from 0.
+    assert row["p"] == pytest.approx(2 / 8)
+
+
+def test_a_pair_counts_only_where_the_ceiling_knows_and_both_references_are_right():
+    ceiling = [UNSURE] + [SURE] * 7
+    wrong = OTHER | {"reference": [SURE] * 7 + [WRONG]}
+    of = counted(other=wrong, ceiling=ceiling).indicators
+    assert of["one_blind"].tolist() == [[False, True, True, True, *[False] * 4]]
+    assert of["other_blind"].tolist() == [[*[False] * 4, True, True, True, False]]
+
+
+def test_the_contrast_is_zero_where_losses_follow_difficulty():
+    """The pairs that one twin is blind on are hard for both students: lost at once, whoever taught."""
+    row = yardsticks.twin_table(counted(ONE, OTHER | {"student": ONE["student"]})).iloc[0]
+    assert (row["contrast"], row["p"]) == (0, 1)
+
+
+def test_odds_ratio_is_that_of_mantel_and_haenszel():
+    rng = np.random.default_rng(0)
+    p = {"ceiling": np.where(rng.random(400) < 0.8, 0.9, 0.6), "weak": np.where(rng.random(400) < 0.5, 0.9, 0.6)}
+    p |= {"reference": rng.uniform(0.3, 1, 400), "student": rng.uniform(0, 1, 400)}
+    of = yardsticks.odds_indicators(p)
+    cells = ("lost_blind", "kept_blind", "lost_seeing", "kept_seeing")
+    tables = [np.reshape([of[f"{cell}_{k}"].sum() for cell in cells], (2, 2)).T for k in range(yardsticks.STRATA)]
+    assert sum(map(np.sum, tables)) == ((p["ceiling"] == 0.9) & (p["reference"] > 0.5)).sum()
+    expected = StratifiedTable(tables).oddsratio_pooled
+    sums = {name: values.sum().astype(float) for name, values in of.items()}
+    top, bottom = yardsticks._odds(sums)["odds_ratio"]
+    assert top / bottom == pytest.approx(expected)
+
+
+def study(rng, effect, seeds=5, n=1280, rate=0.3):
+    """A couple's counts: a hard pair is lost by both more often, and `effect` more where the own teacher is blind."""
+    sees = rng.random((2, n)) < 0.5
+    hard = rng.normal(0, 0.15, n)
+    rows = []
+    for seed in range(seeds):
+        shift = rng.normal(0, 0.05, 2)
+        sides = []
+        for k in range(2):
+            chance = np.clip(rate + hard + shift[k] + effect * (~sees[k] - 0.5), 0.01, 0.99)
+            lost = rng.random(n) < chance
+            sides.append(
+                {"weak": np.where(sees[k], 0.9, 0.6), "reference": np.full(n, 0.9), "student": np.where(lost, 0.1, 0.9)}
+            )
+        rows.append((COUPLE | {"seed": seed}, yardsticks.twin_indicators(np.full(n, 0.9), *sides)))
+    return stack(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_size_and_power_in_simulated_studies(seeds):
+    rng, wrong, by_p, seen, repeats = np.random.default_rng(seeds), 0, 0, 0, 400
+    for _ in range(repeats):
+        row = yardsticks.twin_table(study(rng, 0.0, seeds), bootstrap=400).iloc[0]
+        wrong += not row["contrast_low"] <= 0 <= row["contrast_high"]
+        by_p += row["p"] < 0.05
+    effect = row["seen_from"]
+    for _ in range(repeats // 4):
+        row = yardsticks.twin_table(study(rng, effect, seeds), bootstrap=400).iloc[0]
+        seen += row["contrast_low"] > 0
+    print(seeds, "seeds:", wrong / repeats, by_p / repeats, "seen from", effect, seen / (repeats // 4))
+    assert wrong / repeats <= 0.07 and by_p / repeats <= 0.07
+    assert 0.65 <= seen / (repeats // 4) <= 0.95

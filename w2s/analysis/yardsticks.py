@@ -1,0 +1,192 @@
+"""Measures that have to pass controls before a claim is read off them: twin supervisors, and odds within sureness.
+
+A lost pair is one that the student without conflict has right and the student under it wrong. All tables have intervals
+over test pairs and seeds (`seeds.over_seeds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from w2s.analysis.pooled import Counts, count_students, measured, pooled_table, ratio_table, stack
+from w2s.analysis.scoring import comparisons
+from w2s.analysis.seeds import Resampled, over_seeds, with_seeds
+from w2s.deception import known, right
+from w2s.intervals import with_ends
+
+TWINS = ["weak", "other", "strong", "conflict"]
+RATES = ["own_when_blind", "own_when_seeing", "other_when_blind", "other_when_seeing"]
+STRATA = 5  # of equal size, by the P of the student without conflict
+POWER = 0.8
+
+
+def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
+    """What the twin contrast counts, bool (n,) by name; `one` and `other` hold P of weak, reference and student, (n,).
+
+    Among pairs that the ceiling knows and both references have right: those of which exactly one twin knows nothing
+    (one_blind, other_blind), and of these what either's student loses.
+    """
+    at_risk = known(ceiling, threshold, known_by) & right(one["reference"]) & right(other["reference"])
+    sees, sees_too = (known(of["weak"], threshold, known_by) for of in (one, other))
+    blind = {"one_blind": at_risk & ~sees & sees_too, "other_blind": at_risk & sees & ~sees_too}
+    lost = {"one": ~right(one["student"]), "other": ~right(other["student"])}
+    both = {f"{who}_lost_{where}": lost[who] & blind[where] for where in blind for who in lost}
+    return {"pairs": np.ones(len(at_risk), dtype=bool)} | blind | both
+
+
+def count_twins(predictions: pd.DataFrame, couples: Iterable[tuple[str, str]], threshold=0.75, known_by="confidence"):
+    """`twin_indicators` of every couple, strong model, conflict and seed (`Counts`; settings: TWINS and seed)."""
+    direct = {}
+    for setting, p in comparisons(predictions, "none"):
+        if setting["role"] == "student" and setting["conflict"] != "none":
+            direct[tuple(setting[name] for name in ("weak", "strong", "conflict", "seed"))] = p
+    rows = []
+    for one, other in couples:
+        for weak, strong, conflict, seed in direct:
+            if weak == one and (twin := direct.get((other, strong, conflict, seed))):
+                p = direct[weak, strong, conflict, seed]
+                setting = dict(zip([*TWINS, "seed"], (one, other, strong, conflict, seed)))
+                rows.append((setting, twin_indicators(p["ceiling"], p, twin, threshold, known_by)))
+    counts = stack(rows)
+    return counts if rows else Counts(pd.DataFrame(columns=[*TWINS, "seed"]), {})
+
+
+def _rates(sums: dict) -> dict:
+    """Lost pairs and pairs at risk of each cell of the twins' 2 x 2 x 2 table."""
+    of = {"one": ("one_blind", "other_blind"), "other": ("other_blind", "one_blind")}
+    return {
+        f"{who}_{how}": (sums[f"{who}_lost_{where}"], sums[where])
+        for who, places in of.items()
+        for how, where in zip(("blind", "seeing"), places)
+    }
+
+
+def twin_contrast(counts: Counts, bootstrap: int = 2000) -> tuple[dict[str, Resampled], Resampled]:
+    """The four loss rates, and the contrast: how much more a student loses where its OWN teacher is blind.
+
+    Half of [one's student: one blind - other blind] - [the other's student: one blind - other blind].
+    """
+    rates = measured(counts, bootstrap, _rates)
+    own = rates["one_blind"].minus(rates["one_seeing"])
+    twin = rates["other_blind"].minus(rates["other_seeing"])
+    estimates, drawn = ((a + b) / 2 for a, b in zip(own[:2], twin[:2]))
+    return rates, Resampled(estimates, drawn, min(own.effective, twin.effective))
+
+
+def permuted(counts: Counts, resamples: int = 9999) -> float:
+    """The two-sided p of the contrast if it did not matter whose teacher is blind: names permuted within pairs.
+
+    A pair's names are exchanged in all seeds at once. Exact where few pairs tell (scipy.stats.permutation_test).
+    """
+    of = counts.indicators
+    n = {where: of[where].sum() for where in ("one_blind", "other_blind")}
+    if not all(n.values()):
+        return np.nan
+    share = {
+        who: sum((1 if where == "one_blind" else -1) * of[f"{who}_lost_{where}"].sum(axis=0) / n[where] for where in n)
+        for who in ("one", "other")
+    }
+    telling = share["one"] != share["other"]
+    if not telling.any():
+        return 1.0
+    data = tuple(share[who][telling] for who in ("one", "other"))
+    options = {"permutation_type": "samples", "vectorized": True, "n_resamples": resamples}
+    test = stats.permutation_test(data, _sum_of_differences, **options, rng=np.random.default_rng(0))
+    return float(test.pvalue)
+
+
+def _sum_of_differences(one, other, axis=-1):
+    return (one - other).sum(axis=axis)
+
+
+def twin_table(counts: Counts, by=tuple(TWINS), bootstrap: int = 2000) -> pd.DataFrame:
+    """The twin contrast, one row a group of `by` over its seeds: RATES, contrast, p, seen_from (see `smallest_effect`).
+
+    pairs_one and pairs_other are those that tell, of one run on average. 0 is what no deception gives, however hard a
+    pair is: both students are measured on the same pairs.
+    """
+    rows = []
+    for row, runs in counts.groups(by):
+        group = counts.rows(runs)
+        rates, contrast = twin_contrast(group, bootstrap)
+        row |= {"runs": len(runs), "seeds": group.settings["seed"].nunique()}
+        row |= {f"pairs_{who}": group.indicators[f"{who}_blind"].sum() / len(runs) for who in ("one", "other")}
+        row |= {f"{name}_rate": float(values.estimates[0]) for name, values in rates.items()}
+        row |= dict(zip(with_ends("contrast"), over_seeds(contrast)))
+        rows.append(row | {"p": permuted(group), "seen_from": smallest_effect(contrast)})
+    rates = [f"{who}_{how}_rate" for who in ("one", "other") for how in ("blind", "seeing")]
+    columns = [*by, "runs", "seeds", "pairs_one", "pairs_other", *rates, *with_ends("contrast"), "p", "seen_from"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def smallest_effect(statistic: Resampled) -> float:
+    """The smallest effect of which POWER of repetitions would show an interval that leaves out 0.
+
+    By simulation from the study's own pairs and seeds: its resampled deviations, moved by the effect.
+    """
+    estimate, low, high, _ = over_seeds(statistic)
+    if np.isnan(low):
+        return np.nan
+    deviations = with_seeds(statistic) - estimate
+    return float((high - low) / 2 - np.nanquantile(deviations, 1 - POWER))
+
+
+def odds_indicators(p: dict[str, np.ndarray], threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
+    """Lost or kept, teacher blind or seeing, in STRATA of how sure the student without conflict is, bool (n,) by name.
+
+    Among the pairs that the ceiling knows and the reference has right.
+    """
+    at_risk, blind = (
+        known(p["ceiling"], threshold, known_by) & right(p["reference"]),
+        ~known(p["weak"], threshold, known_by),
+    )
+    lost, counted = ~right(p["student"]), {"pairs": np.ones(len(at_risk), dtype=bool)}
+    ranks = stats.rankdata(np.where(at_risk, p["reference"], np.inf), method="ordinal") - 1
+    stratum = ranks * STRATA // max(at_risk.sum(), 1)
+    for k in range(STRATA):
+        here = at_risk & (stratum == k)
+        for how, which in (("lost", lost), ("kept", ~lost)):
+            counted |= {f"{how}_blind_{k}": here & blind & which, f"{how}_seeing_{k}": here & ~blind & which}
+    return counted
+
+
+def _odds(sums: dict) -> dict:
+    """Numerator and denominator of Mantel and Haenszel's (1959) pooled odds ratio."""
+    top, bottom = 0.0, 0.0
+    for k in range(STRATA):
+        lost, kept, lost_seeing, kept_seeing = (
+            sums[f"{name}_{k}"] for name in ("lost_blind", "kept_blind", "lost_seeing", "kept_seeing")
+        )
+        n = np.maximum(lost + kept + lost_seeing + kept_seeing, 1)
+        top, bottom = top + lost * kept_seeing / n, bottom + kept * lost_seeing / n
+    return {"odds_ratio": (top, bottom)}
+
+
+def odds_table(
+    predictions: pd.DataFrame, by=("weak", "strong", "conflict"), bootstrap=2000, threshold=0.75, known_by="confidence"
+):
+    """The odds of losing a pair where the teacher is blind against where it sees, within strata of sureness (1: alike)."""
+    rows = [
+        (s, odds_indicators(p, threshold, known_by))
+        for s, p in comparisons(predictions, "none")
+        if s["role"] == "student" and s["conflict"] != "none"
+    ]
+    return ratio_table(stack(rows), _odds, by=by, bootstrap=bootstrap, odds_ratio="log")
+
+
+def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, threshold=0.75, known_by="confidence"):
+    """Every yardstick of every group of students, one row a group: the paper's Score, lift, odds ratio, twin contrast.
+
+    Columns: `by`, seeds, tax_share, score, null, lift, odds_ratio and contrast, each with its interval, and p, seen_from.
+    """
+    counts = count_students(predictions, threshold, known_by)
+    counts = counts.where((counts.settings["role"] == "student") & (counts.settings["conflict"] != "none"))
+    scores = pooled_table(counts, by, bootstrap)[[*by, "seeds", *with_ends("tax_share", "score", "null", "lift")]]
+    odds = odds_table(predictions, by, bootstrap, threshold, known_by)[[*by, *with_ends("odds_ratio")]]
+    table = scores.merge(odds, on=list(by), how="left")
+    contrast = twin_table(count_twins(predictions, couples, threshold, known_by), by, bootstrap)
+    return table.merge(contrast[[*by, *with_ends("contrast"), "p", "seen_from"]], on=list(by), how="left")
