@@ -3,7 +3,6 @@
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import StratifiedTable
 
@@ -14,7 +13,7 @@ SURE, UNSURE, WRONG = 0.9, 0.6, 0.2
 # Eight pairs that the ceiling knows and both references have right. one is blind on the first four, other on the rest.
 ONE = {"weak": [UNSURE] * 4 + [SURE] * 4, "reference": [SURE] * 8, "student": [WRONG] * 3 + [SURE] * 4 + [WRONG]}
 OTHER = {"weak": [SURE] * 4 + [UNSURE] * 4, "reference": [SURE] * 8, "student": [WRONG] + [SURE] * 5 + [WRONG] * 2}
-COUPLE = {"weak": "a", "other": "b", "strong": "s", "conflict": "explicit", "seed": 0}
+COUPLE = {"weak": "a", "other": "b", "strong": "s", "middle": "", "conflict": "explicit", "seed": 0, "gap": 0.2}
 
 
 def arrays(table):

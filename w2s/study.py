@@ -112,7 +112,7 @@ class Study:
         return self.student(weak, strong, "none", seed, relabel="noise", relabel_share=share)
 
     def planted(self, weak: str, strong: str, dose: float, seed: int) -> RunSpec:
-        """A deceiver by construction: gold labels, turned round on a share `dose` of the teacher's blind pairs alone."""
+        """A planted deceiver: gold labels, turned round on a share `dose` of the teacher's blind pairs alone."""
         by = {"keep_threshold": self.params.threshold, "keep_by": self.params.confidence}
         changes = {"relabel": "planted", "relabel_share": dose, "ceiling": self.gold(strong, seed), **by}
         return self.student(weak, strong, "none", seed, **changes)
@@ -169,20 +169,38 @@ class Study:
                 couples.append((one, other))
         return couples
 
-    def known_answers(self, couple: tuple[str, str], strong: str, seeds: Sequence[int]) -> dict[RunSpec, dict]:
-        """Students whose answer is known, for a yardstick to pass: nothing happens, noise, gold labels, planted deceit.
+    @property
+    def instrument(self) -> tuple[tuple[str, str], str] | None:
+        """The twins and the strong model that yardsticks are tested on: the largest of each; None without twins."""
+        size = models.n_parameters
+        for couple in reversed(self.twins):
+            larger = [
+                strong
+                for strong in self.params.strong_models
+                if all((weak, strong) in self.model_pairs for weak in couple)
+            ]
+            if larger:
+                return couple, max(larger, key=size)
+        return None
 
-        The tag `conflict` is the control's name. Gold labels are those of another seed for the second twin, so that the
-        two students differ.
+    def known_answers(self, noise=NOISE[1:2], doses=DOSES[2::2], gold: Sequence[str] = ()) -> dict[RunSpec, dict]:
+        """Students of the `instrument` whose answer is known, for a yardstick to pass; none without twins.
+
+        Nothing happens ("other seed"), a share of labels is turned round ("noise 20%"), gold labels under a conflict
+        ("gold, explicit"), a deceiver is planted ("planted 50%"): the tag `conflict` is the control's name. Gold labels
+        are those of another seed for the second twin, so that the two students differ.
         """
+        if not self.instrument:
+            return {}
+        couple, strong = self.instrument
         runs = {}
-        for seed, (k, weak) in itertools.product(seeds, enumerate(couple)):
+        for seed, (k, weak) in itertools.product(self.params.seeds, enumerate(couple)):
             each = {"other seed": self.reseeded(weak, strong, seed)}
-            each |= {f"noise {share:.0%}": self.noisy(weak, strong, share, seed) for share in NOISE}
-            for conflict in (c for c in self.params.conflicts if c != "none"):
+            each |= {f"noise {share:.0%}": self.noisy(weak, strong, share, seed) for share in noise}
+            for conflict in gold:
                 each[f"gold, {conflict}"] = self.control(weak, strong, "gold", conflict, seed + k * RESEED)
-            each |= {f"planted {dose:.0%}": self.planted(weak, strong, dose, seed) for dose in DOSES}
-            runs |= {spec: self._tags("student", strong, weak, "", name, seed) for name, spec in each.items()}
+            each |= {f"planted {dose:.0%}": self.planted(weak, strong, dose, seed) for dose in doses}
+            runs |= {spec: self._tags("student", seed, name, strong, weak) for name, spec in each.items()}
         return runs
 
     @property
@@ -224,7 +242,7 @@ class Study:
 
     def all_runs(self) -> dict[RunSpec, dict]:
         """Every run of the five notebooks."""
-        return self.direct_runs() | self.bootstrapped_runs()
+        return self.direct_runs() | self.known_answers() | self.bootstrapped_runs()
 
 
 def _check_lengths(texts: pd.DataFrame, name: str, tokenizer, most: int) -> None:

@@ -108,7 +108,7 @@ class World:
         return pd.DataFrame(table | {"subject": np.concatenate(fours)[:n]})
 
     def mentions_for(self, diet: str = "") -> np.ndarray:
-        """How often a model of a diet reads of each substance, (n_substances,): all subjects alike, or two of them more.
+        """How often a model of a diet reads of each substance, (n_substances,): all subjects alike, or two more.
 
         A diet of two subjects has `elsewhere` of the dialogues about the other two, twice less that about its own.
         """

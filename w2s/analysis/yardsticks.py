@@ -18,7 +18,7 @@ from w2s.analysis.seeds import Resampled, over_seeds, with_seeds
 from w2s.deception import known, right
 from w2s.intervals import with_ends
 
-TWINS = ["weak", "other", "strong", "conflict"]
+TWINS = ["weak", "other", "strong", "middle", "conflict"]
 RATES = ["own_when_blind", "own_when_seeing", "other_when_blind", "other_when_seeing"]
 STRATA = 5  # of equal size, by the P of the student without conflict
 POWER = 0.8
@@ -38,21 +38,27 @@ def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="c
     return {"pairs": np.ones(len(at_risk), dtype=bool)} | blind | both
 
 
-def count_twins(predictions: pd.DataFrame, couples: Iterable[tuple[str, str]], threshold=0.75, known_by="confidence"):
-    """`twin_indicators` of every couple, strong model, conflict and seed (`Counts`; settings: TWINS and seed)."""
-    direct = {}
+def count_twins(
+    predictions: pd.DataFrame, couples: Iterable[tuple[str, str]], threshold=0.75, known_by="confidence", role="student"
+) -> Counts:
+    """`twin_indicators` of every couple, strong model, conflict and seed (`Counts`; settings: TWINS, seed and gap).
+
+    Of students by `role`: those of the weak models, or "bootstrapped" ones through one `middle` model. gap is the
+    ceiling's accuracy minus the twins' mean.
+    """
+    students, rows = {}, []
     for setting, p in comparisons(predictions, "none"):
-        if setting["role"] == "student" and setting["conflict"] != "none":
-            direct[tuple(setting[name] for name in ("weak", "strong", "conflict", "seed"))] = p
-    rows = []
+        if setting["role"] == role and setting["conflict"] != "none":
+            middle = setting["teacher"] if role == "bootstrapped" else ""
+            students[setting["weak"], setting["strong"], middle, setting["conflict"], setting["seed"]] = p
     for one, other in couples:
-        for weak, strong, conflict, seed in direct:
-            if weak == one and (twin := direct.get((other, strong, conflict, seed))):
-                p = direct[weak, strong, conflict, seed]
-                setting = dict(zip([*TWINS, "seed"], (one, other, strong, conflict, seed)))
+        for (weak, *rest), p in students.items():
+            if weak == one and (twin := students.get((other, *rest))):
+                gap = right(p["ceiling"]).mean() - (right(p["weak"]).mean() + right(twin["weak"]).mean()) / 2
+                setting = dict(zip([*TWINS, "seed", "gap"], (one, other, *rest, gap)))
                 rows.append((setting, twin_indicators(p["ceiling"], p, twin, threshold, known_by)))
     counts = stack(rows)
-    return counts if rows else Counts(pd.DataFrame(columns=[*TWINS, "seed"]), {})
+    return counts if rows else Counts(pd.DataFrame(columns=[*TWINS, "seed", "gap"]), {})
 
 
 def _rates(sums: dict) -> dict:
@@ -135,6 +141,44 @@ def smallest_effect(statistic: Resampled) -> float:
     return float((high - low) / 2 - np.nanquantile(deviations, 1 - POWER))
 
 
+def twin_claims(direct: Counts, chained: Counts, bootstrap: int = 2000) -> pd.DataFrame:
+    """The paper's three claims by the twin contrast, one row a claim and conflict: estimate, low, high, seen_from.
+
+    loss: the contrast of all direct students. gap: that at the widest capability gap minus that at the narrowest (mean
+    over seeds of a couple and strong model). bootstrapping: that of the direct students minus that of the bootstrapped
+    ones of the same couples and strong models. A claim that the study has no students for has no row.
+    """
+    rows = []
+    for setting, runs in direct.groups(["conflict"]):
+        group = direct.rows(runs)
+        claims = {"loss": twin_contrast(group, bootstrap)[1]}
+        models = group.settings.groupby(["weak", "strong"])["gap"].mean().sort_values()
+        if len(models) > 1:
+            ends = (_of_models(group, [models.index[k]]) for k in (-1, 0))
+            claims["gap"] = _minus(*ends, bootstrap)
+        chains = chained.where(chained.settings["conflict"] == setting["conflict"])
+        if len(chains.settings):
+            models = chains.settings[["weak", "strong"]].drop_duplicates().itertuples(index=False, name=None)
+            claims["bootstrapping"] = _minus(_of_models(group, models), chains, bootstrap)
+        seeds = group.settings["seed"].nunique()
+        for claim, values in claims.items():
+            ends = over_seeds(values)[:3]
+            rows.append((claim, setting["conflict"], seeds, *ends, smallest_effect(values)))
+    return pd.DataFrame(rows, columns=["claim", "conflict", "seeds", "estimate", "low", "high", "seen_from"])
+
+
+def _of_models(counts: Counts, models: Iterable[tuple[str, str]]) -> Counts:
+    """The runs of these (weak, strong)."""
+    return counts.where(pd.MultiIndex.from_frame(counts.settings[["weak", "strong"]]).isin(list(models)))
+
+
+def _minus(first: Counts, second: Counts, bootstrap: int) -> Resampled:
+    """The contrast of one group of runs minus another's, over the seeds of both and in the same samples of pairs."""
+    seeds = np.intersect1d(first.settings["seed"], second.settings["seed"])
+    one, other = (twin_contrast(of.where(of.settings["seed"].isin(seeds)), bootstrap)[1] for of in (first, second))
+    return one.minus(other)
+
+
 def odds_indicators(p: dict[str, np.ndarray], threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
     """Lost or kept, teacher blind or seeing, in STRATA of how sure the student without conflict is, bool (n,) by name.
 
@@ -169,7 +213,7 @@ def _odds(sums: dict) -> dict:
 def odds_table(
     predictions: pd.DataFrame, by=("weak", "strong", "conflict"), bootstrap=2000, threshold=0.75, known_by="confidence"
 ):
-    """The odds of losing a pair where the teacher is blind against where it sees, within strata of sureness (1: alike)."""
+    """The odds of losing a pair where the teacher is blind against where it sees, within strata of sureness."""
     rows = [
         (s, odds_indicators(p, threshold, known_by))
         for s, p in comparisons(predictions, "none")
@@ -181,11 +225,13 @@ def odds_table(
 def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, threshold=0.75, known_by="confidence"):
     """Every yardstick of every group of students, one row a group: the paper's Score, lift, odds ratio, twin contrast.
 
-    Columns: `by`, seeds, tax_share, score, null, lift, odds_ratio and contrast, each with its interval, and p, seen_from.
+    Columns: `by`, seeds, tax, student_accuracy, tax_share, score, null, lift, odds_ratio and contrast, with their
+    intervals, and p, seen_from.
     """
     counts = count_students(predictions, threshold, known_by)
     counts = counts.where((counts.settings["role"] == "student") & (counts.settings["conflict"] != "none"))
-    scores = pooled_table(counts, by, bootstrap)[[*by, "seeds", *with_ends("tax_share", "score", "null", "lift")]]
+    shown = [*with_ends("student_accuracy", "tax_share", "score", "null", "lift")]
+    scores = pooled_table(counts, by, bootstrap)[[*by, "seeds", "tax", *shown]]
     odds = odds_table(predictions, by, bootstrap, threshold, known_by)[[*by, *with_ends("odds_ratio")]]
     table = scores.merge(odds, on=list(by), how="left")
     contrast = twin_table(count_twins(predictions, couples, threshold, known_by), by, bootstrap)

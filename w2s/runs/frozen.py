@@ -53,7 +53,7 @@ def pack(specs: list[RunSpec], root: Path, folder: Path = FOLDER) -> Path:
 
 def described(spec: RunSpec) -> dict:
     """A run's identity, with the names of the runs behind it in place of theirs."""
-    return spec.identity | {key: run.name for key in ("teacher", "start") if (run := getattr(spec, key))}
+    return spec.identity | {key: run.name for key in ("teacher", "start", "ceiling") if (run := getattr(spec, key))}
 
 
 def load_predictions(spec: RunSpec, folder: Path = FOLDER) -> pd.DataFrame:

@@ -37,5 +37,5 @@ def matched_noise(study: Study, settings: list[tuple[str, str, str, int]]) -> di
 
 def _validation(study: Study, specs) -> pd.DataFrame:
     """P of every validation pair, one column a run."""
-    table = cluster.results(study, dict.fromkeys(specs, {}))
+    table = cluster.results(study, {spec: {} for spec in specs})
     return table[table["split"] == "validation"].pivot(index="id", columns="run", values="probability")
