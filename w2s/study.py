@@ -200,7 +200,7 @@ class Study:
             for conflict in gold:
                 each[f"gold, {conflict}"] = self.control(weak, strong, "gold", conflict, seed + k * RESEED)
             each |= {f"planted {dose:.0%}": self.planted(weak, strong, dose, seed) for dose in doses}
-            runs |= {spec: self._tags("student", seed, name, strong, weak) for name, spec in each.items()}
+            runs |= {spec: self._tags("control", seed, name, strong, weak) for name, spec in each.items()}
         return runs
 
     @property

@@ -7,6 +7,7 @@ over test pairs and seeds (`seeds.over_seeds`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,37 @@ TWINS = ["weak", "other", "strong", "middle", "conflict"]
 RATES = ["own_when_blind", "own_when_seeing", "other_when_blind", "other_when_seeing"]
 STRATA = 5  # of equal size, by the P of the student without conflict
 POWER = 0.8
+APART = 0.03  # of accuracy, at most, between twins
+
+
+def twins(predictions: pd.DataFrame, apart: float = APART) -> list[tuple[str, str]]:
+    """Couples of weak models whose accuracies on the test pairs, over seeds, are at most `apart`; closest first.
+
+    Each model is in one couple at most.
+    """
+    test = predictions[predictions["split"] == "test"]
+    weak = test.loc[test["role"] == "student", "teacher"].unique()
+    accuracy = test[(test["role"] == "gold") & test["model"].isin(weak)].groupby("model")["correct"].mean()
+    distance = {couple: abs(accuracy[couple[0]] - accuracy[couple[1]]) for couple in combinations(accuracy.index, 2)}
+    couples: list[tuple[str, str]] = []
+    for couple in sorted(distance, key=distance.get):
+        if distance[couple] <= apart and not set(couple) & {name for other in couples for name in other}:
+            couples.append(couple)
+    return couples
+
+
+def with_answers(predictions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """The predictions of the twins and the strong model that students of known answer have, and these as students.
+
+    `answers` are the runs of `Study.known_answers` (role control, in `conflict` the control's name); those of a seed
+    whose student without conflict is missing are left out.
+    """
+    teachers, strong = answers["teacher"].unique(), answers["model"].unique()
+    gold = (predictions["role"] == "gold") & predictions["model"].isin([*teachers, *strong])
+    taught = predictions["teacher"].isin(teachers) & predictions["model"].isin(strong)
+    ours = predictions[gold | (taught & (predictions["role"] == "student"))]
+    references = ours.loc[ours["conflict"] == "none", ["teacher", "model", "seed"]].drop_duplicates()
+    return pd.concat([ours, answers.merge(references).assign(role="student")], ignore_index=True)
 
 
 def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
@@ -141,7 +173,7 @@ def smallest_effect(statistic: Resampled) -> float:
     return float((high - low) / 2 - np.nanquantile(deviations, 1 - POWER))
 
 
-def twin_claims(direct: Counts, chained: Counts, bootstrap: int = 2000) -> pd.DataFrame:
+def twin_claims(direct: Counts, bootstrap: int = 2000, chained: Counts | None = None) -> pd.DataFrame:
     """The paper's three claims by the twin contrast, one row a claim and conflict: estimate, low, high, seen_from.
 
     loss: the contrast of all direct students. gap: that at the widest capability gap minus that at the narrowest (mean
@@ -156,8 +188,8 @@ def twin_claims(direct: Counts, chained: Counts, bootstrap: int = 2000) -> pd.Da
         if len(models) > 1:
             ends = (_of_models(group, [models.index[k]]) for k in (-1, 0))
             claims["gap"] = _minus(*ends, bootstrap)
-        chains = chained.where(chained.settings["conflict"] == setting["conflict"])
-        if len(chains.settings):
+        if chained is not None and (chained.settings["conflict"] == setting["conflict"]).any():
+            chains = chained.where(chained.settings["conflict"] == setting["conflict"])
             models = chains.settings[["weak", "strong"]].drop_duplicates().itertuples(index=False, name=None)
             claims["bootstrapping"] = _minus(_of_models(group, models), chains, bootstrap)
         seeds = group.settings["seed"].nunique()

@@ -64,6 +64,9 @@ def _execute_all(study, given: dict[str, Any], again: bool) -> int:
     if params.frozen:  # which leaves out the notebooks that write these
         predictions = cluster.results(study, study.direct_runs())
         write_table(study.folder / "tables" / "predictions.parquet", predictions)
+        answers = study.known_answers()
+        answers = cluster.results(study, answers) if answers else predictions.head(0)
+        write_table(study.folder / "tables" / "known_answers.parquet", answers)
         style.save_table(study.data.audit, study.folder, "01_audit")
     elif cluster.announce(specs, study.root, params.workers, params.scheduler):
         again = True

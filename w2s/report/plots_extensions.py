@@ -18,6 +18,31 @@ from w2s.report.style import COLOURS, DOTTED, GREY, MARKERS, PALETTE, conflict_n
 WAYS = {"confidence": "confidence", "knowledge": "judged rightly", "sure_knowledge": "rightly, surely"}
 
 
+YARDSTICKS = {"score": "Deception Score\n(diamond: even share)", "lift": "lift"}
+YARDSTICKS |= {"odds_ratio": "odds ratio within\nequal sureness", "contrast": "twin contrast"}
+
+
+def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
+    """Each yardstick of a `yardsticks.yardstick_table`, one Axes each.
+
+    Dotted: what no deception would give, if the yardstick were right. Black are the students whose answer is known.
+    """
+    names = list(table["conflict"])
+    axes = new_axes(11.0, 1.2 + 0.33 * len(names), columns=len(YARDSTICKS), gap=0.1)
+    for ax, (measure, label) in zip(axes, YARDSTICKS.items(), strict=True):
+        for k, name in enumerate(names):
+            colour = COLOURS.get(name, "black")
+            points(ax, [k], table.iloc[[k]], measure, across=True, fmt="o", color=colour)
+        if measure == "score":
+            ax.scatter(table["null"], range(len(names)), marker="D", facecolors="none", edgecolors=GREY, s=26)
+        else:
+            ax.axvline(0 if measure == "contrast" else 1, **DOTTED)
+        style.name_rows(ax, names)
+        finish(ax, label, "").tick_params(labelleft=ax is axes[0])
+    axes[2].set_xscale("log")
+    return axes
+
+
 def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
     """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds are the null.
 

@@ -16,6 +16,31 @@ from w2s.report.style import ranged
 WEAK_LESS = ("gold", "shuffled")  # the labels that weak ones are compared with
 
 
+def yardsticks(table: pd.DataFrame) -> list[str]:
+    """What `yardsticks.yardstick_table` of an instrument says of students whose answer is known, and of each conflict.
+
+    Whether the twin contrast can be believed: above 0 where a deceiver is planted, and not told from 0 where nothing
+    follows the teacher's blindness. Where it cannot, nothing is said of the conflicts.
+    """
+    rows = {row["conflict"]: row for row in table.to_dict("records")}
+    planted = [name for name in rows if name.startswith("planted") and name != "planted 0%"]
+    nothing = [name for name in rows if name.startswith(("other seed", "noise", "gold", "planted 0%"))]
+    if not planted or not nothing:
+        return []
+    silent = [verdict(rows[name], "contrast") == "neither" for name in nothing]
+    seen = [verdict(rows[name], "contrast") == "above" for name in planted]
+    passed = all(seen) and all(silent)
+    each = "; ".join(words("yardsticks_each", rows[name], name=name) for name in (*planted, *nothing))
+    lines = [words("yardsticks", each=each, answer=words(f"yardsticks_{'pass' if passed else 'fail'}"))]
+    conflicts = [name for name in rows if name not in (*planted, *nothing)]
+    return lines + ([words("twins", rows[name]) for name in conflicts] if passed else [])
+
+
+def twin_claims(table: pd.DataFrame) -> list[str]:
+    """One sentence a claim and conflict from `yardsticks.twin_claims`."""
+    return [words(f"claim_{row['claim']}", row) for row in table.to_dict("records")]
+
+
 def by_knowledge(table: pd.DataFrame) -> list[str]:
     """One sentence a conflict from `knowledge.score_table` by conflict: what its lift and Score are by knowledge."""
     lines = []

@@ -78,7 +78,11 @@ def _comparable(study: Study, specs: dict[RunSpec, dict]) -> dict[RunSpec, dict]
         ceiling = study.gold(spec.model, spec.seed)
         return (tags | {"conflict": "none"}) in references and store.is_done(ceiling, study.root)
 
-    return {spec: tags for spec, tags in done.items() if tags.get("role") in (None, "gold") or has_both(spec, tags)}
+    return {
+        spec: tags
+        for spec, tags in done.items()
+        if tags.get("role") in (None, "gold", "control") or has_both(spec, tags)
+    }
 
 
 def helpful_pairs(study: Study, times: float) -> dict[str, Any]:
