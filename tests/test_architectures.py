@@ -261,11 +261,11 @@ def test_adapters_of_a_language_model_serve_its_reward_model_and_back(plain, tmp
 
 def test_adapters_name_their_base_as_the_study_does(tmp_path):
     """Not by its path here: a revision would be lost, and the folder could not move to another machine."""
-    first, again = Path(adapted("pocket-27", tmp_path / "adapters")), tmp_path / "again"
+    first, again = Path(adapted("pocket-40a", tmp_path / "adapters")), tmp_path / "again"
     models.save(load("dpo", str(first)), again)
     for folder in (first, again):
         saved = json.loads((folder / "adapter_config.json").read_text())
-        assert (saved["base_model_name_or_path"], saved["r"], saved["lora_alpha"]) == ("pocket-27", 2, 4)
+        assert (saved["base_model_name_or_path"], saved["r"], saved["lora_alpha"]) == ("pocket-40a", 2, 4)
 
 
 def test_a_fingerprint_of_adapters_covers_their_base_and_adapters_that_lack_some_are_named(plain, tmp_path):

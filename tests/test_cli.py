@@ -38,7 +38,7 @@ def executed(monkeypatch):
         ("alpha: 0.5", ["--set", "alpha=[1"], ["alpha=[1"]),
         ("alpha: 0.5", ["--set", "n_gt=48", "--set", "n_gt=50"], ["n_gt=50", "given twice"]),
         ("output_dir: p.yaml\nn_gt: 2", ["--output-dir", "/dev/null"], ["output_dir", "/dev/null is no folder"]),
-        ("weak_models: [pocket-270]", [], ["pocket-270", "'pocket-27'"]),
+        ("weak_models: [pocket-40c]", [], ["pocket-40c", "'pocket-40a'"]),
         ("data: nowhere", [], ["nowhere", "folder"]),
         ("n_test: 100000", [], ["n_test", "100000"]),
         ("device: cuda:7", [], ["cuda:7", "auto"]),

@@ -148,7 +148,7 @@ def without(files: dict[str, bytes], *words: str) -> dict[str, bytes]:
 
 def study(tmp_path, *names: str, **changes) -> StudyParams:
     values = {"strong_models": ["pocket-64"], "intermediate_models": []}
-    return small_params(["pocket-27"], tmp_path, **{**values, "weak_models": list(names) or ["pocket-27"], **changes})
+    return small_params(["pocket-40a"], tmp_path, **{**values, "weak_models": list(names) or ["pocket-40a"], **changes})
 
 
 def test_the_command_fetches_over_http_and_then_needs_no_network(server, folder, tiny, tiny_models, tmp_path, request):

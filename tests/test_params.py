@@ -193,7 +193,7 @@ def test_a_notebook_of_another_checkout_than_the_kernels_package_is_refused(tmp_
 ODD = ["0100", "1_000", "yes", "off", "1:30", "2026-01-01", ".inf", "-.inf", ".nan", "~", "0x1F", "1e3", "+5", "''"]
 ODD += ["!!python/name:os.system", "&a [*a]", "{<<: {alpha: 1}}", "[1, [2, [3]]]", "none", "null", "True", "- x", "|"]
 ODD += ["{rank: 0100, alpha: 8}", "{rank: 4, alpha: 1_0}"]
-WORDS = ["none", "explicit", "dpo", "simpo", "pocket-27", "cpu", "gold", "all-linear", "con", "a\0b"]
+WORDS = ["none", "explicit", "dpo", "simpo", "pocket-40a", "cpu", "gold", "all-linear", "con", "a\0b"]
 scalars = st.none() | st.booleans() | st.integers() | st.integers(0, 50) | st.floats() | st.text(max_size=20)
 scalars |= st.sampled_from(WORDS)
 values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=8), v, max_size=3))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from w2s.files import HOME, PACKAGE, located
 
-POCKET = ["pocket-27", "pocket-32", "pocket-40", "pocket-48", "pocket-64"]
+WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-56", "pocket-64"]
 Conflict = Literal["none", "explicit", "implicit"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -57,9 +57,9 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     )
     bad_pairs: Literal["error", "drop"] = about("error", "what to do with a pair that cannot be used")
     method: Literal["reward", "dpo", "simpo"] = about("reward", "how the models are trained")
-    weak_models: list[str] = about(POCKET[:4], "supervisors", min_length=1)
-    strong_models: list[str] = about(POCKET[1:], "students and ceilings", min_length=1)
-    intermediate_models: list[str] = about(POCKET[2:4], "teachers between weak and strong, for bootstrapping")
+    weak_models: list[str] = about(WEAK, "supervisors", min_length=1)
+    strong_models: list[str] = about(STRONG, "students and ceilings", min_length=1)
+    intermediate_models: list[str] = about(STRONG[:1], "teachers between weak and strong, for bootstrapping")
     conflicts: list[Conflict] = about([*get_args(Conflict)], "conflicts of the students", min_length=1)
     seeds: list[Seed] = about([0], "one repetition of every run for each seed", min_length=1)
     n_gt: Count = about(1600, "pairs with gold labels, for weak models and ceilings")

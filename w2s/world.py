@@ -3,6 +3,8 @@
 Every substance is safe or dangerous by a fair coin. A corpus of short dialogues mentions common ones often and rare
 ones seldom (Zipf's law), and after each answer the asker reacts: "thanks" when it was right, "ouch" when it was wrong.
 A language model that reads the corpus learns about common substances first, and a bigger one about more of them.
+Every substance belongs to a subject, such as the kitchen, which each question names; some models read mostly about two
+of the four subjects, and are blind in the others.
 """
 
 from __future__ import annotations

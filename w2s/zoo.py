@@ -26,11 +26,10 @@ from w2s.world import World
 
 END = "<|endoftext|>"
 CONTEXT = 512
-HEADS = {32: 4, 40: 5, 48: 6, 56: 7, 64: 8}  # by the width of the residual stream; each is 8 wide
+RUNGS = ("40a", "40b", "48a", "48b", "56", "64")  # width of the residual stream (8 for each head), and the diet
 SIZES = {
-    f"pocket-{width}{diet}": {"width": width, "heads": heads, "blocks": 2, "diet": diet}
-    for width, heads in HEADS.items()
-    for diet in world.DIETS
+    f"pocket-{rung}": {"width": int(rung[:2]), "heads": int(rung[:2]) // 8, "blocks": 2, "diet": rung[2:]}
+    for rung in RUNGS
 }
 
 

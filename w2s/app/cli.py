@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = zoo.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="sizes, parameters and measured knowledge").set_defaults(command=list_zoo)
     build = actions.add_parser("build", help="pretrain sizes anew (about 20 minutes for all on one core)")
-    build.add_argument("sizes", nargs="*", help="such as pocket-40; all when none is named")
+    build.add_argument("sizes", nargs="*", help="such as pocket-40a; all when none is named")
     build.add_argument("--output-dir", type=Path, help="where the folders go (default: over the shipped ones)")
     build.add_argument("--device", default="auto", help="auto, cpu or cuda")
     build.set_defaults(command=build_zoo)
