@@ -104,3 +104,15 @@ def test_building_is_deterministic_and_reads_the_corpus_alone_and_broken_off_lea
     assert (tmp_path / "a" / "pocket-40a" / "model.safetensors").read_bytes() == a
     with pytest.raises(ParameterError, match="'pocket-640'.*pocket-64"):
         zoo.build(["pocket-640"])
+
+
+@pytest.mark.slow
+def test_several_sizes_at_once_give_the_same_weights(tmp_path):
+    few = zoo.Pretraining(epochs=1, batch_texts=4096)
+    for folder, workers in (("alone", 1), ("together", 2)):
+        zoo.build(["pocket-40a", "pocket-40b"], tmp_path / folder, few, "cpu", workers)
+    alone, together = (
+        [(tmp_path / folder / f"pocket-40{diet}" / "model.safetensors").read_bytes() for diet in "ab"]
+        for folder in ("alone", "together")
+    )
+    assert alone == together and alone[0] != alone[1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -98,25 +100,39 @@ def pretrain(name: str, tokenizer, texts: list[str], recipe: Pretraining, device
     return model
 
 
-def build(names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretraining(), device: str = "auto") -> None:
-    """Pretrain the named SIZES (else ParameterError) and write each as a Hugging Face folder under `folder`."""
+def build(
+    names: list[str], folder: Path = LADDER, recipe: Pretraining = Pretraining(), device: str = "auto", workers: int = 1
+) -> None:
+    """Pretrain the named SIZES (else ParameterError) and write each as a Hugging Face folder under `folder`.
+
+    So many at once as there are `workers`, each on one core, so that their number does not change the weights.
+    """
     for name in names:
         if name not in SIZES:
             raise ParameterError(f"size {name!r}: {nearest(name, SIZES)}")
-    torch.set_num_threads(1)  # so that the number of cores does not change the weights
-    tokenizer = build_tokenizer()
-    for name in names:
-        texts = World().corpus(SIZES[name]["diet"])
-        print(f"{name}: {len(texts)} dialogues, {recipe.epochs} passes", flush=True)
-        model = pretrain(name, tokenizer, texts, recipe, models.choose_device(device))
-        temporary = folder / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.cpu().save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        made = {"world": asdict(World()), "size": SIZES[name], "pretraining": asdict(recipe)}
-        (temporary / "pocket.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder / name, ignore_errors=True)
-        temporary.rename(folder / name)
+    if workers == 1:
+        for name in names:
+            _build(name, folder, recipe, device)
+    else:
+        largest_first = sorted(names, key=lambda name: -SIZES[name]["width"])
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            for done in [pool.submit(_build, name, folder, recipe, device) for name in largest_first]:
+                done.result()
+
+
+def _build(name: str, folder: Path, recipe: Pretraining, device: str) -> None:
+    torch.set_num_threads(1)
+    tokenizer, texts = build_tokenizer(), World().corpus(SIZES[name]["diet"])
+    print(f"{name}: {len(texts)} dialogues, {recipe.epochs} passes", flush=True)
+    model = pretrain(name, tokenizer, texts, recipe, models.choose_device(device))
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.cpu().save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    made = {"world": asdict(World()), "size": SIZES[name], "pretraining": asdict(recipe)}
+    (temporary / "pocket.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / name, ignore_errors=True)
+    temporary.rename(folder / name)
 
 
 def ladder() -> list[str]:

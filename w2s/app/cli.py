@@ -70,10 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     zoo = commands.add_parser("zoo", help="the pocket ladder of small models")
     actions = zoo.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="sizes, parameters and measured knowledge").set_defaults(command=list_zoo)
-    build = actions.add_parser("build", help="pretrain sizes anew (about 20 minutes for all on one core)")
+    build = actions.add_parser("build", help="pretrain sizes anew (about half an hour for all on two cores)")
     build.add_argument("sizes", nargs="*", help="such as pocket-40a; all when none is named")
     build.add_argument("--output-dir", type=Path, help="where the folders go (default: over the shipped ones)")
     build.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    build.add_argument(
+        "--workers",
+        type=int,
+        choices=range(1, 65),
+        metavar="N",
+        default=1,
+        help="sizes at once, each on one core (default: 1)",
+    )
     build.set_defaults(command=build_zoo)
 
     bench = commands.add_parser("bench", help="time and memory beside TRL and a research loop", add_help=False)
@@ -171,7 +179,7 @@ def build_zoo(args: argparse.Namespace) -> None:
     """Pretrain the named sizes, or all."""
     from w2s import zoo
 
-    zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device)
+    zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device, workers=args.workers)
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
