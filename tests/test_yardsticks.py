@@ -3,6 +3,7 @@
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import StratifiedTable
 
@@ -46,6 +47,59 @@ def test_the_contrast_is_zero_where_losses_follow_difficulty():
     """The pairs that one twin is blind on are hard for both students: lost at once, whoever taught."""
     row = yardsticks.twin_table(counted(ONE, OTHER | {"student": ONE["student"]})).iloc[0]
     assert (row["contrast"], row["p"]) == (0, 1)
+
+
+def run(role, model, teacher, conflict, p, via="", seed=0):
+    """Predictions of one run on the eight pairs."""
+    table = pd.DataFrame({"id": list("abcdefgh"), "split": "test", "probability": p, "role": role, "model": model})
+    names = {"teacher": teacher, "via": via, "conflict": conflict, "seed": seed}
+    return table.assign(
+        run="/".join((role, model, teacher, via, conflict, str(seed))), correct=table["probability"] > 0.5, **names
+    )
+
+
+def predictions(chained=False):
+    """The couple `one` and `other` of both tables above as teachers of `large`, with students through `middle`."""
+    parts = [run("gold", "large", "", "none", [SURE] * 8)]
+    for name, table in (("one", ONE), ("other", OTHER)):
+        weak = [p if k else WRONG for k, p in enumerate(table["weak"])]  # of one accuracy, below the ceiling's
+        parts.append(run("gold", name, "", "none", weak))
+        for conflict, p in (("none", table["reference"]), ("explicit", table["student"])):
+            parts.append(run("student", "large", name, conflict, p))
+            chained_p = p if conflict == "none" else ONE["student"]  # through the middle model both lose the same
+            parts.append(run("bootstrapped", "large", "middle", conflict, chained_p, via=name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_twins_are_weak_models_of_one_accuracy_and_each_is_in_one_couple():
+    right = {"a": 6, "b": 6, "c": 2, "d": 3, "e": 6}  # of 8: c and d lie 0.125 apart
+    parts = [run("gold", name, "", "none", [SURE] * n + [WRONG] * (8 - n)) for name, n in right.items()]
+    parts += [run("student", "large", name, "none", [SURE] * 8) for name in "abcd"]  # e teaches nobody
+    assert yardsticks.twins(pd.concat(parts)) == [("a", "b")]
+    assert yardsticks.twins(pd.concat(parts), apart=0.2) == [("a", "b"), ("c", "d")]
+
+
+def test_claims_by_twins_direct_and_through_a_middle_model():
+    table = predictions()
+    direct, chained = (yardsticks.count_twins(table, [("one", "other")], role=r) for r in ("student", "bootstrapped"))
+    assert direct.settings[["middle", "gap"]].values.tolist() == [["", 1 / 8]]
+    assert chained.settings["middle"].tolist() == ["middle"]
+    claims = yardsticks.twin_claims(direct, 200, chained).set_index("claim")
+    # One pair less than above: `one` is confident, and wrong, on the first, so that nobody is blind there.
+    loss = ((2 / 3 - 1 / 4) + (2 / 4 - 0 / 3)) / 2
+    assert claims.loc["loss", "estimate"] == pytest.approx(loss)
+    assert claims.loc["bootstrapping", "estimate"] == pytest.approx(loss - 0)  # both lose alike: a contrast of 0
+    assert list(claims.index) == ["loss", "bootstrapping"]  # one gap alone has no widest and narrowest
+
+
+def test_controls_join_the_study_as_students_of_the_same_teachers():
+    table = predictions()
+    answers = pd.concat([run("control", "large", name, "planted 50%", ONE["student"]) for name in ("one", "other")])
+    answers = pd.concat([answers, run("control", "large", "one", "other seed", [SURE] * 8, seed=7)])
+    tried = yardsticks.with_answers(table, answers)  # seed 7 has no student without conflict
+    assert set(tried["conflict"]) == {"none", "explicit", "planted 50%"} and set(tried["role"]) == {"gold", "student"}
+    shown = yardsticks.yardstick_table(tried, [("one", "other")], bootstrap=200).set_index("conflict")
+    assert shown.loc["planted 50%", "contrast"] == 0 and shown.loc["explicit", "contrast"] > 0
 
 
 def test_odds_ratio_is_that_of_mantel_and_haenszel():
