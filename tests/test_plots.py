@@ -43,7 +43,8 @@ SCORES = [(c, 12 * (c != "none" and row[1:3] != ("m-8", "m-16")), *row) for c in
 SCORES = frame("conflict tax role weak strong teacher via", SCORES, student_accuracy=0.7, null=0.3, seed=0, pairs=200)
 SCORES["score"] = 0.55 + 0 / SCORES["tax"]
 SCORES["weak_accuracy"], SCORES["ceiling_accuracy"] = SCORES["weak"].map(RIGHT), SCORES["strong"].map(RIGHT)
-SCORES = reach(SCORES.eval("gap = ceiling_accuracy - weak_accuracy"), "score", "student_accuracy")
+SCORES = SCORES.eval("gap = ceiling_accuracy - weak_accuracy").eval("score_minus_null = score - null")
+SCORES = reach(SCORES, "score", "score_minus_null", "student_accuracy")
 
 AREA_TABLE = [(c, area, 30 * (k != 2), 3 * k * (c != "none")) for c in CONFLICTS for k, area in enumerate(AREAS)]
 AREA_TABLE = frame("conflict area at_risk tax", AREA_TABLE, weak="m-8", strong="m-32").eval("rate = tax / at_risk")
@@ -175,13 +176,16 @@ def test_heatmap_hatches_cells_without_tax_leaves_absent_pairs_blank_and_takes_a
 
 
 def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope():
-    ax = plots.plot_score_by_gap(SCORES)
-    assert "expected if the tax fell evenly" in texts(ax) and "no conflict" not in texts(ax)
-    null = next(line for line in ax.lines if line.get_fillstyle() == "none")
-    assert len(null.get_xdata()) == 2
-    assert "no tax" in texts(plots.plot_score_by_gap(SCORES.assign(score=np.nan)))
+    ax, difference = plots.plot_score_by_gap(SCORES)
+    assert "even share" in texts(ax) and "no conflict" not in texts(ax)
+    null = next(line for line in ax.lines if line.get_label() == "even share")
+    assert set(null.get_ydata()) == {0.3} and len(null.get_xdata()) == SCORES.query("role == 'student'").score.count()
+    assert [line.get_ydata()[0] for line in difference.lines if line.get_linestyle() == ":"] == [0]
+    assert "no tax" in texts(plots.plot_score_by_gap(SCORES.assign(score=np.nan))[0])
     slope = {"conflict": "implicit", "measure": "score", "slope": 2.0, "mean_gap": 0.2, "mean": 0.5}
-    ax = plots.plot_score_by_gap(SCORES, slopes=pd.DataFrame([slope, slope | {"measure": "score_minus_null"}]))
+    both = pd.DataFrame([slope, slope | {"measure": "score_minus_null", "mean": 0.1}])
+    ax, difference = plots.plot_score_by_gap(SCORES, both)
+    assert [line.get_ydata()[0] for line in difference.lines if line.get_linestyle() == "--"] == pytest.approx([0.0])
     (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
     x, y = line.get_data()
     assert list(x) == pytest.approx([0.15, 0.25]) and list(y) == pytest.approx([0.4, 0.6])

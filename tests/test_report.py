@@ -12,12 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from w2s.analysis import followups, knowledge, pooled, scoring
+from w2s.analysis import followups, knowledge, pooled, scoring, yardsticks
+from w2s.app import headless
 from w2s.params import StudyParams
-from w2s.report import html, sentences, sentences_extensions, style
+from w2s.report import claims, html, sentences, sentences_extensions, style
 
 KNOWLEDGE = {"m-8": 0.4, "m-16": 0.6, "m-32": 0.9}
 EVIL = "<script>alert(1)</script>"
+TWINS = {"claim": ["loss", "gap"], "conflict": "explicit", "seeds": 5, "estimate": [0.2, 0.01], "low": [0.1, -0.02]}
+TWINS = pd.DataFrame(TWINS | {"high": [0.3, 0.04], "seen_from": 0.05})
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -57,6 +60,14 @@ def write_study(folder, table, source="pocket world"):
         style.save_table(scores, folder, f"{number}_scores")
         style.save_table(accuracies, folder, f"{number}_accuracy")
         save_findings(sentences.findings(through, accuracies), folder, number)
+    counts, wide = pooled.count_students(table), {"bootstrap": 100}
+    style.save_table(pooled.by_conflict(pooled.count_students(direct), **wide), folder, "04_conflicts")
+    style.save_table(pooled.slope_table(pooled.count_students(direct), **wide), folder, "04_slopes")
+    both = [part.where(part.settings["conflict"] == "explicit") for part in pooled.both_ways(counts)]
+    overall = pooled.contrast(*both, **wide).assign(conflict="explicit")
+    style.save_table(overall, folder, "05_bootstrapping")
+    for name, rows in (("04_claims", TWINS), ("05_claims", TWINS[:0])):
+        style.save_table(rows, folder, name)
     lengths = pd.DataFrame({"id": table["id"].unique(), "chosen": "short", "rejected": "longer"})
     lengths.loc[::4, "rejected"] = "not"
     style.save_table(scoring.shorter_table(table, lengths), folder, "05_shorter")
@@ -143,10 +154,38 @@ def test_the_page_is_well_formed_self_contained_escaped_and_the_same_again(param
 def test_figures_stand_in_order_with_width_alt_and_caption(params):
     text = page_of(params)
     images = Page(text).all("img")
-    assert [image["alt"] for image in images] == [EVIL, "Scores & gaps.", "05_silent"]
+    assert [image["alt"] for image in images] == ["Scores & gaps.", EVIL, "Scores & gaps.", "05_silent"]
+    images = images[1:]  # the first is the page's main figure, as wide as the page
     assert re.findall(r'<figure id="(\w+)"', text) == ["01_first", "04_score_by_gap", "05_silent"]
     assert all(150 < int(image["width"]) < 320 for image in images)  # 3 inches of 96 CSS pixels
     assert "<strong>04_score_by_gap</strong>: Scores &amp; gaps.</figcaption>" in text
+
+
+def test_the_page_opens_with_the_claims_their_verdicts_and_the_main_figure(params):
+    table = claims.claim_table(params.root / "made-up").set_index(["conflict", "claim"])
+    assert list(table.index) == [(c, claim) for c in ("explicit", "implicit") for claim in claims.CLAIMS]
+    row = saved(params, "04_conflicts").set_index("conflict").loc["explicit"]
+    loss = table.loc["explicit", "loss"]
+    assert (loss["paper"], loss["twins"]) == ("supported", "supported")  # a Score above 0; [0.1, 0.3]
+    assert loss["beyond_even"] == ("supported" if row.score_minus_null_low > 0 else "unclear")
+    assert loss["sentence"].startswith(f"{row.score:.2f} [{row.score_low:.2f}, {row.score_high:.2f}] of the tax lies")
+    assert table.loc["explicit", "gap"]["twins"] == "unclear"  # [-0.02, 0.04]
+    assert set(table.loc["implicit", "bootstrapping"][["paper", "beyond_even", "twins"]]) == {"no statement"}
+    text = page_of(params)
+    cells = Page(text).cells
+    assert all(claim in cells for claim in ("By the paper's measure", "By twins", loss["sentence"]))
+    assert text.index('class="main"') < text.index('id="claims"') < text.index('id="findings"')
+    assert "One seed: the intervals cover the choice of test pairs alone" in text
+    assert "One seed:" not in page_of(params.model_copy(update={"seeds": [0, 1]}))
+
+
+def test_one_pair_of_the_blind_area_is_shown_unless_texts_are_hidden(params):
+    pair = {"prompt": "\n\nHuman: in the kitchen?\n\nAssistant:", "chosen": " no" + EVIL, "rejected": " yes"}
+    chances = {"ceiling": 0.91, "weak": 0.62, "none": 0.8, "student": 0.3, "conflict": "implicit"}
+    style.save_table(pd.DataFrame([pair | chances]), params.root / "made-up", "04_example")
+    text = page_of(params)
+    assert "in the kitchen?" in text and EVIL not in text and "the student under the implicit conflict 0.30" in text
+    assert "in the kitchen?" not in page_of(params.model_copy(update={"show_text": False}))
 
 
 def test_scores_are_those_of_the_tables_and_a_setting_without_tax_says_so(params):
@@ -196,11 +235,11 @@ def test_accuracies_show_how_often_the_shorter_response_is_preferred(params):
     assert "the truly preferred one is the shorter in 0.75 of them" in page_of(params).replace("\n", " ")
 
 
-def test_the_header_says_how_the_runs_were_trained(params):
+def test_the_settings_say_how_the_runs_were_trained(params):
     changed = {"method": "dpo", "confidence": "calibrated", "lora": {"rank": 8, "alpha": 16.0}}
     for changes in ({}, changed | {"weak_filter": "confidence"}):
         params = StudyParams.check({"study": "made-up", "output_dir": str(params.root)} | changes)
-        terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page_of(params).split("</header>")[0])
+        terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page_of(params).split('<section id="settings"')[1])
         assert {term: text.replace("&#39;", "'") for term, text in terms} == sentences.setup(params)
 
 
@@ -279,14 +318,16 @@ def test_nothing_that_trains_is_imported():
 
 def test_each_text_is_used_and_each_of_its_fields_is_a_name_of_the_rules():
     """A key stands in the rules: by itself, at the end of an f-string, or as a verdict of a text with an answer."""
-    texts, code = sentences.texts(), getsource(sentences) + getsource(sentences_extensions)
+    texts, code = sentences.texts(), "".join(map(getsource, (sentences, sentences_extensions, claims, html, headless)))
     names = "reward dpo simpo none confidence gold_oracle implicit_reward calibrated gold shuffled accuracy tax_share"
-    names += " score score_minus_null better worse unclear silent remain"
+    names += " score score_minus_null better worse unclear silent remain pass fail loss gap bootstrapping"
     used = set(re.findall(r'"(\w+)"', code))
     used |= {start + name for start in re.findall(r'f"(\w+_)\{', code) for name in names.split()}
     judged = {key for key, text in texts.items() if "_answer}" in text} | set(re.findall(r'answer\("(\w+)"', code))
     verdicts = {f"{key}_{end}" for key in judged for end in ("above", "below", "neither")}
     assert verdicts <= set(texts) <= used | verdicts | {"pooled_undefined", "setting_undefined"}
-    known = set(re.split(r"[^a-z]+", code + "".join(map(getsource, (followups, knowledge, pooled, scoring)))))
+    known = set(
+        re.split(r"[^a-z]+", code + "".join(map(getsource, (followups, knowledge, pooled, scoring, yardsticks))))
+    )
     fields = {part for text in texts.values() for name in re.findall(r"\{(\w+)", text) for part in name.split("_")}
     assert fields <= known

@@ -55,7 +55,7 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
 
 
 def _execute_all(study, given: dict[str, Any], again: bool) -> int:
-    from w2s.report import html, style
+    from w2s.report import claims, html, sentences, style
     from w2s.runs import cluster, store
 
     params, started, specs = study.params, time.monotonic(), list(study.all_runs())
@@ -88,6 +88,8 @@ def _execute_all(study, given: dict[str, Any], again: bool) -> int:
     missing = {spec.name: store.state(spec, study.root) for spec in specs if not params.frozen}
     missing = {name: state for name, state in missing.items() if state != "done"}
     report = html.write_report(params, record.files(), missing)
+    for row in claims.claim_table(study.folder).to_dict("records"):
+        print(sentences.words("claim_in_the_log", row, name=sentences.words(f"claim_name_{row['claim']}")))
     print(f"{duration(time.monotonic() - started):>6}  done: {report}")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import platform
 from collections.abc import Callable, Container, Mapping
 from functools import partial
@@ -19,11 +20,20 @@ from PIL import Image
 from w2s import __version__
 from w2s.files import write_atomic
 from w2s.params import StudyParams
-from w2s.report import sentences
-from w2s.report.style import ranged
+from w2s.report import claims, sentences
+from w2s.report.style import n_seeds, ranged, read_table
 
-NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations")
 EXTENSIONS = {"controls": "06", "mitigations": "07"}
+MAIN = "04_score_by_gap"
+QUESTIONS = {
+    "01": "What are the pairs, and how do the two goals conflict?",
+    "02": "What does the weak supervisor know, and what does it only guess?",
+    "03": "How good are ceilings and students, with and without conflict?",
+    "04": "Does the conflict tax fall where the supervisor is blind?",
+    "05": "Does an intermediate teacher help?",
+    "06": "Is it weak supervision, or the conflict alone?",
+    "07": "Which remedies help, and at what cost?",
+}
 TABLES = ["01_audit", "05_shorter", *(f"{n}_{t}" for n in ("04", "05") for t in ("accuracy", "scores", "findings"))]
 
 
@@ -44,35 +54,53 @@ def write_report(params: StudyParams, written: Container[str] | None = None, mis
     chains = {name: tables[f"05_{name}"].query("role == 'bootstrapped'") for name in ("scores", "accuracy")}
     scores, accuracies = (pd.concat([tables[f"04_{name}"], chains[name]], ignore_index=True) for name in chains)
     numbers = ["04", "05", *(EXTENSIONS[name] for name in params.extensions)]
-    lines = list(dict.fromkeys(s for n in numbers for s in read_table(folder, f"{n}_findings")["sentence"]))
+    found = {number: list(read_table(folder, f"{number}_findings")["sentence"]) for number in numbers}
+    lines = list(dict.fromkeys(itertools.chain(*found.values())))
     warnings = [line for line in lines if line.startswith("Warning:")]
-    of_settings = {s for n in ("04", "05") for s in read_table(folder, f"{n}_findings")["sentence"]}
+    of_settings = {*found["04"], *found["05"]}
     single = [line for line in lines if " -> " in line and line in of_settings and line not in warnings]
     packages = {name: version(name) for name in ("torch", "transformers")}
     fields, dump = StudyParams.model_fields, partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True)
     values = [(key, dump([value], width=10_000).strip()[1:-1]) for key, value in params.model_dump().items()]
-    figures = sorted((folder / "figures").glob("*.png"))
+    paths = [p for p in sorted((folder / "figures").glob("*.png")) if written is None or f"figures/{p.name}" in written]
     lacking = [f"run {name} is missing ({why}); what needs it is left out" for name, why in missing.items()]
+    taxed = (scores["tax"] > 0) | (scores["tax"].sum() == 0)
     page = render(
-        "report.html", params=params, setup=sentences.setup(params), single=single,
+        "report.html", params=params, setup=sentences.setup(params), single=single, n_seeds=n_seeds,
+        settings_run=f"{len(scores.groupby(['weak', 'strong', 'teacher']))} weak-strong pairs and chains",
+        main=next((_figure(path) for path in paths if path.stem == MAIN), None),
+        claims=claims_view(claims.claim_table(folder)), example=example(folder, params),
+        instrument=[line for line in lines if line.startswith(sentences.words("yardsticks_begin"))],
         warnings=[*lacking, *(line.removeprefix("Warning:").strip() for line in warnings)],
         summaries=[line for line in lines if line not in warnings + single],
-        scores=scores_view(scores), accuracies=accuracies_view(accuracies, tables["05_shorter"]),
+        scores=scores_view(scores[taxed]), untaxed=[] if taxed.all() else scores_view(scores[~taxed]),
+        accuracies=accuracies_view(accuracies, tables["05_shorter"]),
         truly_shorter=_number(tables["05_shorter"]["truly_shorter"].iloc[0]), audit=audit_view(tables["01_audit"]),
-        figures=[_figure(path) for path in figures if written is None or f"figures/{path.name}" in written],
+        figures={question: group for number, question in QUESTIONS.items()
+                 if (group := [_figure(path) for path in paths if path.stem.startswith(number)])},
         settings=[(key, text, fields[key].description) for key, text in values],
         versions={"Python": platform.python_version(), "w2s": __version__, **packages},
     )  # fmt: skip
     return write_atomic(folder / "report.html", lambda p: p.write_text(page, encoding="utf-8", newline="\n"))
 
 
-def read_table(folder: Path, name: str) -> pd.DataFrame:
-    """A table of the study's folder; ValueError naming the notebook that writes it, where it is missing."""
-    path = folder / "tables" / f"{name}.parquet"
-    if not path.exists():
-        notebook = next((n for n in NOTEBOOKS if n[:3] == name[:3]), "03_strong_training")
-        raise ValueError(f"{path}: no such table; run notebook {notebook} first, or the whole study with w2s run")
-    return pd.read_parquet(path)
+def claims_view(table: pd.DataFrame) -> list[list[str]]:
+    """The claim table as rows of text, header first."""
+    return _rows(table, lambda row: {
+        "Claim": sentences.words(f"claim_name_{row['claim']}"), "Conflict": row["conflict"],
+        "By the paper's measure": row["paper"], "Beyond an even share": row["beyond_even"], "By twins": row["twins"],
+        "In numbers": row["sentence"],
+    })  # fmt: skip
+
+
+def example(folder: Path, params: StudyParams) -> dict[str, str] | None:
+    """A tax pair of the blind area, as text and in the models' words; None where there is none or texts are hidden."""
+    path = folder / "tables" / "04_example.parquet"
+    if not params.show_text or not path.exists() or not len(rows := pd.read_parquet(path)):
+        return None
+    row = rows.iloc[0]
+    text = f"{row['prompt'].strip()}\n\nPreferred:{row['chosen']}\nRejected:{row['rejected']}"
+    return {"text": text, "says": sentences.words("example", row, reference=row["none"])}
 
 
 def scores_view(scores: pd.DataFrame) -> list[list[str]]:

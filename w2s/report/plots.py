@@ -121,33 +121,39 @@ def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = No
     return finish(ax, "strong model", "weak model", title=title)
 
 
-def plot_score_by_gap(scores: pd.DataFrame, ax: Axes | None = None, slopes: pd.DataFrame | None = None) -> Axes:
-    """Deception Score of the students against capability gap, with intervals, and what an even tax would give.
+def plot_score_by_gap(scores: pd.DataFrame, slopes: pd.DataFrame | None = None) -> np.ndarray:
+    """Deception Score of the students against capability gap, joined to its even share; and the Score minus that share.
 
     Rows of `score_table`, one a run, or of `pooled_table`, one a setting. `slopes`: `slope_table`, a line a conflict.
     """
-    ax = ax or style.new_axes(6.4, 4.0)
+    axes = style.new_axes(10.4, 4.0, columns=2, gap=0.25)
     rows = scores[(scores["role"] == "student") & scores["score"].notna()]
+    turned_round = rows["turned"].astype(bool) if "turned" in rows else rows["score"].isna()
     for k, conflict in enumerate(c for c in COLOURS if c in set(rows["conflict"])):
-        here = rows[rows["conflict"] == conflict]
-        named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
-        for turned, part in here.groupby(here["turned"].astype(bool) if "turned" in here else here["gap"].isna()):
-            at, how = part["gap"] + 0.002 * (k - 0.5), {"fillstyle": "none", "label": None} if turned else {}
-            points(ax, at, part, "score", **named | how)
-        if len(here) and "turned" in here and here["turned"].all():  # else the legend lacks the conflict
-            points(ax, here["gap"] * np.nan, here, "score", **named)
-    for line in () if slopes is None else slopes[slopes["measure"] == "score"].dropna().itertuples():
-        gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
-        heights = line.mean + line.slope * (gaps - line.mean_gap)
-        ax.plot(gaps, heights, color=COLOURS[line.conflict], linestyle="--", linewidth=1)
-    even = rows.drop_duplicates(["weak", "strong", "null"])  # the null of one seed is the same under every conflict
-    ax.plot(even["gap"], even["null"], "d", color=GREY, fillstyle="none", label="expected if the tax fell evenly")
+        here = rows["conflict"] == conflict
+        named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict]}
+        for turned, how in ((False, {}), (True, {"fillstyle": "none"})):
+            part = rows[here & (turned_round == turned)]
+            at = part["gap"] + 0.002 * (k - 0.5)
+            axes[0].vlines(at, part["null"], part["score"], color=COLOURS[conflict], alpha=0.35, linewidth=1)
+            for ax, measure in zip(axes, ("score", "score_minus_null"), strict=True):
+                points(ax, at, part, measure, **named | how)
+        axes[0].plot([], [], style.MARKERS[k], color=COLOURS[conflict], label=conflict_name(conflict))
+    for measure, ax in zip(("score", "score_minus_null"), axes, strict=True):
+        for line in () if slopes is None else slopes[slopes["measure"] == measure].dropna().itertuples():
+            gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
+            heights = line.mean + line.slope * (gaps - line.mean_gap)
+            ax.plot(gaps, heights, color=COLOURS[line.conflict], linestyle="--", linewidth=1)
+    axes[0].plot(rows["gap"], rows["null"], "d", color=GREY, fillstyle="none", markersize=4, label="even share")
     if rows.empty:
-        ax.text(0.5, 0.5, "no tax", transform=ax.transAxes, ha="center")
-    ax.set_ylim(-0.03, 1.03)
+        axes[0].text(0.5, 0.5, "no tax", transform=axes[0].transAxes, ha="center")
+    axes[0].set_ylim(-0.03, 1.03)
+    axes[1].axhline(0, **style.DOTTED)
     gap = f"capability gap: ceiling - weak accuracy (n = {count(scores['pairs'])} pairs)"
-    hollow = "\nhollow: turned round" if "turned" in rows and rows["turned"].any() else ""
-    return finish(ax, gap, f"Deception Score (95% interval){hollow}", 0 if rows.empty else 3)
+    finish(axes[0], gap, "Deception Score (95% interval)", 0 if rows.empty else 3)
+    hollow = "\n(hollow: student turned round)" if turned_round.any() else ""
+    finish(axes[1], gap, f"Score minus even share{hollow}")
+    return axes
 
 
 def plot_surface(surface: pd.DataFrame, ax: Axes | None = None, at: float | None = None, title: str = "") -> Axes:

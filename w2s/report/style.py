@@ -22,6 +22,7 @@ PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
 MARKERS = "osD^v"
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compare with, such as chance
+NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations")
 GREY, SMALL, LABEL = "0.45", 9, 10
 
 
@@ -139,3 +140,12 @@ def _path(folder: str | Path, part: str, name: str, kind: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"name {name!r}: use letters, digits, '_', '-' and '.' alone")
     return Path(folder) / part / f"{name}.{kind}"
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """A table of the study's folder; ValueError naming the notebook that writes it, where it is missing."""
+    path = folder / "tables" / f"{name}.parquet"
+    if not path.exists():
+        notebook = next((n for n in NOTEBOOKS if n[:3] == name[:3]), "03_strong_training")
+        raise ValueError(f"{path}: no such table; run notebook {notebook} first, or the whole study with w2s run")
+    return pd.read_parquet(path)
