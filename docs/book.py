@@ -78,7 +78,11 @@ def write_sources(folders: list[Path], to: Path) -> None:
         start.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN))
         nbformat.write(start, to / folder.name / "00_start_here.ipynb")
         for path in folder.glob("*.ipynb"):
-            shutil.copy(path, to / folder.name)
+            notebook = nbformat.read(path, as_version=4)
+            for cell in notebook.cells:  # the parameters of a batch run, all of them, are folded
+                if "injected-parameters" in cell.metadata.get("tags", []):
+                    cell.metadata.tags.append("hide-input")
+            nbformat.write(notebook, to / folder.name / path.name)
         pages = ["report", *sorted(path.stem for path in (to / folder.name).glob("*.ipynb"))]
         (to / folder.name / "report.md").write_text(REPORT.format(name=folder.name), encoding="utf-8")
         parts.append(STUDY.format(name=folder.name, pages="\n".join(f"{folder.name}/{page}" for page in pages)))

@@ -5,11 +5,11 @@ from latex2mathml.converter import convert
 from sphinx.util import logging
 
 project = "w2s"
-author = "the w2s authors"
 extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = "w2s"
 html_copy_source = False
+html_show_copyright = False
 html_show_search_summary = False  # it reads pages with fetch(), which a browser refuses for file://
 html_static_path = ["book.css"]
 html_css_files = ["book.css"]
@@ -17,6 +17,8 @@ html_math_renderer = "mathml"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_code_prompt_show = "All parameters of this run"  # only those are folded, see book.py
+nb_code_prompt_hide = nb_code_prompt_show
 nb_ipywidgets_js = {}  # else from a CDN, on pages that have a widget
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
@@ -26,9 +28,10 @@ suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 
 def visit_math(page, node: nodes.Element) -> None:
     """Write a formula as MathML, which browsers draw by themselves: MathJax would come from a CDN."""
-    display = "inline" if isinstance(node, nodes.math) else "block"
+    inline = isinstance(node, nodes.math)
     try:
-        page.body.append(convert(node.astext(), display=display))
+        formula = convert(node.astext(), display="inline" if inline else "block")
+        page.body.append(formula if inline else f'<div class="formula">{formula}</div>')
     except Exception as error:  # of many kinds, for LaTeX that the converter lacks: the page shows its source
         logging.getLogger(__name__).warning("%s: %r", node.astext(), error, location=node)
         page.body.append(f"<code>{page.encode(node.astext())}</code>")

@@ -1,4 +1,4 @@
-"""The site of `make book`: every page is there, nothing comes from the network, and search finds a word of an output."""
+"""The site of `make book`: all pages are there, nothing comes from the network, search finds a word of an output."""
 
 import re
 import subprocess
