@@ -98,7 +98,7 @@ def build(folders: list[Path], to: Path) -> None:
         import myst_nb  # noqa: F401
         from sphinx.cmd.build import build_main
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; pip install 'w2s[book]' -c constraints.txt") from None
+        raise ValueError(f"{error.name} is not installed; pip install -e '.[book]' -c constraints.txt") from None
     if to.exists() and not (to / "objects.inv").is_file():
         raise ValueError(f"{to}: a folder that is not a book stands there; move it away")
     with TemporaryDirectory() as scratch:

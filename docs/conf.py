@@ -9,6 +9,7 @@ extensions = ["myst_nb"]
 html_theme = "furo"
 html_title = "w2s"
 html_copy_source = False
+html_use_index = False
 html_show_copyright = False
 html_show_search_summary = False  # it reads pages with fetch(), which a browser refuses for file://
 html_static_path = ["book.css"]
