@@ -73,7 +73,7 @@ def write_sources(folders: list[Path], to: Path) -> None:
     kit = [page.relative_to(to).with_suffix("").as_posix() for page in sorted(to.rglob("*.md"))]
     parts = []
     for folder in folders:
-        (to / folder.name).mkdir()
+        (to / folder.name).mkdir(exist_ok=True)  # a study may be called docs
         start = nbformat.read(HOME / "notebooks" / "00_start_here.ipynb", as_version=4)
         start.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN))
         nbformat.write(start, to / folder.name / "00_start_here.ipynb")
@@ -91,7 +91,7 @@ def write_sources(folders: list[Path], to: Path) -> None:
 
 
 def build(folders: list[Path], to: Path) -> None:
-    """Build the site beside `to`, then put it in the place of an older one; ValueError where Sphinx fails."""
+    """Build the site in a scratch folder, then put it in the place of an older one; ValueError where Sphinx fails."""
     try:
         import furo  # noqa: F401
         import latex2mathml  # noqa: F401
