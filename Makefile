@@ -1,9 +1,9 @@
-# make study, make test, make lab and make lint each make .venv by themselves, once.
+# make study, make test, make lab, make book and make lint each make .venv by themselves, once.
 # On Windows, or with conda, see README.md.
 
 # The Python that .venv is made from, such as PYTHON=python3.12.
 PYTHON ?= python3
-# The parameter file of `make study`.
+# The parameter file of `make study` and `make book`.
 STUDY = params/pocket.yaml
 # Passed to pip install: an index for the CPU build of torch, a proxy, a folder of wheels.
 PIP_ARGS ?=
@@ -12,7 +12,7 @@ LAB_ARGS ?=
 
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help study test test-slow lab lint clean
+.PHONY: help study test test-slow lab book lint clean
 
 help:  ## this list (the default)
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -28,9 +28,16 @@ test: .venv/.installed  ## run the tests (under 4 minutes)
 test-slow: .venv/.installed  ## run what is slow by nature: whole studies, coverage of intervals, every architecture
 	$(VENV_PYTHON) -m pytest -m slow
 
-lab: .venv/.installed  ## open JupyterLab at notebooks/, with the kernel of .venv
-	$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-		--LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
+# The file is the JupyterLab of .venv's alone: no question about news, no look for updates, unless a user turns them on.
+lab: .venv/.installed  ## open JupyterLab at notebook 00, with the kernel of .venv
+	@mkdir -p .venv/lab
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+		> .venv/lab/overrides.json
+	$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.app_settings_dir="$(CURDIR)/.venv/lab" \
+		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
+
+book: .venv/.installed  ## a site of what make study left for STUDY: outputs/book/index.html, read without a server
+	$(VENV_PYTHON) docs/book.py "$(STUDY)"
 
 lint: .venv/.installed  ## check the code and the notebooks with ruff
 	$(VENV_PYTHON) -m ruff check .

@@ -224,7 +224,8 @@ def test_make_alone_lists_every_target(checkout):
     done = checkout.make()
     assert done.returncode == 0, done.stderr
     targets = re.findall(r"^  ([a-z-]+) ", done.stdout, re.MULTILINE)
-    assert [name for name in targets if name != "test-slow"] == ["help", "study", "test", "lab", "lint", "clean"]
+    named = ["help", "study", "test", "lab", "book", "lint", "clean"]
+    assert [name for name in targets if name != "test-slow"] == named
     assert checkout.log() == []
 
 
@@ -236,6 +237,7 @@ def test_make_alone_lists_every_target(checkout):
         (["study", "STUDY=params/hh_offline.yaml"], '.venv/bin/w2s run "params/hh_offline.yaml"'),
         (["test"], ".venv/bin/python -m pytest"),
         (["lab"], "-m jupyterlab"),
+        (["book"], '.venv/bin/python docs/book.py "params/pocket.yaml"'),
         (["lint"], ".venv/bin/python -m ruff check ."),
         (["clean"], "rm -rf .venv"),
     ],

@@ -41,7 +41,8 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     # Torch's memory is none of Dask's business.
     settings = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause", "terminate")}
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it would log in many lines is said in one below
+    for logger in ("distributed", "distributed.client"):  # what Dask would log in many lines is said in one below
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     gone = f"the workers cannot be reached{f' through {scheduler}' if scheduler else ''}; start them, and this, again"
     try:
         with dask.config.set(settings), Client(**({"address": scheduler} if scheduler else local)) as client:
