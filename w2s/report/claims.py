@@ -1,0 +1,62 @@
+"""The paper's three claims, and what a finished study says of each: one row a claim and conflict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from w2s.analysis.scoring import MIN_TAX, verdict
+from w2s.intervals import ends, with_ends
+from w2s.report.sentences import words
+from w2s.report.style import ranged, read_table
+
+CLAIMS = ("loss", "gap", "bootstrapping")
+WORDS = {"above": "supported", "below": "not supported", "neither": "unclear", "none": "no statement"}
+MEASURES = ("score", "score_minus_null")  # the paper's, and what there is beyond an even tax
+COLUMNS = ["claim", "conflict", "paper", "beyond_even", "twins", "sentence"]
+
+
+def claim_table(folder: Path) -> pd.DataFrame:
+    """The claims by the tables of a study's folder, columns COLUMNS: three verdicts of one or two words, a sentence.
+
+    paper: the sign of the Score, of its slope over the capability gap, of what bootstrapping takes from it;
+    beyond_even: the same of the Score minus its even share; twins: of the twin contrast. ValueError: a table lacks.
+    """
+    conflicts, slopes, overall = (
+        read_table(folder, name) for name in ("04_conflicts", "04_slopes", "05_bootstrapping")
+    )
+    twins = pd.concat([read_table(folder, "04_claims"), read_table(folder, "05_claims")])
+    pooled = conflicts[conflicts["students"] == "all settings"].set_index("conflict")
+    rows = []
+    for conflict in (c for c in pooled.index if c != "none"):
+        enough = pooled.loc[conflict, "tax"] >= MIN_TAX
+        by_twins = {row["claim"]: row for row in twins[twins["conflict"] == conflict].to_dict("records")}
+        of_claims = {
+            "loss": {name: _ends(pooled.loc[conflict], name) for name in MEASURES},
+            "gap": {row["measure"]: _ends(row, "slope", 0.1) for row in _of(slopes, conflict)},
+            "bootstrapping": {row["difference"]: _ends(row, "estimate") for row in _of(overall, conflict)},
+        }
+        for claim in CLAIMS:
+            measured = {name: of_claims[claim].get(name, {}) for name in MEASURES}
+            verdicts = [_verdict(row if enough else {}) for row in measured.values()]
+            twin = by_twins.get(claim, {})
+            verdicts.append(_verdict(_ends(twin, "estimate") if twin else {}))
+            numbers = {name: ranged(row, "value") if row else words("no_number") for name, row in measured.items()}
+            rows.append((claim, conflict, *verdicts, words(f"claim_of_{claim}", **numbers)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _verdict(row: dict) -> str:
+    return WORDS[verdict(row, "value") if row else "none"]
+
+
+def _of(table: pd.DataFrame, conflict: str) -> list[dict]:
+    return table[table["conflict"] == conflict].to_dict("records")
+
+
+def _ends(row, measure: str, unit: float = 1.0) -> dict[str, float]:
+    """A measure with its interval as "value", in so many units; nothing where it is not defined."""
+    numbers = unit * np.array([row[measure], *ends(row, measure)])
+    return {} if np.isnan(numbers[0]) else dict(zip(with_ends("value"), numbers))
