@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import small_params
 
 from w2s.app import cli, headless
-from w2s.report import html
+from w2s.report import claims, compare, html
 from w2s.runs import execute, store
 from w2s.study import Study
 
@@ -24,6 +25,7 @@ def executed(monkeypatch):
     numbers = []
     monkeypatch.setattr(papermill, "execute_notebook", lambda source, *rest, **_: numbers.append(Path(source).name[:2]))
     monkeypatch.setattr(html, "write_report", lambda params, *rest: "report.html")
+    monkeypatch.setattr(claims, "claim_table", lambda folder: pd.DataFrame())
     return numbers
 
 
@@ -38,7 +40,9 @@ def executed(monkeypatch):
         ("alpha: 0.5", ["--set", "alpha=[1"], ["alpha=[1"]),
         ("alpha: 0.5", ["--set", "n_gt=48", "--set", "n_gt=50"], ["n_gt=50", "given twice"]),
         ("output_dir: p.yaml\nn_gt: 2", ["--output-dir", "/dev/null"], ["output_dir", "/dev/null is no folder"]),
-        ("weak_models: [pocket-40c]", [], ["pocket-40c", "'pocket-40a'"]),
+        ("alpha: 0.5", ["--grid"], ["--grid", "alpha=0.25,0.5"]),
+        ("alpha: 0.5", ["--grid", "--set", "alpha=0.5,-1"], ["alpha", "-1"]),
+        ("weak_models: [pocket-40c]", [], ["pocket-40c", "'pocket-40b'"]),
         ("data: nowhere", [], ["nowhere", "folder"]),
         ("n_test: 100000", [], ["n_test", "100000"]),
         ("device: cuda:7", [], ["cuda:7", "auto"]),
@@ -79,6 +83,27 @@ def test_set_reaches_the_notebooks(tmp_path):
     [(params, given)] = cli.read_all(args)
     assert (params.alpha, params.seeds) == (0.001, [1, 2])
     assert given == {"alpha": 0.001, "seeds": [1, 2]}
+
+
+def test_a_grid_is_one_study_a_combination_and_a_comparison(tmp_path, monkeypatch):
+    studies, compared = [], []
+    monkeypatch.setattr(cli, "execute", lambda params, given, again: studies.append(params) or 0)
+    monkeypatch.setattr(compare, "write", lambda folders, to: compared.extend(folders))
+    (tmp_path / "p.yaml").write_text("method: dpo\n")
+    options = ["--set", "alpha=0.25,0.5", "--set", "seeds=[0,1]", "--set", "study=mine"]
+    for name in ("mine_alpha_0.25", "mine_alpha_0.5"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    assert cli.main(["run", str(tmp_path / "p.yaml"), "--grid", *options, "--output-dir", str(tmp_path / "out")]) == 0
+    assert [(p.study, p.alpha, p.seeds) for p in studies] == [
+        ("mine_alpha_0.25", 0.25, [0, 1]), ("mine_alpha_0.5", 0.5, [0, 1])]  # fmt: skip
+    assert [folder.name for folder in compared] == [p.study for p in studies]
+
+
+def test_compare_names_a_study_that_is_not_there(tmp_path, capsys):
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "pocket" / "report.html").touch()
+    assert cli.main(["compare", "pocketed", "--output-dir", str(tmp_path)]) == 2
+    assert "study 'pocketed': did you mean 'pocket'?" in capsys.readouterr().err
 
 
 def test_interrupt_keeps_what_is_done(capsys, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from w2s.analysis import followups, knowledge, pooled, scoring, yardsticks
 from w2s.app import headless
 from w2s.params import StudyParams
-from w2s.report import claims, html, sentences, sentences_extensions, style
+from w2s.report import claims, compare, html, sentences, sentences_extensions, style
 
 KNOWLEDGE = {"m-8": 0.4, "m-16": 0.6, "m-32": 0.9}
 EVIL = "<script>alert(1)</script>"
@@ -177,6 +177,23 @@ def test_the_page_opens_with_the_claims_their_verdicts_and_the_main_figure(param
     assert text.index('class="main"') < text.index('id="claims"') < text.index('id="findings"')
     assert "One seed: the intervals cover the choice of test pairs alone" in text
     assert "One seed:" not in page_of(params.model_copy(update={"seeds": [0, 1]}))
+
+
+def test_studies_side_by_side_as_a_page_and_a_csv(params, tmp_path):
+    write_study(tmp_path / "again", predictions())
+    folders = [tmp_path / "made-up", tmp_path / "again"]
+    text = compare.write(folders, tmp_path / "compare").read_text(encoding="utf-8")
+    table, page = pd.read_csv(tmp_path / "compare.csv"), Page(text)
+    assert table["study"].tolist() == ["made-up"] * 2 + ["again"] * 2
+    assert table["conflict"].tolist() == ["explicit", "implicit"] * 2
+    of_claims = claims.claim_table(folders[0]).set_index(["conflict", "claim"])
+    assert table["gap, by twins"].tolist() == ["unclear", "no statement"] * 2
+    assert table["loss, by the Score"][0] == of_claims.loc[("explicit", "loss"), "paper"]
+    score = saved(params, "04_conflicts").set_index("conflict").loc["implicit"]
+    assert f"{score.score:.2f} [{score.score_low:.2f}, {score.score_high:.2f}]" in page.cells
+    assert not re.findall(r"https?://", text) and len(page.all("img")) == 1
+    with pytest.raises(ValueError, match="no such table"):
+        compare.write([tmp_path], tmp_path / "compare")
 
 
 def test_one_pair_of_the_blind_area_is_shown_unless_texts_are_hidden(params):

@@ -1,9 +1,10 @@
-"""The command line: w2s run, status, fetch, freeze, zoo, bench."""
+"""The command line: w2s run, status, compare, fetch, freeze, zoo, bench."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from w2s import __version__
 from w2s.app.headless import execute, log_error, plan
 from w2s.files import located, spell_out
-from w2s.params import HOME, ParameterError, StudyParams, read_yaml
+from w2s.params import HOME, ParameterError, StudyParams, nearest, read_yaml
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # fails what was asked rightly
 REMEDIES = {errno.ENOSPC: "; free some, or set output_dir to another disk", errno.EDQUOT: "; set output_dir elsewhere"}
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute the notebooks of a study and write its report")
     run.add_argument("--again", action="store_true", help="execute also those that nothing has changed for")
+    run.add_argument("--grid", action="store_true", help="one study for each value of --set KEY=A,B,...; compares them")
     status = commands.add_parser("status", help="show which runs of a study are in the cache")
     fetch = commands.add_parser("fetch", help="download the models and datasets of a study, for use without network")
     freeze = commands.add_parser("freeze", help="pack the predictions of finished studies, to ship with the kit")
@@ -66,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("params", type=Path, help="a parameter file, such as params/pocket.yaml")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a parameter")
         command.add_argument("--output-dir", help="where results go (default: outputs)")
+
+    compare = commands.add_parser("compare", help="finished studies side by side: claims, accuracies, Scores")
+    compare.add_argument("studies", nargs="+", metavar="STUDY", help="names of folders under outputs/")
+    compare.add_argument("--output-dir", default="outputs", help="where these lie, and the page goes")
+    compare.set_defaults(command=compare_studies)
 
     zoo = commands.add_parser("zoo", help="the pocket ladder of small models")
     actions = zoo.add_subparsers(required=True, metavar="ACTION")
@@ -119,15 +126,60 @@ def read_all(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any]
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Execute the notebooks of a study, and of those that its file names under `also`, and write their reports."""
-    studies = read_all(args)
+    """Execute the notebooks of a study, and of those that its file names under `also`, and write their reports.
+
+    With --grid: one study for each combination of values, under names that say so, and a comparison.
+    """
+    studies = read_grid(args) if args.grid else read_all(args)
     folders = [params.study for params, _ in studies]
     if len(set(folders)) < len(folders):
         raise ParameterError(f"study = {folders[0]!r}: also names a study of that name; each needs its own folder")
     for _, given in studies:
         plan(given)
     # The first that fails ends it: `any` asks no further.
-    return int(any(execute(params, given, args.again) for params, given in studies))
+    failed = any(execute(params, given, args.again) for params, given in studies)
+    if args.grid and not failed:
+        _compare([params.root / params.study for params, _ in studies])
+    return int(failed)
+
+
+def read_grid(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any]]]:
+    """As `read_params`, once for each combination of the values in --set KEY=A,B,..., named <study>_<key>_<value>."""
+    choices = []
+    for item in args.set:
+        key, _, text = item.partition("=")
+        several = "," in text and not text.startswith(("[", "{"))
+        choices.append([(key, value.strip(), several) for value in (text.split(",") if several else [text])])
+    if not any(several for choice in choices for _, _, several in choice):
+        raise ParameterError("--grid: no --set has several values; give them as --set alpha=0.25,0.5,1.0")
+    studies, name = [], read_params(argparse.Namespace(set=[], output_dir=None), args.params)[0].study
+    name = next((value for choice in choices for key, value, _ in choice if key == "study"), name)
+    for chosen in itertools.product(*choices):
+        values = [f"{key}={value}" for key, value, _ in chosen if key != "study"]
+        study = "_".join([name, *(f"{key}_{value}" for key, value, several in chosen if several)])
+        each = argparse.Namespace(set=[*values, f"study={study}"], output_dir=args.output_dir)
+        studies.append(read_params(each, args.params))
+        if studies[-1][0].also:
+            raise ParameterError(
+                f"--grid: {args.params} names other files under `also`; --set 'also=[]' leaves them out"
+            )
+    return studies
+
+
+def compare_studies(args: argparse.Namespace) -> None:
+    """Write finished studies side by side as a page and a CSV."""
+    root = located(args.output_dir)
+    _compare([root / study for study in dict.fromkeys(args.studies)])
+
+
+def _compare(folders: list[Path]) -> None:
+    from w2s.report import compare
+
+    for folder in folders:
+        if not folder.is_dir():
+            there = sorted(path.parent.name for path in folder.parent.glob("*/report.html"))
+            raise ParameterError(f"study {folder.name!r}: {nearest(folder.name, there)}")
+    print(f"compared: {compare.write(folders, folders[0].parent / 'compare')}")
 
 
 def show_status(args: argparse.Namespace) -> None:
