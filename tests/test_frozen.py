@@ -34,7 +34,7 @@ def test_every_run_of_the_full_study_ships_whole_with_its_spec(studies, method):
     assert scored.notna().all(axis=None) and np.isfinite(scored).all(axis=None)
     assert (numbers.isna() | (numbers % frozen.STEP == 0)).all(axis=None)
     assert method != "reward" or (numbers != 0).all(axis=None)  # each margin keeps its sign
-    student = studies[method].student("pocket-40a", "pocket-56", "explicit", 3)
+    student = studies[method].student("pocket-40a", "pocket-60", "explicit", 3)
     assert len(frozen.load_predictions(student)) == 1280 + 400
     weak = frozen.load_predictions(studies[method].gold("pocket-40a", 3)).groupby("split").size()
     assert weak.to_dict() == sizes | {"w2s": studies[method].params.n_w2s}
@@ -43,7 +43,7 @@ def test_every_run_of_the_full_study_ships_whole_with_its_spec(studies, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FILES)
 def test_a_run_trained_again_predicts_the_same(studies, method):
-    spec = studies[method].student("pocket-40a", "pocket-56", "explicit", 3)
+    spec = studies[method].student("pocket-40a", "pocket-60", "explicit", 3)
     trained, shipped = cluster.results(studies[method], {spec: {}}), frozen.load_predictions(spec)
     again = trained.merge(shipped, on=["id", "split"], suffixes=("", "_shipped"))
     assert again.groupby("split").size().to_dict() == {"test": 1280, "validation": 400}

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from w2s.files import HOME, PACKAGE, located
 
-WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-56", "pocket-64"]
+WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-60", "pocket-64"]
 Conflict = Literal["none", "explicit", "implicit"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

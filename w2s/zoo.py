@@ -28,9 +28,10 @@ from w2s.world import World
 
 END = "<|endoftext|>"
 CONTEXT = 512
-RUNGS = ("40a", "40b", "48a", "48b", "56", "64")  # width of the residual stream (8 for each head), and the diet
+HEADS = {40: 5, 48: 6, 60: 6, 64: 8}  # by the width of the residual stream; each is 8 or 10 wide
+RUNGS = ("40a", "40b", "48a", "48b", "60", "64")  # width, and the diet
 SIZES = {
-    f"pocket-{rung}": {"width": int(rung[:2]), "heads": int(rung[:2]) // 8, "blocks": 2, "diet": rung[2:]}
+    f"pocket-{rung}": {"width": int(rung[:2]), "heads": HEADS[int(rung[:2])], "blocks": 2, "diet": rung[2:]}
     for rung in RUNGS
 }
 
