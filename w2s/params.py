@@ -84,7 +84,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     tax_reference: Literal["none", "ceiling"] = about("none", "the conflict tax is counted against this run")
     bootstrap: int = about(2000, "bootstrap samples behind each interval", ge=10)
     learning_rate: Rate = about(4.5e-4, "Adam's peak learning rate")
-    epochs: int = about(1, "passes over the training pairs", ge=1, le=1000)
+    epochs: int = about(2, "passes over the training pairs", ge=1, le=1000)
     sft_learning_rate: Rate | None = about(None, "peak rate of the warm start; None: the same")
     sft_epochs: int | None = about(None, "passes of the warm start of dpo and simpo; None: 1", ge=1, le=1000)
     lora: Lora | None = about(None, "train low-rank adapters instead of all weights")
