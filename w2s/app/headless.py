@@ -120,7 +120,7 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # each notebook takes every parameter, declared or not
     copy.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]  # no templates
-    quiet = ["--IPKernelApp.log_level=ERROR"]  # no notice about loopback TCP each time
+    quiet = ["--IPKernelApp.log_level=CRITICAL"]  # nothing about sockets that close when a kernel is stopped
     streams = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr, "extra_arguments": quiet}
     try:
         with _own_kernel() as kernel:
