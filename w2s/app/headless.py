@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -25,6 +27,11 @@ NOTEBOOKS = HOME / "notebooks"
 TRAINING = ("01", "02", "03")  # the notebooks that a study of shipped predictions goes without
 LIBRARIES = ("matplotlib", "numpy", "pandas", "peft", "scipy", "seaborn", "torch", "transformers")
 RECORD = ".executed.json"
+# What notebooks print of their training, by the first words of a line.
+OF_TRAINING = re.compile(
+    r"\s*\d+% \d|\d+ runs? to train|  \S+: [\d,]+ parameters|FAILED|waiting for "
+    r"|.*(runs are in the cache|trained again|is damaged)"
+)
 
 
 def plan(given: dict[str, Any]) -> list[Path]:
@@ -121,7 +128,7 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
     copy.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]  # no templates
     quiet = ["--IPKernelApp.log_level=CRITICAL"]  # nothing about sockets that close when a kernel is stopped
-    streams = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr, "extra_arguments": quiet}
+    streams = {"progress_bar": False, "stdout_file": _Progress(), "stderr_file": sys.stderr, "extra_arguments": quiet}
     try:
         with _own_kernel() as kernel:
             papermill.execute_notebook(*paths, parameters, kernel_name=kernel, cwd=str(source.parent), **streams)
@@ -138,6 +145,16 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
               f"see {log_error(copy.parent)}", file=sys.stderr)  # fmt: skip
         return False
     return True
+
+
+class _Progress(io.TextIOBase):
+    """Takes what notebooks print and passes on what concerns training; the rest stands in the executed copies."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if OF_TRAINING.match(line):
+                print(line, flush=True)
+        return len(text)
 
 
 @contextmanager
