@@ -12,6 +12,7 @@ import pandas as pd
 
 from w2s.files import HEADLESS, write_json
 from w2s.params import ParameterError, StudyParams, differences
+from w2s.predict import with_probability
 from w2s.report import sentences, style
 from w2s.runs import cluster
 from w2s.spec import NO_RESULT, RunSpec
@@ -68,6 +69,17 @@ class Lab(Study):
     def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
         """Train the runs that are not in the cache; the predictions of all, with the columns that name them."""
         return cluster.results(self, specs)
+
+    def predictions(self) -> pd.DataFrame:
+        """What notebook 03 wrote of every run and pair, with the probabilities that `confidence` makes of margins.
+
+        Raises ValueError where it has not run, ParameterError where the models were trained by another method.
+        """
+        p, table = self.params, style.read_table(self.folder, "predictions")
+        trained = "dpo" if "reference_margin" in table else "simpo" if "chosen_logp" in table else "reward"
+        if trained != p.method:
+            raise ParameterError(f"method = {p.method!r}: the models of {self.folder} are {trained}; set it so")
+        return with_probability(table, p.confidence, p.method, self.beta)
 
     def show(self, axes, name: str, caption: str = "", table: pd.DataFrame | None = None, of_models=True) -> None:
         """Save a figure, its caption and the table that it shows; the notebook draws it below the cell.

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from w2s.files import HOME, PACKAGE, located
 
 WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-60", "pocket-64"]
+Extension = Literal["controls", "mitigations", "chance", "known", "knowledge", "followups"]  # 06 to 11
 Conflict = Literal["none", "explicit", "implicit"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -78,9 +79,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     )
     threshold: float = about(0.75, "confidence from which a pair is known", ge=0.5, lt=1)
     known_by: Literal["confidence", "gold"] = about("confidence", "known by max(P, 1-P) or by P")
-    extensions: list[Literal["controls", "mitigations"]] = about(
-        [], "notebooks beyond the five: controls (06), mitigations (07)"
-    )
+    extensions: list[Extension] = about([], f"notebooks beyond the five: {', '.join(get_args(Extension))}; or all")
     tax_reference: Literal["none", "ceiling"] = about("none", "the conflict tax is counted against this run")
     bootstrap: int = about(2000, "bootstrap samples behind each interval", ge=10)
     learning_rate: Rate = about(4.5e-4, "Adam's peak learning rate")
@@ -106,6 +105,11 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     show_text: bool = about(True, "show examples of the pairs in the notebooks")
     offline: bool = about(False, "look nothing up; every model and dataset must have been fetched")
     output_dir: str = about("outputs", "where results go; relative to the kit's folder", min_length=1)
+
+    @field_validator("extensions", mode="before")
+    @classmethod
+    def _all(cls, value: Any) -> Any:
+        return list(get_args(Extension)) if value == "all" else value
 
     @field_validator("study")
     @classmethod
@@ -142,8 +146,8 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ValueError("conflicts: add none, the student that the others are compared with")
         if self.data == "pocket" and self.data_dir:
             raise ValueError("data_dir: the pocket world needs no folder; leave data_dir out, or set data to hh or cai")
-        if self.frozen and self.extensions:
-            raise ValueError(f"extensions = {self.extensions}: their runs do not ship; leave them out, or frozen")
+        if self.frozen and (train := [name for name in self.extensions if name in get_args(Extension)[:2]]):
+            raise ValueError(f"extensions = {train}: their runs do not ship; leave them out, or frozen")
         for key in METHOD_HAS_NO[self.method]:
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: method {self.method} has no {key}; leave it out")

@@ -23,7 +23,7 @@ from w2s.params import StudyParams
 from w2s.report import claims, sentences
 from w2s.report.style import n_seeds, ranged, read_table
 
-EXTENSIONS = {"controls": "06", "mitigations": "07"}
+EXTENSIONS = {"controls": "06", "mitigations": "07", "knowledge": "10", "followups": "11"}  # that conclude something
 MAIN = "04_score_by_gap"
 QUESTIONS = {
     "01": "What are the pairs, and how do the two goals conflict?",
@@ -33,6 +33,10 @@ QUESTIONS = {
     "05": "Does an intermediate teacher help?",
     "06": "Is it weak supervision, or the conflict alone?",
     "07": "Which remedies help, and at what cost?",
+    "08": "Is a Score chance?",
+    "09": "What counts as known?",
+    "10": "What did the language models know?",
+    "11": "Do follow-up measures agree?",
 }
 TABLES = ["01_audit", "05_shorter", *(f"{n}_{t}" for n in ("04", "05") for t in ("accuracy", "scores", "findings"))]
 
@@ -53,7 +57,7 @@ def write_report(params: StudyParams, written: Container[str] | None = None, mis
     tables = {name: read_table(folder, name) for name in TABLES}
     chains = {name: tables[f"05_{name}"].query("role == 'bootstrapped'") for name in ("scores", "accuracy")}
     scores, accuracies = (pd.concat([tables[f"04_{name}"], chains[name]], ignore_index=True) for name in chains)
-    numbers = ["04", "05", *(EXTENSIONS[name] for name in params.extensions)]
+    numbers = ["04", "05", *(EXTENSIONS[name] for name in params.extensions if name in EXTENSIONS)]
     found = {number: list(read_table(folder, f"{number}_findings")["sentence"]) for number in numbers}
     lines = list(dict.fromkeys(itertools.chain(*found.values())))
     warnings = [line for line in lines if line.startswith("Warning:")]

@@ -22,7 +22,8 @@ PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
 MARKERS = "osD^v"
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compare with, such as chance
-NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations")
+NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations",
+             "10_knowledge", "11_followups")  # fmt: skip
 GREY, SMALL, LABEL = "0.45", 9, 10
 
 
