@@ -1,6 +1,7 @@
 """The notebooks: short parameters cells, every parameter arrives, twice in one kernel; a whole study by `w2s run`."""
 
 import ast
+import shutil
 from symtable import symtable
 from types import SimpleNamespace
 
@@ -9,10 +10,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import small_params
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from transformers import GPT2LMHeadModel
 
 from w2s import files
 from w2s.analysis import scoring
@@ -34,7 +37,7 @@ CHANGED = {
     "seeds": [3, 4], "n_gt": 11, "n_w2s": 12, "n_helpful": 13, "n_validation": 14, "n_test": 15, "alpha": 0.25,
     "threshold": 0.9, "beta": 0.3, "gamma": 0.7, "weak_filter": "confidence", "confidence": "calibrated",
     "method": "simpo", "known_by": "gold", "tax_reference": "ceiling", "bootstrap": 123, "learning_rate": 1e-6,
-    "epochs": 2, "sft_learning_rate": 1e-6, "sft_epochs": 3, "lora": {"rank": 2, "alpha": 4.0}, "batch_pairs": 5,
+    "epochs": 3, "sft_learning_rate": 1e-6, "sft_epochs": 3, "lora": {"rank": 2, "alpha": 4.0}, "batch_pairs": 5,
     "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2, "workers": 3,
     "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models": True,
     "frozen": True, "also": ["a.yaml"], "extensions": ["controls"], "show_text": False, "output_dir": "elsewhere",
@@ -61,6 +64,8 @@ def test_a_study_is_five_notebooks_and_the_extensions_asked_for():
     assert planned() == [f"0{number}_{word}" for number, word in enumerate(words, 1)]
     assert planned(extensions=["controls"]) == [*planned(), "06_controls"]
     assert planned(extensions=["mitigations", "controls"]) == [*planned(), "06_controls", "07_mitigations"]
+    every = ["06_controls", "07_mitigations", "08_chance", "09_known", "10_knowledge", "11_followups"]
+    assert planned(**StudyParams.check({"extensions": "all"}).given) == [*planned(), *every]
 
 
 @each
@@ -68,7 +73,7 @@ def test_it_is_kept_clean_and_its_parameters_cell_short_and_at_the_defaults(path
     notebook = nbformat.read(path, 4)
     assert {"name": "python3", "display_name": "Python 3 (ipykernel)"}.items() <= notebook.metadata.kernelspec.items()
     assert not [cell.id for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
-    assert [cell.source for cell in notebook.cells if cell.metadata.get("tags")] == code_cells(notebook)[:1]
+    assert [c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])] == code_cells(notebook)[:1]
     lines = code_cells(notebook)[0].splitlines()
     for line in lines:
         (node,) = ast.parse(line).body
@@ -110,9 +115,18 @@ def test_every_parameter_reaches_the_study(path, left_out, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def tiny_study(tiny_models, tmp_path_factory):
-    """The folder of a tiny study that has trained its direct runs and holds their predictions alone."""
-    lab = Lab.open(small_params(tiny_models, tmp_path_factory.mktemp("twice")))
-    files.write_table(lab.folder / "tables" / "predictions.parquet", lab.train(lab.direct_runs()))
+    """A tiny study of twins that has trained its direct runs, and holds their predictions alone."""
+    folder = tmp_path_factory.mktemp("twice")
+    twin = GPT2LMHeadModel.from_pretrained(tiny_models[0])
+    torch.manual_seed(1)
+    twin.apply(lambda module: torch.nn.init.normal_(module.weight, std=0.02) if hasattr(module, "nf") else None)
+    twin.save_pretrained(shutil.copytree(tiny_models[0], folder / "twin"))
+    lab = Lab.open(small_params(tiny_models, folder, weak_models=[tiny_models[0], str(folder / "twin")]))
+    assert lab.twins == [tuple(lab.params.weak_models)]
+    predictions = lab.train(lab.direct_runs())
+    files.write_table(lab.folder / "tables" / "predictions.parquet", predictions)
+    answers = lab.train(lab.known_answers()) if lab.known_answers() else predictions.head(0)
+    files.write_table(lab.folder / "tables" / "known_answers.parquet", answers)
     return lab
 
 
