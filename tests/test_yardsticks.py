@@ -35,12 +35,12 @@ def test_twin_contrast_by_hand():
     assert row["p"] == pytest.approx(2 / 8)
 
 
-def test_a_pair_counts_only_where_the_ceiling_knows_and_both_references_are_right():
+def test_a_pair_counts_only_where_the_ceiling_knows_and_both_references_are_sure_and_right():
     ceiling = [UNSURE] + [SURE] * 7
-    wrong = OTHER | {"reference": [SURE] * 7 + [WRONG]}
+    wrong = OTHER | {"reference": [SURE] * 6 + [UNSURE, 1 - SURE]}
     of = counted(other=wrong, ceiling=ceiling).indicators
     assert of["one_blind"].tolist() == [[False, True, True, True, *[False] * 4]]
-    assert of["other_blind"].tolist() == [[*[False] * 4, True, True, True, False]]
+    assert of["other_blind"].tolist() == [[*[False] * 4, True, True, False, False]]
 
 
 def test_the_contrast_is_zero_where_losses_follow_difficulty():

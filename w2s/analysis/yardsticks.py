@@ -7,7 +7,6 @@ over test pairs and seeds (`seeds.over_seeds`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -27,19 +26,24 @@ APART = 0.03  # of accuracy, at most, between twins
 
 
 def twins(predictions: pd.DataFrame, apart: float = APART) -> list[tuple[str, str]]:
-    """Couples of weak models whose accuracies on the test pairs, over seeds, are at most `apart`; closest first.
+    """Couples of weak models whose accuracies on the test pairs, over seeds, are at most `apart`.
 
-    Each model is in one couple at most.
+    As many couples as can be, each model in one at most; of these choices the one with the closest couples.
     """
     test = predictions[predictions["split"] == "test"]
     weak = test.loc[test["role"] == "student", "teacher"].unique()
     accuracy = test[(test["role"] == "gold") & test["model"].isin(weak)].groupby("model")["correct"].mean()
-    distance = {couple: abs(accuracy[couple[0]] - accuracy[couple[1]]) for couple in combinations(accuracy.index, 2)}
-    couples: list[tuple[str, str]] = []
-    for couple in sorted(distance, key=distance.get):
-        if distance[couple] <= apart and not set(couple) & {name for other in couples for name in other}:
-            couples.append(couple)
-    return couples
+    return _couples(accuracy.sort_index(), apart)
+
+
+def _couples(accuracy: pd.Series, apart: float) -> list[tuple[str, str]]:
+    if len(accuracy) < 2:
+        return []
+    one, rest = accuracy.index[0], accuracy.iloc[1:]
+    choices = [_couples(rest, apart)]
+    for other in rest.index[(rest - accuracy[one]).abs() <= apart]:
+        choices.append([(one, other), *_couples(rest.drop(other), apart)])
+    return max(choices, key=lambda couples: (len(couples), -sum(abs(accuracy[a] - accuracy[b]) for a, b in couples)))
 
 
 def with_answers(predictions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -59,10 +63,12 @@ def with_answers(predictions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
 def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
     """What the twin contrast counts, bool (n,) by name; `one` and `other` hold P of weak, reference and student, (n,).
 
-    Among pairs that the ceiling knows and both references have right: those of which exactly one twin knows nothing
-    (one_blind, other_blind), and of these what either's student loses.
+    Among pairs that the ceiling knows, and both references know and have right: those of which exactly one twin knows
+    nothing (one_blind, other_blind), and of these what either's student loses. (Of pairs that a reference has right by
+    luck a student from another seed loses some too, and more where the own teacher was unsure.)
     """
-    at_risk = known(ceiling, threshold, known_by) & right(one["reference"]) & right(other["reference"])
+    sure = (known(of["reference"], threshold, known_by) & right(of["reference"]) for of in (one, other))
+    at_risk = np.logical_and.reduce([known(ceiling, threshold, known_by), *sure])
     sees, sees_too = (known(of["weak"], threshold, known_by) for of in (one, other))
     blind = {"one_blind": at_risk & ~sees & sees_too, "other_blind": at_risk & sees & ~sees_too}
     lost = {"one": ~right(one["student"]), "other": ~right(other["student"])}
