@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from w2s.files import HEADLESS, duration, sweep, write_json, write_table
+from w2s.files import ANSWERS, HEADLESS, duration, sweep, write_json, write_table
 from w2s.params import HOME, PACKAGE, ParameterError, StudyParams, differences
 
 NOTEBOOKS = HOME / "notebooks"
@@ -183,8 +183,12 @@ class Executed:
         return entry["key"] == key and all(path.is_file() and _content(path) == content for path, content in files)
 
     def written(self) -> dict[str, int]:
-        """When each file of the study's folder was last written (ns), to be compared by `add`."""
-        paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.file]
+        """When each file of the study's folder was last written (ns), to be compared by `add`.
+
+        Without the answers to exercises, which every notebook adds to.
+        """
+        leave_out = (self.file, self.folder / ANSWERS)
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and path not in leave_out]
         return {path.relative_to(self.folder).as_posix(): path.stat().st_mtime_ns for path in paths}
 
     def add(self, name: str, key: str, before: Mapping[str, int]) -> None:

@@ -1,0 +1,146 @@
+"""The notebooks for students, without solutions; and what the checks have said of their answers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import pandas as pd
+
+from w2s.app import headless
+from w2s.course.answers import MIME, Answer, exercises, last, read
+from w2s.files import ANSWERS, write_atomic
+from w2s.params import ParameterError
+
+FOLDED = re.compile(r"<details>\s*<summary>Solution.*?</details>\s*", re.DOTALL)
+INJECTED = {"parameters", "injected-parameters"}
+
+
+def hand_out(to: Path, force: bool = False) -> list[Path]:
+    """Write the notebooks without outputs, cells tagged `solution` and folded solutions; nothing else is changed.
+
+    Raises:
+        ParameterError: no notebooks; a file, the kit's own notebooks, or (without `force`) other files are in `to`.
+    """
+    from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
+
+    if to.exists() and not to.is_dir():
+        raise ParameterError(f"--to {to}: a file is there; name a folder")
+    if to.resolve() == headless.NOTEBOOKS.resolve():
+        raise ParameterError(f"--to {to}: there lie the notebooks with their solutions; name another folder")
+    if to.exists() and any(to.iterdir()) and not force:
+        raise ParameterError(f"--to {to}: not empty; name another folder, or write over its notebooks with --force")
+    sources = sorted(headless.NOTEBOOKS.glob("*.ipynb"))
+    if not sources:
+        raise ParameterError(f"{headless.NOTEBOOKS}: no notebooks there; run w2s from a checkout of the kit")
+    notebooks = {}
+    for path in sources:
+        notebook = nbformat.read(path, 4)
+        for step in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
+            notebook, _ = step.preprocess(notebook, {})
+        for cell in notebook.cells:
+            cell.source = FOLDED.sub("", cell.source) if cell.cell_type == "markdown" else cell.source
+            if "<summary>Solution" in cell.source:
+                raise ParameterError(f"{path.name}, cell {cell.id}: its folded solution does not end; add </details>")
+        notebook.cells = [cell for cell in notebook.cells if cell.source.strip() or cell.cell_type == "code"]
+        notebooks[to / path.name] = notebook
+    for path, notebook in notebooks.items():  # when none has a fault
+        write_atomic(path, lambda p, notebook=notebook: nbformat.write(notebook, p))
+    return list(notebooks)
+
+
+class Rerun(NamedTuple):
+    """How students' notebooks are executed: the folder of their studies, and the seconds that a cell may take."""
+
+    output_dir: Path
+    timeout: float
+
+
+def grade(folder: Path, rerun: Rerun | None = None) -> pd.DataFrame:
+    """One row for each sub-folder, notebook or answers file of a folder: student, each exercise, right, problem.
+
+    An exercise is 1 (right), 0 (not yet) or empty (not answered); where several files of a student have it, the best
+    counts. `rerun` executes the notebooks and counts what their checks say then, nothing that was handed in.
+
+    Raises:
+        ParameterError: `folder` is none, is one student's, or holds nothing of a student.
+    """
+    if not folder.is_dir():
+        raise ParameterError(f"{folder}: no folder there; name the one that holds what students handed in")
+    if (folder / ANSWERS).exists():
+        raise ParameterError(f"{folder}: holds {ANSWERS} itself, as a student's folder does; name the one above")
+    students: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix in (".ipynb", ".json")):
+            students.setdefault(path.name if path.is_dir() else path.stem, []).extend(_handed_in(path))
+    if not students:
+        raise ParameterError(f"{folder}: no sub-folder, notebook or {ANSWERS} of a student; name another")
+    return pd.DataFrame([{"student": name, **_row(paths, rerun)} for name, paths in students.items()])
+
+
+def _handed_in(path: Path) -> list[Path]:
+    """The answers and notebooks of a student's folder, leaving out links and what is hidden; or the one file."""
+    found = sorted([*path.rglob("*.ipynb"), *path.rglob(ANSWERS)]) if path.is_dir() else [path]
+    parts = {file: file.relative_to(path.parent).parts for file in found}
+    return [file for file in found if not file.is_symlink() and not any(part[0] == "." for part in parts[file])]
+
+
+def _row(paths: list[Path], rerun: Rerun | None) -> dict[str, object]:
+    marks: dict[str, int | None] = dict.fromkeys(exercises())
+    answers, problems = [], []
+
+    def note(path: Path, text: str) -> None:
+        problems.append(f"in {path.name}: {' '.join(text.split())[:200]}")
+
+    wanted = [path for path in paths if rerun is None or path.suffix == ".ipynb"]
+    for path in wanted:
+        before = len(answers)
+        try:
+            if path.suffix == ".ipynb":
+                notebook = nbformat.read(path, 4)
+                if rerun:
+                    _execute(notebook, path, rerun, note)
+                answers += last(_records(notebook)).values()
+            else:
+                answers += read(path)
+        except Exception as error:  # whatever was handed in: the other students' rows go on
+            note(path, f"{type(error).__name__}: {error}")
+        else:
+            if len(answers) == before:
+                note(path, "no check has been run")
+    for answer in answers:
+        if answer.right is not None:
+            marks[answer.exercise] = max(marks[answer.exercise] or 0, int(answer.right))
+    if not wanted:
+        problems.append("no notebook to execute" if rerun else f"no {ANSWERS} and no notebook")
+    return marks | {"right": sum(mark or 0 for mark in marks.values()), "problem": "; ".join(problems)}
+
+
+def _records(notebook) -> list[Answer]:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return [Answer.of(output.data[MIME]) for output in outputs if MIME in output.get("data", {})]
+
+
+def _execute(notebook, path: Path, rerun: Rerun, note: Callable[[Path, str], None]) -> None:
+    """Execute every cell in place, in a fresh kernel; note the first that fails and go on after it."""
+    from nbclient import NotebookClient
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:  # those that are not executed, by a tag or after a dead kernel, count for nothing
+        cell.outputs = []
+    first = max((i for i, c in enumerate(notebook.cells) if INJECTED & {*c.metadata.get("tags", ())}), default=-1) + 1
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(f"output_dir = {str(rerun.output_dir.absolute())!r}"))
+    print(f"{path.parent.name}/{path.name}", file=sys.stderr, flush=True)
+    try:
+        with headless._own_kernel() as kernel:
+            how = {"resources": {"metadata": {"path": str(path.parent)}}, "allow_errors": True}
+            NotebookClient(notebook, kernel_name=kernel, timeout=rerun.timeout, **how).execute()
+    except Exception as error:  # of the kernel: out of time or memory
+        note(path, f"{type(error).__name__}: {error}")
+    failed = (output for cell in code for output in cell.outputs if output.output_type == "error")
+    if error := next(failed, None):
+        note(path, f"a cell fails with {error.ename}: {error.evalue}")
