@@ -17,7 +17,6 @@ from w2s.files import ANSWERS, write_atomic
 from w2s.params import ParameterError
 
 FOLDED = re.compile(r"<details>\s*<summary>Solution.*?</details>\s*", re.DOTALL)
-INJECTED = {"parameters", "injected-parameters"}
 
 
 def hand_out(to: Path, force: bool = False) -> list[Path]:
@@ -132,8 +131,9 @@ def _execute(notebook, path: Path, rerun: Rerun, note: Callable[[Path, str], Non
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:  # those that are not executed, by a tag or after a dead kernel, count for nothing
         cell.outputs = []
-    first = max((i for i, c in enumerate(notebook.cells) if INJECTED & {*c.metadata.get("tags", ())}), default=-1) + 1
-    notebook.cells.insert(first, nbformat.v4.new_code_cell(f"output_dir = {str(rerun.output_dir.absolute())!r}"))
+    tags = [" ".join(cell.metadata.get("tags", ())) for cell in notebook.cells]
+    after = max((place for place, words in enumerate(tags) if "parameters" in words), default=-1) + 1
+    notebook.cells.insert(after, nbformat.v4.new_code_cell(f"output_dir = {str(rerun.output_dir.absolute())!r}"))
     print(f"{path.parent.name}/{path.name}", file=sys.stderr, flush=True)
     try:
         with headless._own_kernel() as kernel:
