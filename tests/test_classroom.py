@@ -141,7 +141,7 @@ def test_grades_are_a_row_a_student_and_a_broken_file_costs_its_own(tmp_path, ca
 def test_a_rerun_counts_what_the_checks_say_then(tmp_path, capsys):
     """A forged record, also of a cell that is not executed, counts without --rerun alone."""
     setup = new_code_cell("from w2s.course import checks\nfrom w2s.lab import Lab\nlab = Lab.of(globals())")
-    parameters = new_code_cell("study: str = 'hers'", metadata={"tags": ["parameters"]})
+    parameters = new_code_cell("study: str = 'hers'\noutput_dir = '/dev/null'", metadata={"tags": ["parameters"]})
     forged, skipped = recorded(RIGHT), recorded({**RIGHT, "exercise": "pgr"}, tags=["skip-execution"])
     forged.source = "checks.check_holm(4)"
     again = new_code_cell("1 / 0"), new_code_cell("checks.check_adaptive_verdicts([1] * 5)")
