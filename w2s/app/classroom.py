@@ -33,16 +33,15 @@ def hand_out(to: Path, force: bool = False) -> list[Path]:
         raise ParameterError(f"--to {to}: there lie the notebooks with their solutions; name another folder")
     if to.exists() and any(to.iterdir()) and not force:
         raise ParameterError(f"--to {to}: not empty; name another folder, or write over its notebooks with --force")
-    sources = sorted(headless.NOTEBOOKS.glob("*.ipynb"))
-    if not sources:
-        raise ParameterError(f"{headless.NOTEBOOKS}: no notebooks there; run w2s from a checkout of the kit")
+    headless.plan({})  # raises where the kit's notebooks are not
     notebooks = {}
-    for path in sources:
+    for path in sorted(headless.NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, 4)
         for step in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
             notebook, _ = step.preprocess(notebook, {})
         for cell in notebook.cells:
-            cell.source = FOLDED.sub("", cell.source) if cell.cell_type == "markdown" else cell.source
+            if cell.cell_type == "markdown":
+                cell.source = FOLDED.sub("", cell.source)
             if "<summary>Solution" in cell.source:
                 raise ParameterError(f"{path.name}, cell {cell.id}: its folded solution does not end; add </details>")
         notebook.cells = [cell for cell in notebook.cells if cell.source.strip() or cell.cell_type == "code"]
@@ -136,9 +135,10 @@ def _execute(notebook, path: Path, rerun: Rerun, note: Callable[[Path, str], Non
     notebook.cells.insert(after, nbformat.v4.new_code_cell(f"output_dir = {str(rerun.output_dir.absolute())!r}"))
     print(f"{path.parent.name}/{path.name}", file=sys.stderr, flush=True)
     try:
-        with headless._own_kernel() as kernel:
-            how = {"resources": {"metadata": {"path": str(path.parent)}}, "allow_errors": True}
-            NotebookClient(notebook, kernel_name=kernel, timeout=rerun.timeout, **how).execute()
+        with headless.own_kernel() as kernel:
+            how = {"kernel_name": kernel, "timeout": rerun.timeout, "extra_arguments": headless.QUIET}
+            place = {"metadata": {"path": str(path.parent)}}
+            NotebookClient(notebook, allow_errors=True, resources=place, **how).execute()
     except Exception as error:  # of the kernel: out of time or memory
         note(path, f"{type(error).__name__}: {error}")
     failed = (output for cell in code for output in cell.outputs if output.output_type == "error")

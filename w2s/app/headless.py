@@ -25,6 +25,7 @@ NOTEBOOKS = HOME / "notebooks"
 TRAINING = ("01", "02", "03")  # the notebooks that a study of shipped predictions goes without
 LIBRARIES = ("matplotlib", "numpy", "pandas", "peft", "scipy", "seaborn", "torch", "transformers")
 RECORD = ".executed.json"
+QUIET = ["--IPKernelApp.log_level=ERROR"]  # no notice about loopback TCP each time
 
 
 def plan(given: dict[str, Any]) -> list[Path]:
@@ -115,10 +116,9 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # each notebook takes every parameter, declared or not
     copy.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]  # no templates
-    quiet = ["--IPKernelApp.log_level=ERROR"]  # no notice about loopback TCP each time
-    streams = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr, "extra_arguments": quiet}
+    streams = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr, "extra_arguments": QUIET}
     try:
-        with _own_kernel() as kernel:
+        with own_kernel() as kernel:
             papermill.execute_notebook(*paths, parameters, kernel_name=kernel, cwd=str(source.parent), **streams)
     except papermill.PapermillExecutionError as error:
         cause = " ".join(error.evalue.split())
@@ -136,7 +136,7 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _own_kernel() -> Iterator[str]:
+def own_kernel() -> Iterator[str]:
     """The name of a kernel of this very interpreter, whichever ones a user has installed."""
     before = os.environ.get("JUPYTER_PATH")
     with TemporaryDirectory() as folder:
