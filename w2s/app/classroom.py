@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import nbformat
 import pandas as pd
@@ -51,18 +49,12 @@ def hand_out(to: Path, force: bool = False) -> list[Path]:
     return list(notebooks)
 
 
-class Rerun(NamedTuple):
-    """How students' notebooks are executed: the folder of their studies, and the seconds that a cell may take."""
-
-    output_dir: Path
-    timeout: float
-
-
-def grade(folder: Path, rerun: Rerun | None = None) -> pd.DataFrame:
+def grade(folder: Path, rerun_in: Path | None = None, timeout: float = 1800) -> pd.DataFrame:
     """One row for each sub-folder, notebook or answers file of a folder: student, each exercise, right, problem.
 
     An exercise is 1 (right), 0 (not yet) or empty (not answered); where several files of a student have it, the best
-    counts. `rerun` executes the notebooks and counts what their checks say then, nothing that was handed in.
+    counts. With `rerun_in`, a folder for their studies, the notebooks are executed (`timeout`: seconds for a cell), and
+    what the checks say then counts, nothing that was handed in.
 
     Raises:
         ParameterError: `folder` is none, is one student's, or holds nothing of a student.
@@ -77,7 +69,7 @@ def grade(folder: Path, rerun: Rerun | None = None) -> pd.DataFrame:
             students.setdefault(path.name if path.is_dir() else path.stem, []).extend(_handed_in(path))
     if not students:
         raise ParameterError(f"{folder}: no sub-folder, notebook or {ANSWERS} of a student; name another")
-    return pd.DataFrame([{"student": name, **_row(paths, rerun)} for name, paths in students.items()])
+    return pd.DataFrame([{"student": name, **_row(paths, rerun_in, timeout)} for name, paths in students.items()])
 
 
 def _handed_in(path: Path) -> list[Path]:
@@ -87,34 +79,26 @@ def _handed_in(path: Path) -> list[Path]:
     return [file for file in found if not file.is_symlink() and not any(part[0] == "." for part in parts[file])]
 
 
-def _row(paths: list[Path], rerun: Rerun | None) -> dict[str, object]:
+def _row(paths: list[Path], rerun_in: Path | None, timeout: float) -> dict[str, object]:
     marks: dict[str, int | None] = dict.fromkeys(exercises())
-    answers, problems = [], []
-
-    def note(path: Path, text: str) -> None:
-        problems.append(f"in {path.name}: {' '.join(text.split())[:200]}")
-
-    wanted = [path for path in paths if rerun is None or path.suffix == ".ipynb"]
+    wanted = [path for path in paths if rerun_in is None or path.suffix == ".ipynb"]
+    problems = [] if wanted else ["no notebook to execute" if rerun_in else f"no {ANSWERS} and no notebook"]
     for path in wanted:
-        before = len(answers)
+        faults, answers = [], []
         try:
             if path.suffix == ".ipynb":
                 notebook = nbformat.read(path, 4)
-                if rerun:
-                    _execute(notebook, path, rerun, note)
-                answers += last(_records(notebook)).values()
+                faults += _execute(notebook, path.parent, rerun_in, timeout) if rerun_in else []
+                answers = last(_records(notebook)).values()
             else:
-                answers += read(path)
+                answers = read(path)
+            faults += [] if answers or faults else ["no check has been run"]
         except Exception as error:  # whatever was handed in: the other students' rows go on
-            note(path, f"{type(error).__name__}: {error}")
-        else:
-            if len(answers) == before:
-                note(path, "no check has been run")
-    for answer in answers:
-        if answer.right is not None:
-            marks[answer.exercise] = max(marks[answer.exercise] or 0, int(answer.right))
-    if not wanted:
-        problems.append("no notebook to execute" if rerun else f"no {ANSWERS} and no notebook")
+            faults.append(f"{type(error).__name__}: {error}")
+        problems += [f"in {path.name}: {' '.join(fault.split())[:200]}" for fault in faults]
+        for answer in answers:
+            if answer.right is not None:
+                marks[answer.exercise] = max(marks[answer.exercise] or 0, int(answer.right))
     return marks | {"right": sum(mark or 0 for mark in marks.values()), "problem": "; ".join(problems)}
 
 
@@ -123,8 +107,8 @@ def _records(notebook) -> list[Answer]:
     return [Answer.of(output.data[MIME]) for output in outputs if MIME in output.get("data", {})]
 
 
-def _execute(notebook, path: Path, rerun: Rerun, note: Callable[[Path, str], None]) -> None:
-    """Execute every cell in place, in a fresh kernel; note the first that fails and go on after it."""
+def _execute(notebook, folder: Path, output_dir: Path, timeout: float) -> Iterator[str]:
+    """Execute every cell in place, in a fresh kernel; what failed: the kernel, the first of the cells."""
     from nbclient import NotebookClient
 
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -132,15 +116,12 @@ def _execute(notebook, path: Path, rerun: Rerun, note: Callable[[Path, str], Non
         cell.outputs = []
     tags = [" ".join(cell.metadata.get("tags", ())) for cell in notebook.cells]
     after = max((place for place, words in enumerate(tags) if "parameters" in words), default=-1) + 1
-    notebook.cells.insert(after, nbformat.v4.new_code_cell(f"output_dir = {str(rerun.output_dir.absolute())!r}"))
-    print(f"{path.parent.name}/{path.name}", file=sys.stderr, flush=True)
+    notebook.cells.insert(after, nbformat.v4.new_code_cell(f"output_dir = {str(output_dir.absolute())!r}"))
     try:
         with headless.own_kernel() as kernel:
-            how = {"kernel_name": kernel, "timeout": rerun.timeout, "extra_arguments": headless.QUIET}
-            place = {"metadata": {"path": str(path.parent)}}
-            NotebookClient(notebook, allow_errors=True, resources=place, **how).execute()
-    except Exception as error:  # of the kernel: out of time or memory
-        note(path, f"{type(error).__name__}: {error}")
-    failed = (output for cell in code for output in cell.outputs if output.output_type == "error")
-    if error := next(failed, None):
-        note(path, f"a cell fails with {error.ename}: {error.evalue}")
+            how = {"kernel_name": kernel, "timeout": timeout, "extra_arguments": headless.QUIET}
+            NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": str(folder)}}, **how).execute()
+    except Exception as error:  # out of time or memory
+        yield f"{type(error).__name__}: {error}"
+    failed = [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    yield from (f"a cell fails with {error.ename}: {error.evalue}" for error in failed[:1])

@@ -182,8 +182,8 @@ def grade_answers(args: argparse.Namespace) -> None:
 
     if not args.timeout > 0:
         raise ParameterError(f"--timeout {args.timeout}: give seconds above 0")
-    rerun = classroom.Rerun(args.output_dir or args.folder / ".rerun", args.timeout) if args.rerun else None
-    text = classroom.grade(args.folder, rerun).convert_dtypes().to_csv(index=False)
+    rerun_in = (args.output_dir or args.folder / ".rerun") if args.rerun else None
+    text = classroom.grade(args.folder, rerun_in, args.timeout).convert_dtypes().to_csv(index=False)
     if args.to:
         write_atomic(args.to, lambda path: path.write_text(text, encoding="utf-8"))
     else:
