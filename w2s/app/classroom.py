@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def _row(paths: list[Path], rerun_in: Path | None, timeout: float) -> dict[str, 
         try:
             if path.suffix == ".ipynb":
                 notebook = nbformat.read(path, 4)
-                faults += _execute(notebook, path.parent, rerun_in, timeout) if rerun_in else []
+                if rerun_in:
+                    print(f"executing {path}", file=sys.stderr, flush=True)
+                    faults += _execute(notebook, path.parent, rerun_in, timeout)
                 answers = last(_records(notebook)).values()
             else:
                 answers = read(path)
