@@ -125,6 +125,6 @@ def _execute(notebook, folder: Path, output_dir: Path, timeout: float) -> Iterat
             how = {"kernel_name": kernel, "timeout": timeout, "extra_arguments": headless.QUIET}
             NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": str(folder)}}, **how).execute()
     except Exception as error:  # out of time or memory
-        yield f"{type(error).__name__}: {error}"
+        yield f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     failed = [output for cell in code for output in cell.outputs if output.output_type == "error"]
     yield from (f"a cell fails with {error.ename}: {error.evalue}" for error in failed[:1])
