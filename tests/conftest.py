@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from w2s import zoo
+from w2s import files, zoo
 from w2s.params import StudyParams
 from w2s.report import style
 from w2s.study import Study
@@ -37,6 +37,12 @@ def tiny_models(tmp_path_factory) -> list[str]:
 def no_hub(monkeypatch, tmp_path):
     """Nothing that somebody has fetched reaches a test."""
     monkeypatch.setenv("W2S_HUB", str(tmp_path / "hub"))
+
+
+@pytest.fixture(autouse=True)
+def no_open_study(monkeypatch):
+    """No check keeps its answer in the folder of an earlier test."""
+    monkeypatch.setattr(files, "open_study", None)
 
 
 @pytest.fixture(scope="module")

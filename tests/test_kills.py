@@ -236,8 +236,7 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-MOMENTS = ["runs/*.part/log.jsonl"]
-MOMENTS += [pytest.param(later, marks=LONG) for later in ("small/02_weak_training.ipynb", "small/tables/04_scores.csv")]
+MOMENTS = ["runs/*.part/log.jsonl", "small/02_weak_training.ipynb", "small/tables/04_scores.csv"]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -274,7 +273,6 @@ def test_a_failure_on_a_full_disk_says_its_own_cause(tmp_path, monkeypatch):
     assert "RuntimeError: its own cause" in (tmp_path / "w2s_error.log").read_text()
 
 
-@LONG
 def test_two_commands_for_one_study_and_two_studies_of_the_same_runs(tiny_models, tmp_path, undisturbed):
     kit, other = Kit(tiny_models, tmp_path), Kit(tiny_models, tmp_path, study="other")
     processes = [kit.start(), kit.start(), other.start()]
@@ -285,7 +283,6 @@ def test_two_commands_for_one_study_and_two_studies_of_the_same_runs(tiny_models
     kit.no_leftovers()
 
 
-@LONG
 def test_a_notebook_in_jupyter_beside_the_command(tiny_models, tmp_path, undisturbed):
     kit = Kit(tiny_models, tmp_path)
     papermill = [sys.executable, "-m", "papermill", "--cwd", str(HOME / "notebooks")]
@@ -296,7 +293,6 @@ def test_a_notebook_in_jupyter_beside_the_command(tiny_models, tmp_path, undistu
     assert kit.tables() == undisturbed
 
 
-@LONG
 def test_a_model_that_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path):
     models = [shutil.copytree(name, tmp_path / "models" / Path(name).name) for name in tiny_models]
     kit = Kit(list(map(str, models)), tmp_path, epochs=30)

@@ -18,7 +18,9 @@ import psutil
 PACKAGE = Path(__file__).resolve().parent
 # The checkout with notebooks/ and params/; the current folder when the package stands alone.
 HOME = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
+ANSWERS = "answers.json"  # in a study's folder: the answers to exercises that checks have seen
 HEADLESS = "W2S_HEADLESS"  # set by `w2s run` for the notebooks that it executes: the package that runs them
+open_study: Path | None = None  # the folder of the study that this kernel's notebook works with; w2s.lab sets it
 if os.environ.get(HEADLESS, str(PACKAGE)) != str(PACKAGE):
     raise ImportError(f"this kernel imports w2s from {PACKAGE}, but the study is run by {os.environ[HEADLESS]}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from w2s import files
 from w2s.files import HEADLESS, write_json
 from w2s.params import ParameterError, StudyParams, differences
 from w2s.predict import with_probability
@@ -34,6 +35,7 @@ class Lab(Study):
         Raises a ParameterError for a parameter that cannot be used, or a notebook of another checkout than w2s.
         """
         lab = cls(StudyParams.from_cell(cell))
+        files.open_study = lab.folder
         say(lab.params.changed())
         differ = lab._differ(lab._record().values())
         if differ and HEADLESS not in os.environ:  # else `w2s run` has said it

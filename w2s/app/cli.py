@@ -1,4 +1,4 @@
-"""The command line: w2s run, status, compare, fetch, freeze, zoo, bench."""
+"""The command line: w2s run, status, compare, fetch, freeze, handout, grade, zoo, bench."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from w2s import __version__
 from w2s.app.headless import execute, log_error, plan
-from w2s.files import located, spell_out
+from w2s.files import located, spell_out, write_atomic
 from w2s.params import HOME, ParameterError, StudyParams, nearest, read_yaml
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # fails what was asked rightly
@@ -73,6 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("studies", nargs="+", metavar="STUDY", help="names of folders under outputs/")
     compare.add_argument("--output-dir", default="outputs", help="where these lie, and the page goes")
     compare.set_defaults(command=compare_studies)
+    handout = commands.add_parser("handout", help="write the notebooks for students, without solutions")
+    handout.add_argument("--to", type=Path, default=Path("handout"), help="folder for them (default: %(default)s)")
+    handout.add_argument("--force", action="store_true", help="write over the notebooks in a folder that is not empty")
+    handout.set_defaults(command=hand_out)
+    grade = commands.add_parser("grade", help="a CSV table of students and exercises, from what they handed in")
+    grade.add_argument("folder", type=Path, help="it has a sub-folder, or a notebook or answers file, for each student")
+    grade.add_argument("--to", type=Path, help="file for the table (default: print it)")
+    grade.add_argument("--rerun", action="store_true", help="execute the notebooks and count what the checks say then; "
+                       "this RUNS THE STUDENTS' CODE with your rights (without it, nothing is executed)")  # fmt: skip
+    grade.add_argument("--output-dir", type=Path, help="where reruns find and leave runs (default: FOLDER/.rerun)")
+    grade.add_argument("--timeout", type=float, default=1800, help="seconds for a cell (default: %(default)s)")
+    grade.set_defaults(command=grade_answers)
 
     zoo = commands.add_parser("zoo", help="the pocket ladder of small models")
     actions = zoo.add_subparsers(required=True, metavar="ACTION")
@@ -213,6 +225,28 @@ def fetch_files(args: argparse.Namespace) -> None:
     from w2s.sources.fetch import fetch
 
     fetch(read_params(args, args.params)[0])
+
+
+def hand_out(args: argparse.Namespace) -> None:
+    """Write the notebooks for students."""
+    from w2s.app import classroom
+
+    written = classroom.hand_out(args.to, args.force)
+    print(f"{len(written)} notebooks without solutions are in {args.to}")
+
+
+def grade_answers(args: argparse.Namespace) -> None:
+    """Print or write the table of students and exercises."""
+    from w2s.app import classroom
+
+    if not args.timeout > 0:
+        raise ParameterError(f"--timeout {args.timeout}: give seconds above 0")
+    rerun_in = (args.output_dir or args.folder / ".rerun") if args.rerun else None
+    text = classroom.grade(args.folder, rerun_in, args.timeout).convert_dtypes().to_csv(index=False)
+    if args.to:
+        write_atomic(args.to, lambda path: path.write_text(text, encoding="utf-8"))
+    else:
+        print(text, end="")
 
 
 def list_zoo(args: argparse.Namespace) -> None:

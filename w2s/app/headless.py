@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from w2s.files import HEADLESS, duration, sweep, write_json, write_table
+from w2s.files import ANSWERS, HEADLESS, duration, sweep, write_json, write_table
 from w2s.params import HOME, PACKAGE, ParameterError, StudyParams, differences
 
 NOTEBOOKS = HOME / "notebooks"
@@ -32,6 +32,7 @@ OF_TRAINING = re.compile(
     r"\s*\d+% \d|\d+ runs? to train|  \S+: [\d,]+ parameters|FAILED|waiting for "
     r"|.*(runs are in the cache|trained again|is damaged)"
 )
+QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # no notice about loopback TCP, or sockets that close at the end
 
 
 def plan(given: dict[str, Any]) -> list[Path]:
@@ -127,10 +128,9 @@ def _execute(source: Path, copy: Path, parameters: dict[str, Any]) -> bool:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # each notebook takes every parameter, declared or not
     copy.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]  # no templates
-    quiet = ["--IPKernelApp.log_level=CRITICAL"]  # nothing about sockets that close when a kernel is stopped
-    streams = {"progress_bar": False, "stdout_file": _Progress(), "stderr_file": sys.stderr, "extra_arguments": quiet}
+    streams = {"progress_bar": False, "stdout_file": _Progress(), "stderr_file": sys.stderr, "extra_arguments": QUIET}
     try:
-        with _own_kernel() as kernel:
+        with own_kernel() as kernel:
             papermill.execute_notebook(*paths, parameters, kernel_name=kernel, cwd=str(source.parent), **streams)
     except papermill.PapermillExecutionError as error:
         cause = " ".join(error.evalue.split())
@@ -158,7 +158,7 @@ class _Progress(io.TextIOBase):
 
 
 @contextmanager
-def _own_kernel() -> Iterator[str]:
+def own_kernel() -> Iterator[str]:
     """The name of a kernel of this very interpreter, whichever ones a user has installed."""
     before = os.environ.get("JUPYTER_PATH")
     with TemporaryDirectory() as folder:
@@ -205,8 +205,12 @@ class Executed:
         return entry["key"] == key and all(path.is_file() and _content(path) == content for path, content in files)
 
     def written(self) -> dict[str, int]:
-        """When each file of the study's folder was last written (ns), to be compared by `add`."""
-        paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.file]
+        """When each file of the study's folder was last written (ns), to be compared by `add`.
+
+        Without the answers to exercises, which every notebook adds to.
+        """
+        leave_out = (self.file, self.folder / ANSWERS)
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and path not in leave_out]
         return {path.relative_to(self.folder).as_posix(): path.stat().st_mtime_ns for path in paths}
 
     def add(self, name: str, key: str, before: Mapping[str, int]) -> None:

@@ -5,73 +5,49 @@ file; here stand the right result of each exercise and the wrong ones that its s
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, wraps
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy import special
 
 from w2s import deception, intervals
+from w2s.course.answers import Answer, exercises, kept
 
 BLIND = deception.AREAS[1]  # the strong model knows, the weak one does not
 
 
-@cache
-def _exercises() -> dict[str, dict]:
-    return yaml.safe_load((Path(__file__).parent / "exercises.yaml").read_text(encoding="utf-8"))
-
-
-def _compare(name: str, answer: Any, expected: Any, slips: Mapping[str, Any], atol=5e-3, **values: Any) -> None:
+def _compare(name: str, answer: Any, expected: Any, slips: Mapping[str, Any], atol=5e-3, **values: Any) -> Answer:
     """Say of an answer in numbers that it is right, or the first slip whose wrong result it equals, or the hint.
 
     expected: the right result. slips: wrong results by the names of exercises.yaml. values: for its {fields}.
     """
-    words, what = _exercises()[name], _exercises()[name].get("what", "one number").format(**values)
+    words, what = exercises()[name], exercises()[name].get("what", "one number").format(**values)
+    if answer is None:
+        return Answer(name, None, f"not answered yet: {words['task'].format(**values)}")
     try:
-        numbers = np.asarray(0 if answer is None else answer, dtype=float)
+        numbers = np.asarray(answer, dtype=float)
     except (TypeError, ValueError):
-        print(f"not yet: expected {what}, got {type(answer).__name__}")
-        return
-    if answer is None:
-        print(f"not answered yet: {words['task'].format(**values)}")
-    elif numbers.shape != np.shape(expected):
-        print(f"not yet: expected {what}, got shape {numbers.shape}")
-    elif np.allclose(numbers, expected, rtol=0, atol=atol):
-        print(f"correct: {words['right']}")
-    else:
-        equal = [words["slips"][key] for key, wrong in slips.items() if np.allclose(numbers, wrong, rtol=0, atol=atol)]
-        print(f"not yet: {equal[0] if equal else words['hint']}")
+        return Answer(name, False, f"not yet: expected {what}, got {type(answer).__name__}")
+    if numbers.shape != np.shape(expected):
+        return Answer(name, False, f"not yet: expected {what}, got shape {numbers.shape}")
+    if np.allclose(numbers, expected, rtol=0, atol=atol):
+        return Answer(name, True, f"correct: {words['right']}")
+    equal = [words["slips"][key] for key, wrong in slips.items() if np.allclose(numbers, wrong, rtol=0, atol=atol)]
+    return Answer(name, False, f"not yet: {equal[0] if equal else words['hint']}")
 
 
-def _never_stops(check: Callable) -> Callable:
-    """The check, which says in a line what an answer of a wrong kind raises, or the function that was given."""
-
-    @wraps(check)
-    def said(answer, *given, **more) -> None:
-        try:
-            check(answer, *given, **more)
-        except Exception as error:  # whatever a student's code raises: the notebook goes on
-            what = "your function raises" if callable(answer) else f"with this answer, {type(answer).__name__}, comes"
-            print(f"not yet: {what} {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-    return said
-
-
-def _first(name: str, answer: Any, faults: Callable[[], Iterable[str]], **values: Any) -> None:
+def _first(name: str, answer: Any, faults: Callable[[], Iterable[str]], **values: Any) -> Answer:
     """Say of another answer that it is right, or the first of its faults, which are names of exercises.yaml."""
-    words = _exercises()[name]
+    words = exercises()[name]
     if answer is None:
-        print(f"not answered yet: {words['task']}")
-        return
+        return Answer(name, None, f"not answered yet: {words['task']}")
     fault = next(iter(faults()), None)
     slip = " ".join(words["slips"][fault].format(**values).split()) if fault else ""  # of an answer of many lines, too
-    print(f"not yet: {slip}" if fault else f"correct: {words['right']}")
+    return Answer(name, not fault, f"not yet: {slip}" if fault else f"correct: {words['right']}")
 
 
-def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpful: pd.DataFrame) -> None:
+def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpful: pd.DataFrame) -> Answer:
     """Notebook 01: is `answer` the training table of the implicit conflict (id, label, target; rows in any order)?"""
 
     def faults():
@@ -90,21 +66,20 @@ def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpfu
             yield "target"
 
     n = len(answer) if hasattr(answer, "__len__") else 0
-    _first("implicit_mix", answer, faults, rows=n, pairs=len(pairs), helpful=len(helpful))
+    return _first("implicit_mix", answer, faults, rows=n, pairs=len(pairs), helpful=len(helpful))
 
 
-def check_contradicting_share(answer: float | None, dangerous: Sequence[bool]) -> None:
+def check_contradicting_share(answer: float | None, dangerous: Sequence[bool]) -> Answer:
     """Notebook 01: the share of the conflict's pairs, dangerous or not (n,), that the target would decide otherwise."""
     share = float(np.mean(np.asarray(dangerous, dtype=bool)))
-    _compare("contradicting_share", answer, share, {"safe": 1 - share, "percent": 100 * share, "all": 1.0})
+    return _compare("contradicting_share", answer, share, {"safe": 1 - share, "percent": 100 * share, "all": 1.0})
 
 
-def check_duplicates(answer: Mapping[str, int] | None, first: pd.DataFrame, second: pd.DataFrame) -> None:
+def check_duplicates(answer: Mapping[str, int] | None, first: pd.DataFrame, second: pd.DataFrame) -> Answer:
     """Notebook 01: are duplicate_prompts (of `first`) and shared_prompts (of both tables) counted as in the audit?"""
     keys, prompts = ("duplicate_prompts", "shared_prompts"), first["prompt"]
     if answer is not None and not (isinstance(answer, Mapping) and set(keys) <= set(answer)):
-        _first("duplicates", answer, lambda: ["keys"])
-        return
+        return _first("duplicates", answer, lambda: ["keys"])
     given = None if answer is None else [answer[key] for key in keys]
     expected, slips = [len(prompts) - prompts.nunique(), len(set(prompts) & set(second["prompt"]))], {}
     every_row, shared_rows = prompts.duplicated(keep=False).sum(), second["prompt"].isin(prompts).sum()
@@ -112,10 +87,10 @@ def check_duplicates(answer: Mapping[str, int] | None, first: pd.DataFrame, seco
         slips["every row"] = [every_row, given[1]]
     if given and shared_rows != expected[1]:
         slips["shared rows"] = [given[0], shared_rows]
-    _compare("duplicates", given, expected, slips)
+    return _compare("duplicates", given, expected, slips)
 
 
-def check_last_token(answer: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+def check_last_token(answer: Callable[[np.ndarray, np.ndarray], Any]) -> Answer:
     """Notebook 02: does `answer(input_ids, attention_mask)` give each row's last real position, (n,)?
 
     One text contains the token id 0 and ends with it, which is "!" in GPT-2's vocabulary.
@@ -123,29 +98,30 @@ def check_last_token(answer: Callable[[np.ndarray, np.ndarray], Any]) -> None:
     ids = np.array([[7, 0, 5, 0, 0], [4, 9, 3, 8, 6], [2, 5, 0, 0, 0]])
     mask = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     slips = {"ids": (ids != 0).sum(1) - 1, "count": mask.sum(1), "last column": np.full(3, 4)}
-    _compare("last_token", answer(ids, mask), mask.sum(1) - 1, slips)
+    return _compare("last_token", answer(ids, mask), mask.sum(1) - 1, slips)
 
 
-def check_reward_gradient(answer: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+def check_reward_gradient(answer: Callable[[np.ndarray, np.ndarray], Any]) -> Answer:
     """Notebook 02: is `answer(margin, target)` the derivative of the reward loss by the margin, (n,)?"""
     margin, target = np.array([-30.0, -1.0, 0.0, 2.0, 30.0]), np.array([1.0, 0.3, 0.5, 0.6, 0.0])
     p = special.expit(margin)
     slips = {"sign": target - p, "rounded": p - (target > 0.5), "gold": p - 1, "factor": (p - target) * p * (1 - p)}
-    _compare("reward_gradient", answer(margin, target), p - target, slips)
+    return _compare("reward_gradient", answer(margin, target), p - target, slips)
 
 
-def check_confident_accuracy(answer: float | None, probability: Sequence[float], threshold: float) -> None:
+def check_confident_accuracy(answer: float | None, probability: Sequence[float], threshold: float) -> Answer:
     """Notebook 02: is `answer` the accuracy among the pairs whose confidence, by P (n,), reaches the threshold?"""
     p = np.asarray(probability, dtype=float)
     sure, hits = deception.confidence(p) >= threshold, deception.right(p)
     if answer is not None and not sure.any():
-        print(_exercises()["confident_accuracy"]["undefined"].format(threshold=threshold))
-        return
+        return Answer(
+            "confident_accuracy", False, exercises()["confident_accuracy"]["undefined"].format(threshold=threshold)
+        )
     slips = {"all pairs": hits.mean(), "of all": (hits & sure).mean(), "share": sure.mean(), "right alone": 1.0}
-    _compare("confident_accuracy", answer, intervals.ratio((hits & sure).sum(), sure.sum()), slips)
+    return _compare("confident_accuracy", answer, intervals.ratio((hits & sure).sum(), sure.sum()), slips)
 
 
-def check_simpo_loss(answer: Callable[..., Any]) -> None:
+def check_simpo_loss(answer: Callable[..., Any]) -> Answer:
     """Notebook 02: does `answer` give the SimPO loss, (n,) in nats, of summed log-probabilities and token counts?
 
     It is called as answer(chosen_logp, rejected_logp, chosen_tokens, rejected_tokens, beta, gamma).
@@ -162,32 +138,35 @@ def check_simpo_loss(answer: Callable[..., Any]) -> None:
     slips = {"gamma scaled": loss(margin, beta * gamma), "gamma over beta": loss(margin, gamma / beta)}
     slips |= {"sums": loss(sums), "gamma added": loss(margin, -gamma), "swapped": loss(-margin), "sign": -loss(margin)}
     slips |= {"no beta": loss(mean), "no gamma": loss(margin, 0.0)}
-    _compare("simpo_loss", answer(chosen, rejected, n_chosen, n_rejected, beta, gamma), loss(margin), slips)
+    return _compare("simpo_loss", answer(chosen, rejected, n_chosen, n_rejected, beta, gamma), loss(margin), slips)
 
 
-def check_alpha_zero(answer: Sequence[float] | None, margin: Sequence[float], gold: Sequence[float]) -> None:
+def check_alpha_zero(answer: Sequence[float] | None, margin: Sequence[float], gold: Sequence[float]) -> Answer:
     """Notebook 03: is `answer` the explicit term at these margins, (n,) in nats, when alpha = 0?"""
     z, target = np.asarray(margin, dtype=float), np.asarray(gold, dtype=float)
     against = np.where((z > 0) != (target > 0.5), np.logaddexp(0, np.where(target > 0.5, z, -z)), 0.0)
     slips = {"half": 0.5 * against, "gold": np.logaddexp(0, z) - target * z}
-    _compare("alpha_zero", answer, 0 * z, slips, margin=list(margin), n=len(z))
+    return _compare("alpha_zero", answer, 0 * z, slips, margin=list(margin), n=len(z))
 
 
-def check_resting_margin(answer: float | None, label: float, alpha: float) -> None:
+def check_resting_margin(answer: float | None, label: float, alpha: float) -> Answer:
     """Notebook 03: is `answer` the negative margin, in logits, at which the loss with the explicit term is flat?"""
     p = label / (1 + alpha)
     if answer is not None and p >= 0.5:
-        print(_exercises()["resting_margin"]["undefined"].format(label=label, bound=(1 + alpha) / 2))
-        return
+        return Answer(
+            "resting_margin",
+            False,
+            exercises()["resting_margin"]["undefined"].format(label=label, bound=(1 + alpha) / 2),
+        )
     slips = {"no conflict": special.logit(label), "chance": p, "sign": -special.logit(p)}
-    _compare("resting_margin", answer, special.logit(p), slips)
+    return _compare("resting_margin", answer, special.logit(p), slips)
 
 
-def check_pgr(answer: float | None, weak: float, student: float, ceiling: float) -> None:
+def check_pgr(answer: float | None, weak: float, student: float, ceiling: float) -> Answer:
     """Notebook 03: is `answer` the performance gap recovered, given three accuracies?"""
     gap, of_chance = ceiling - weak, (student - 0.5) / (ceiling - 0.5)
     slips = {"of ceiling": (student - weak) / ceiling, "ratio": student / ceiling, "of chance": of_chance}
-    _compare("pgr", answer, (student - weak) / gap, slips | {"missing share": (ceiling - student) / gap})
+    return _compare("pgr", answer, (student - weak) / gap, slips | {"missing share": (ceiling - student) / gap})
 
 
 def _pairs_for_checks() -> dict[str, np.ndarray]:
@@ -197,7 +176,7 @@ def _pairs_for_checks() -> dict[str, np.ndarray]:
     return p | {"ceiling": rng.beta(1.5, 0.5, 400), "weak": rng.beta(0.7, 0.5, 400)}
 
 
-def check_deception_score(answer: Callable[..., Any]) -> None:
+def check_deception_score(answer: Callable[..., Any]) -> Answer:
     """Notebook 04: does `answer(reference, conflicted, ceiling, weak)` give the Deception Score at threshold 0.75?"""
     p = _pairs_for_checks()
     tax = deception.conflict_tax(p["reference"], p["conflicted"])
@@ -209,27 +188,29 @@ def check_deception_score(answer: Callable[..., Any]) -> None:
     slips = {name: (tax & place).sum() / tax.sum() for name, place in places.items()}
     slips |= {"of all": (tax & blind).mean(), "rate": (tax & blind).sum() / blind.sum()}
     slips["backwards"] = (gained & blind).sum() / gained.sum()
-    _compare("deception_score", answer(**p), (tax & blind).sum() / tax.sum(), slips, atol=1e-9)
+    return _compare("deception_score", answer(**p), (tax & blind).sum() / tax.sum(), slips, atol=1e-9)
 
 
-def check_null_score(answer: Callable[..., Any]) -> None:
+def check_null_score(answer: Callable[..., Any]) -> Answer:
     """Notebook 04: does `answer(reference, ceiling, weak)` give the Score of a tax that falls evenly?"""
     p = _pairs_for_checks()
     at_risk, blind = deception.right(p["reference"]), deception.areas(p["ceiling"], p["weak"]) == BLIND
     both = at_risk & blind
     slips = {"of all": blind.mean(), "not at risk": both.mean(), "accuracy": both.sum() / blind.sum(), "quarter": 0.25}
-    _compare("null_score", answer(p["reference"], p["ceiling"], p["weak"]), both.sum() / at_risk.sum(), slips, 1e-9)
+    return _compare(
+        "null_score", answer(p["reference"], p["ceiling"], p["weak"]), both.sum() / at_risk.sum(), slips, 1e-9
+    )
 
 
-def check_known_by_gold(answer: float | None, reference, conflicted, ceiling, weak, threshold: float) -> None:
+def check_known_by_gold(answer: float | None, reference, conflicted, ceiling, weak, threshold: float) -> Answer:
     """Notebook 04: is `answer` the Deception Score of these arrays (n,) when a pair is known by P >= threshold?"""
     arrays = (reference, conflicted, ceiling, weak, threshold)
     slips = {"by confidence": deception.deception_score(*arrays)}
     slips["even tax"] = deception.null_score(reference, ceiling, weak, threshold, "gold")
-    _compare("known_by_gold", answer, deception.deception_score(*arrays, known_by="gold"), slips)
+    return _compare("known_by_gold", answer, deception.deception_score(*arrays, known_by="gold"), slips)
 
 
-def check_chain_splits(answer: Sequence[str] | None) -> None:
+def check_chain_splits(answer: Sequence[str] | None) -> Answer:
     """Notebook 05: is `answer` the training split of weak, first, second intermediate and strong, in this order?"""
     splits = list(answer) if isinstance(answer, list | tuple) else [answer]
 
@@ -239,10 +220,10 @@ def check_chain_splits(answer: Sequence[str] | None) -> None:
         if splits != ["gt", "w2s", "gt", "w2s"]:
             yield "seen" if splits[0] == "gt" else "first"
 
-    _first("chain_splits", answer, faults, splits=splits)
+    return _first("chain_splits", answer, faults, splits=splits)
 
 
-def check_paired_interval(answer: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+def check_paired_interval(answer: Callable[[np.ndarray, np.ndarray], Any]) -> Answer:
     """Notebook 05: does `answer(first, second)` give the paired 95% interval of an accuracy difference, (low, high)?
 
     The two students agree on most of 500 pairs. A tolerance of 0.01 allows for another random generator.
@@ -258,43 +239,43 @@ def check_paired_interval(answer: Callable[[np.ndarray, np.ndarray], Any]) -> No
     expected = interval(draws @ first, draws @ second)
     slips = {"apart": interval(draws @ first, others @ second), "sign": -expected[::-1]}
     slips["one"] = interval(draws @ first, 0.0)
-    _compare("paired_interval", answer(first, second), expected, slips, atol=0.01)
+    return _compare("paired_interval", answer(first, second), expected, slips, atol=0.01)
 
 
-def check_control(answer: str | None) -> None:
+def check_control(answer: str | None) -> Answer:
     """Notebook 06: which labels take the noise of the weak labels away and keep everything else?"""
     known = ("weak", "own", "shuffled", "random")
-    _first("control", answer, lambda: [] if answer == "gold" else [answer if answer in known else "other"])
+    return _first("control", answer, lambda: [] if answer == "gold" else [answer if answer in known else "other"])
 
 
-def check_misplaced_tax(answer: float | None, controls: pd.DataFrame, conflict: str) -> None:
+def check_misplaced_tax(answer: float | None, controls: pd.DataFrame, conflict: str) -> Answer:
     """Notebook 06: is `answer` the tax share with weak labels less that with shuffled ones, in the first seed?"""
     rows = controls[(controls["conflict"] == conflict) & (controls["seed"] == controls["seed"].iloc[0])]
     share, pairs = (rows.set_index("labels")[column] for column in ("tax_share", "tax"))
     expected = share["weak"] - share["shuffled"]
     slips = {"sign": -expected, "gold": share["weak"] - share["gold"], "pairs": pairs["weak"] - pairs["shuffled"]}
-    _compare("misplaced_tax", answer, expected, slips, atol=1e-6, conflict=conflict)
+    return _compare("misplaced_tax", answer, expected, slips, atol=1e-6, conflict=conflict)
 
 
-def check_adaptive_verdicts(answer: Sequence[int] | None) -> None:
+def check_adaptive_verdicts(answer: Sequence[int] | None) -> Answer:
     """Notebook 07: are these the verdicts of five pairs when as many of them are 1 as gold labels are?"""
     slips = {"fixed": [0, 0, 1, 1, 1], "zero": [0, 0, 0, 0, 0], "half": [0, 0, 0, 1, 1]}
-    _compare("adaptive_verdicts", answer, [1, 1, 1, 1, 1], slips)
+    return _compare("adaptive_verdicts", answer, [1, 1, 1, 1, 1], slips)
 
 
-def check_reverse_gradient(answer: Callable[..., Any]) -> None:
+def check_reverse_gradient(answer: Callable[..., Any]) -> Answer:
     """Notebook 07: does `answer(margin, label)` give the derivative of the reverse loss with respect to the margin?"""
     margin, label = np.array([-2.0, -0.5, 0.5, 3.0]), np.array([0.8, 0.4, 0.9, 0.3])
     p, odds = special.expit(margin), special.logit(label)
     slips = {"sign": p * (1 - p) * odds, "in P": -odds, "cross-entropy": p - label}
     slips["one term"] = -p * (1 - p) * np.log(label)
-    _compare("reverse_gradient", answer(margin, label), -p * (1 - p) * odds, slips)
+    return _compare("reverse_gradient", answer(margin, label), -p * (1 - p) * odds, slips)
 
 
-def check_holm(answer: int | None) -> None:
+def check_holm(answer: int | None) -> Answer:
     """Notebook 07: how many of 0.004, 0.012, 0.018, 0.03 and 0.2 are left at the level 0.05 by Holm's adjustment?"""
-    _compare("holm", answer, 2, {"unadjusted": 4, "bonferroni": 1, "third": 3})
+    return _compare("holm", answer, 2, {"unadjusted": 4, "bonferroni": 1, "third": 3})
 
 
 for _name in [name for name in globals() if name.startswith("check_")]:
-    globals()[_name] = _never_stops(globals()[_name])
+    globals()[_name] = kept(globals()[_name])
