@@ -9,11 +9,13 @@ from statsmodels.stats.contingency_tables import StratifiedTable
 
 from w2s.analysis import yardsticks
 from w2s.analysis.pooled import stack
+from w2s.params import SECOND
 
 SURE, UNSURE, WRONG = 0.9, 0.6, 0.2
-# Eight pairs that the ceiling knows and both references have right. one is blind on the first four, other on the rest.
-ONE = {"weak": [UNSURE] * 4 + [SURE] * 4, "reference": [SURE] * 8, "student": [WRONG] * 3 + [SURE] * 4 + [WRONG]}
-OTHER = {"weak": [SURE] * 4 + [UNSURE] * 4, "reference": [SURE] * 8, "student": [WRONG] + [SURE] * 5 + [WRONG] * 2}
+# Eight pairs that the ceiling knows and all references have right. one is blind on the first four, other on the rest.
+ONE = {"weak": [UNSURE] * 4 + [SURE] * 4, "student": [WRONG] * 3 + [SURE] * 4 + [WRONG]}
+OTHER = {"weak": [SURE] * 4 + [UNSURE] * 4, "student": [WRONG] + [SURE] * 5 + [WRONG] * 2}
+ONE, OTHER = ({"reference": [SURE] * 8, "second": [SURE] * 8} | table for table in (ONE, OTHER))
 COUPLE = {"weak": "a", "other": "b", "strong": "s", "middle": "", "conflict": "explicit", "seed": 0, "gap": 0.2}
 
 
@@ -35,12 +37,15 @@ def test_twin_contrast_by_hand():
     assert row["p"] == pytest.approx(2 / 8)
 
 
-def test_a_pair_counts_only_where_the_ceiling_knows_and_both_references_are_sure_and_right():
+def test_a_pair_counts_where_the_ceiling_knows_and_both_second_references_are_right_and_gains_are_taken_off():
     ceiling = [UNSURE] + [SURE] * 7
-    wrong = OTHER | {"reference": [SURE] * 6 + [UNSURE, 1 - SURE]}
-    of = counted(other=wrong, ceiling=ceiling).indicators
-    assert of["one_blind"].tolist() == [[False, True, True, True, *[False] * 4]]
-    assert of["other_blind"].tolist() == [[*[False] * 4, True, True, False, False]]
+    wrong = OTHER | {"second": [SURE] * 7 + [WRONG], "reference": [SURE] * 4 + [WRONG] + [SURE] * 3}
+    counts = counted(other=wrong, ceiling=ceiling)
+    assert counts.indicators["one_blind"].tolist() == [[False, True, True, True, *[False] * 4]]
+    assert counts.indicators["other_blind"].tolist() == [[*[False] * 4, True, True, True, False]]
+    row = yardsticks.twin_table(counts).iloc[0]
+    assert row["one_blind_rate"] == 2 / 3 and row["one_seeing_rate"] == 0  # the eighth pair does not count
+    assert row["other_blind_rate"] == 0  # one of three lost, another gained against its reference
 
 
 def test_the_contrast_is_zero_where_losses_follow_difficulty():
@@ -58,16 +63,18 @@ def run(role, model, teacher, conflict, p, via="", seed=0):
     )
 
 
-def predictions(chained=False):
+def predictions(seeds=(0, 1)):
     """The couple `one` and `other` of both tables above as teachers of `large`, with students through `middle`."""
-    parts = [run("gold", "large", "", "none", [SURE] * 8)]
-    for name, table in (("one", ONE), ("other", OTHER)):
-        weak = [p if k else WRONG for k, p in enumerate(table["weak"])]  # of one accuracy, below the ceiling's
-        parts.append(run("gold", name, "", "none", weak))
-        for conflict, p in (("none", table["reference"]), ("explicit", table["student"])):
-            parts.append(run("student", "large", name, conflict, p))
-            chained_p = p if conflict == "none" else ONE["student"]  # through the middle model both lose the same
-            parts.append(run("bootstrapped", "large", "middle", conflict, chained_p, via=name))
+    parts = []
+    for seed in seeds:
+        parts.append(run("gold", "large", "", "none", [SURE] * 8, seed=seed))
+        for name, table in (("one", ONE), ("other", OTHER)):
+            weak = [p if k else WRONG for k, p in enumerate(table["weak"])]  # of one accuracy, below the ceiling's
+            parts.append(run("gold", name, "", "none", weak, seed=seed))
+            for conflict, p in (("none", table["reference"]), ("explicit", table["student"])):
+                parts.append(run("student", "large", name, conflict, p, seed=seed))
+                chained = p if conflict == "none" else ONE["student"]  # through the middle model both lose the same
+                parts.append(run("bootstrapped", "large", "middle", conflict, chained, via=name, seed=seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -82,14 +89,22 @@ def test_twins_are_weak_models_of_one_accuracy_and_each_is_in_one_couple():
 def test_claims_by_twins_direct_and_through_a_middle_model():
     table = predictions()
     direct, chained = (yardsticks.count_twins(table, [("one", "other")], role=r) for r in ("student", "bootstrapped"))
-    assert direct.settings[["middle", "gap"]].values.tolist() == [["", 1 / 8]]
-    assert chained.settings["middle"].tolist() == ["middle"]
+    assert direct.settings[["middle", "gap"]].values.tolist() == 2 * [["", 1 / 8]]
+    assert chained.settings["middle"].tolist() == ["middle"] * 2
     claims = yardsticks.twin_claims(direct, 200, chained).set_index("claim")
     # One pair less than above: `one` is confident, and wrong, on the first, so that nobody is blind there.
     loss = ((2 / 3 - 1 / 4) + (2 / 4 - 0 / 3)) / 2
     assert claims.loc["loss", "estimate"] == pytest.approx(loss)
     assert claims.loc["bootstrapping", "estimate"] == pytest.approx(loss - 0)  # both lose alike: a contrast of 0
     assert list(claims.index) == ["loss", "bootstrapping"]  # one gap alone has no widest and narrowest
+
+
+def test_one_seed_takes_a_second_reference():
+    table = predictions(seeds=[0])
+    assert yardsticks.count_twins(table, [("one", "other")]).settings.empty
+    second = [run("student", "large", name, SECOND, [SURE] * 7 + [WRONG]) for name in ("one", "other")]
+    counts = yardsticks.count_twins(pd.concat([table, *second]), [("one", "other")])
+    assert counts.indicators["other_blind"].sum() == 3 and len(counts.settings) == 1
 
 
 def test_controls_join_the_study_as_students_of_the_same_teachers():
@@ -116,20 +131,21 @@ def test_odds_ratio_is_that_of_mantel_and_haenszel():
     assert top / bottom == pytest.approx(expected)
 
 
-def study(rng, effect, seeds=5, n=1280, rate=0.3):
-    """A couple's counts: a hard pair is lost by both more often, and `effect` more where the own teacher is blind."""
+def study(rng, effect, seeds=5, n=1280, tax=0.15):
+    """A couple's counts: students are right by luck, less often where their teacher is blind; a conflict costs `tax`.
+
+    And `effect` more where the own teacher is blind.
+    """
     sees = rng.random((2, n)) < 0.5
-    hard = rng.normal(0, 0.15, n)
+    easy = rng.normal(0.9, 0.05, n) - 0.15 * ~sees  # each student's chance without conflict
     rows = []
     for seed in range(seeds):
-        shift = rng.normal(0, 0.05, 2)
         sides = []
         for k in range(2):
-            chance = np.clip(rate + hard + shift[k] + effect * (~sees[k] - 0.5), 0.01, 0.99)
-            lost = rng.random(n) < chance
-            sides.append(
-                {"weak": np.where(sees[k], 0.9, 0.6), "reference": np.full(n, 0.9), "student": np.where(lost, 0.1, 0.9)}
-            )
+            chances = {"reference": easy[k], "second": easy[k]}
+            chances["student"] = easy[k] - tax - effect * (~sees[k] - 0.5) + rng.normal(0, 0.02)
+            side = {name: np.where(rng.random(n) < p, 0.9, 0.1) for name, p in chances.items()}
+            sides.append(side | {"weak": np.where(sees[k], 0.9, 0.6)})
         rows.append((COUPLE | {"seed": seed}, yardsticks.twin_indicators(np.full(n, 0.9), *sides)))
     return stack(rows)
 

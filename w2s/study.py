@@ -12,7 +12,7 @@ import pandas as pd
 
 from w2s import models
 from w2s.data import StudyData, load
-from w2s.params import BETA, GAMMA, ParameterError, StudyParams, short_names
+from w2s.params import BETA, GAMMA, SECOND, ParameterError, StudyParams, short_names
 from w2s.spec import SPLITS, RunSpec
 
 RESEED = 1000  # added to the seed of a student that differs from another by its seed alone
@@ -117,9 +117,9 @@ class Study:
         changes = {"relabel": "planted", "relabel_share": dose, "ceiling": self.gold(strong, seed), **by}
         return self.student(weak, strong, "none", seed, **changes)
 
-    def reseeded(self, weak: str, strong: str, seed: int) -> RunSpec:
-        """The student without conflict of the same teacher, from another training seed."""
-        return replace(self.student(weak, strong, "none", seed + RESEED), teacher=self.gold(weak, seed))
+    def reseeded(self, weak: str, strong: str, seed: int, times: int = 1) -> RunSpec:
+        """The student without conflict of the same teacher, from another training seed (`times`: which other)."""
+        return self._spec(strong, "w2s", seed + times * RESEED, "none", self.gold(weak, seed))
 
     def untrained(self, strong: str, seed: int) -> RunSpec:
         """A reward model before its first step: the pretrained body with a fresh unit."""
@@ -188,12 +188,17 @@ class Study:
 
         Nothing happens ("other seed"), a share of labels is turned round ("noise 20%"), gold labels under a conflict
         ("gold, explicit"), a deceiver is planted ("planted 75%"): the tag `conflict` is the control's name. Gold labels
-        are those of another seed for the second twin, so that the two students differ.
+        are those of another seed for the second twin, so that the two students differ. In a study of one seed, a second
+        student without conflict for every twin and strong model chooses the pairs that the twin contrast counts.
         """
         if not self.instrument:
             return {}
         couple, strong = self.instrument
         runs = {}
+        for weak, larger in self.model_pairs if len(self.params.seeds) == 1 else ():
+            if weak in sum(self.twins, ()):
+                seed = self.params.seeds[0]
+                runs[self.reseeded(weak, larger, seed, 2)] = self._tags("control", seed, SECOND, larger, weak)
         for seed, (k, weak) in itertools.product(self.params.seeds, enumerate(couple)):
             each = {"other seed": self.reseeded(weak, strong, seed)}
             each |= {f"noise {share:.0%}": self.noisy(weak, strong, share, seed) for share in noise}

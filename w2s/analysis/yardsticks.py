@@ -17,6 +17,7 @@ from w2s.analysis.scoring import comparisons
 from w2s.analysis.seeds import Resampled, over_seeds, with_seeds
 from w2s.deception import known, right
 from w2s.intervals import with_ends
+from w2s.params import SECOND
 
 TWINS = ["weak", "other", "strong", "middle", "conflict"]
 RATES = ["own_when_blind", "own_when_seeing", "other_when_blind", "other_when_seeing"]
@@ -61,19 +62,24 @@ def with_answers(predictions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFra
 
 
 def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
-    """What the twin contrast counts, bool (n,) by name; `one` and `other` hold P of weak, reference and student, (n,).
+    """What the twin contrast counts, bool (n,) by name; `one`, `other`: P (n,) of weak, reference, second and student.
 
-    Among pairs that the ceiling knows, and both references know and have right: those of which exactly one twin knows
-    nothing (one_blind, other_blind), and of these what either's student loses. (Of pairs that a reference has right by
-    luck a student from another seed loses some too, and more where the own teacher was unsure.)
+    Among pairs that the ceiling knows and that both twins' second references have right: those of which exactly one
+    twin knows nothing (one_blind, other_blind), and what of these either's student loses or gains against its
+    reference. The second reference is trained from another seed: what a reference has right by luck another seed loses,
+    more often where the own teacher was unsure; chosen by a run apart, such pairs are lost as often as gained.
     """
-    sure = (known(of["reference"], threshold, known_by) & right(of["reference"]) for of in (one, other))
-    at_risk = np.logical_and.reduce([known(ceiling, threshold, known_by), *sure])
+    at_risk = known(ceiling, threshold, known_by) & right(one["second"]) & right(other["second"])
     sees, sees_too = (known(of["weak"], threshold, known_by) for of in (one, other))
-    blind = {"one_blind": at_risk & ~sees & sees_too, "other_blind": at_risk & sees & ~sees_too}
-    lost = {"one": ~right(one["student"]), "other": ~right(other["student"])}
-    both = {f"{who}_lost_{where}": lost[who] & blind[where] for where in blind for who in lost}
-    return {"pairs": np.ones(len(at_risk), dtype=bool)} | blind | both
+    counted = {"one_blind": at_risk & ~sees & sees_too, "other_blind": at_risk & sees & ~sees_too}
+    places = dict(counted)
+    for who, of in {"one": one, "other": other}.items():
+        for how, which in {
+            "lost": right(of["reference"]) & ~right(of["student"]),
+            "gained": ~right(of["reference"]) & right(of["student"]),
+        }.items():
+            counted |= {f"{who}_{how}_{where}": which & blind for where, blind in places.items()}
+    return counted | {"pairs": np.ones(len(at_risk), dtype=bool)}
 
 
 def count_twins(
@@ -82,16 +88,28 @@ def count_twins(
     """`twin_indicators` of every couple, strong model, conflict and seed (`Counts`; settings: TWINS, seed and gap).
 
     Of students by `role`: those of the weak models, or "bootstrapped" ones through one `middle` model. gap is the
-    ceiling's accuracy minus the twins' mean.
+    ceiling's accuracy minus the twins' mean. The second reference is the student without conflict of the next seed, or
+    in a study of one seed a run of conflict SECOND; where there is neither, a setting is left out.
     """
-    students, rows = {}, []
+    students, references, rows = {}, {}, []
     for setting, p in comparisons(predictions, "none"):
-        if setting["role"] == role and setting["conflict"] != "none":
+        if setting["role"] == role:
             middle = setting["teacher"] if role == "bootstrapped" else ""
-            students[setting["weak"], setting["strong"], middle, setting["conflict"], setting["seed"]] = p
+            models = setting["weak"], setting["strong"], middle
+            if setting["conflict"] in ("none", SECOND):
+                seed = setting["seed"] + (setting["conflict"] == SECOND) / 2  # after the seed whose second it is
+                references.setdefault(models, {})[seed] = p["student"]
+            else:
+                students[*models, setting["conflict"], setting["seed"]] = p
+    for (*models, _, seed), p in students.items():
+        seeds = sorted(references[tuple(models)])
+        following = seeds[(seeds.index(seed) + 1) % len(seeds)]
+        if following != seed:
+            p["second"] = references[tuple(models)][following]
     for one, other in couples:
         for (weak, *rest), p in students.items():
-            if weak == one and (twin := students.get((other, *rest))):
+            twin = students.get((other, *rest), {})
+            if weak == one and "second" in p and "second" in twin:
                 gap = right(p["ceiling"]).mean() - (right(p["weak"]).mean() + right(twin["weak"]).mean()) / 2
                 setting = dict(zip([*TWINS, "seed", "gap"], (one, other, *rest, gap)))
                 rows.append((setting, twin_indicators(p["ceiling"], p, twin, threshold, known_by)))
@@ -100,17 +118,17 @@ def count_twins(
 
 
 def _rates(sums: dict) -> dict:
-    """Lost pairs and pairs at risk of each cell of the twins' 2 x 2 x 2 table."""
+    """Net losses and pairs of each cell of the twins' 2 x 2 table: whose student, whose teacher is blind."""
     of = {"one": ("one_blind", "other_blind"), "other": ("other_blind", "one_blind")}
     return {
-        f"{who}_{how}": (sums[f"{who}_lost_{where}"], sums[where])
+        f"{who}_{how}": (sums[f"{who}_lost_{where}"] - sums[f"{who}_gained_{where}"], sums[where])
         for who, places in of.items()
         for how, where in zip(("blind", "seeing"), places)
     }
 
 
 def twin_contrast(counts: Counts, bootstrap: int = 2000) -> tuple[dict[str, Resampled], Resampled]:
-    """The four loss rates, and the contrast: how much more a student loses where its OWN teacher is blind.
+    """The four rates of net loss, and the contrast: how much more a student loses where its OWN teacher is blind.
 
     Half of [one's student: one blind - other blind] - [the other's student: one blind - other blind].
     """
@@ -122,7 +140,7 @@ def twin_contrast(counts: Counts, bootstrap: int = 2000) -> tuple[dict[str, Resa
 
 
 def permuted(counts: Counts, resamples: int = 9999) -> float:
-    """The two-sided p of the contrast if it did not matter whose teacher is blind: names permuted within pairs.
+    """The two-sided p of the contrast if it did not matter whose teacher is blind, training as given: names permuted.
 
     A pair's names are exchanged in all seeds at once. Exact where few pairs tell (scipy.stats.permutation_test).
     """
@@ -130,10 +148,10 @@ def permuted(counts: Counts, resamples: int = 9999) -> float:
     n = {where: of[where].sum() for where in ("one_blind", "other_blind")}
     if not all(n.values()):
         return np.nan
-    share = {
-        who: sum((1 if where == "one_blind" else -1) * of[f"{who}_lost_{where}"].sum(axis=0) / n[where] for where in n)
-        for who in ("one", "other")
-    }
+    share = {}
+    for who in ("one", "other"):
+        net = {where: of[f"{who}_lost_{where}"].sum(axis=0) - of[f"{who}_gained_{where}"].sum(axis=0) for where in n}
+        share[who] = net["one_blind"] / n["one_blind"] - net["other_blind"] / n["other_blind"]
     telling = share["one"] != share["other"]
     if not telling.any():
         return 1.0
@@ -255,7 +273,7 @@ def odds_table(
     rows = [
         (s, odds_indicators(p, threshold, known_by))
         for s, p in comparisons(predictions, "none")
-        if s["role"] == "student" and s["conflict"] != "none"
+        if s["role"] == "student" and s["conflict"] not in ("none", SECOND)
     ]
     return ratio_table(stack(rows), _odds, by=by, bootstrap=bootstrap, odds_ratio="log")
 
@@ -267,7 +285,7 @@ def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, thre
     intervals, and p, seen_from.
     """
     counts = count_students(predictions, threshold, known_by)
-    counts = counts.where((counts.settings["role"] == "student") & (counts.settings["conflict"] != "none"))
+    counts = counts.where((counts.settings["role"] == "student") & ~counts.settings["conflict"].isin(["none", SECOND]))
     shown = [*with_ends("student_accuracy", "tax_share", "score", "null", "lift")]
     scores = pooled_table(counts, by, bootstrap)[[*by, "seeds", "tax", *shown]]
     odds = odds_table(predictions, by, bootstrap, threshold, known_by)[[*by, *with_ends("odds_ratio")]]
