@@ -23,7 +23,7 @@ TWINS = ["weak", "other", "strong", "middle", "conflict"]
 RATES = ["own_when_blind", "own_when_seeing", "other_when_blind", "other_when_seeing"]
 STRATA = 5  # of equal size, by the P of the student without conflict
 POWER = 0.8
-APART = 0.03  # of accuracy, at most, between twins
+APART = 0.05  # of accuracy, at most, between twins
 
 
 def twins(predictions: pd.DataFrame, apart: float = APART) -> list[tuple[str, str]]:

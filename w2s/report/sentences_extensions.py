@@ -19,17 +19,17 @@ WEAK_LESS = ("gold", "shuffled")  # the labels that weak ones are compared with
 def yardsticks(table: pd.DataFrame) -> list[str]:
     """What `yardsticks.yardstick_table` of an instrument says of students whose answer is known, and of each conflict.
 
-    Whether the twin contrast can be believed: above 0 where a deceiver is planted, and not told from 0 where nothing
-    follows the teacher's blindness. Where it cannot, nothing is said of the conflicts.
+    Whether the twin contrast can be believed: above 0 where a deceiver is planted with the largest dose, and not above 0
+    where nothing follows the teacher's blindness. Where it cannot, nothing is said of the conflicts.
     """
     rows = {row["conflict"]: row for row in table.to_dict("records")}
     planted = [name for name in rows if name.startswith("planted") and name != "planted 0%"]
     nothing = [name for name in rows if name.startswith(("other seed", "noise", "gold", "planted 0%"))]
     if not planted or not nothing:
         return []
-    silent = [verdict(rows[name], "contrast") == "neither" for name in nothing]
-    seen = [verdict(rows[name], "contrast") == "above" for name in planted]
-    passed = all(seen) and all(silent)
+    told = {name: verdict(rows[name], "contrast") for name in (*planted, *nothing)}
+    largest = max(planted, key=lambda name: int(name.split()[1].rstrip("%")))
+    passed = told[largest] == "above" and not any(told[name] == "above" for name in nothing)
     each = "; ".join(words("yardsticks_each", rows[name], name=name) for name in (*planted, *nothing))
     lines = [words("yardsticks", each=each, answer=words(f"yardsticks_{'pass' if passed else 'fail'}"))]
     conflicts = [name for name in rows if name not in (*planted, *nothing)]
