@@ -187,8 +187,8 @@ class Study:
         """Students of the `instrument` whose answer is known, for a yardstick to pass; none without twins.
 
         Nothing happens ("other seed"), a share of labels is turned round ("noise 20%"), gold labels under a conflict
-        ("gold, explicit"), a deceiver is planted ("planted 100%"): the tag `conflict` is the control's name. Gold labels
-        are those of another seed for the second twin, so that the two students differ. In a study of one seed, a second
+        ("gold, explicit"), a deceiver is planted ("planted 100%"): the tag `conflict` is the control's name. Gold
+        labels are another seed's for the second twin, so that the two students differ. In a study of one seed, a second
         student without conflict for every twin and strong model chooses the pairs that the twin contrast counts.
         """
         if not self.instrument:
