@@ -47,13 +47,19 @@ def _couples(accuracy: pd.Series, apart: float) -> list[tuple[str, str]]:
     return max(choices, key=lambda couples: (len(couples), -sum(abs(accuracy[a] - accuracy[b]) for a, b in couples)))
 
 
+def couple_of(answers: pd.DataFrame) -> tuple[str, ...]:
+    """The twins that teach the students of known answer."""
+    return tuple(sorted(answers.loc[answers["conflict"] != SECOND, "teacher"].unique()))
+
+
 def with_answers(predictions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """The predictions of the twins and the strong model that students of known answer have, and these as students.
 
     `answers` are the runs of `Study.known_answers` (role control, in `conflict` the control's name); those of a seed
     whose student without conflict is missing are left out.
     """
-    teachers, strong = answers["teacher"].unique(), answers["model"].unique()
+    teachers, strong = couple_of(answers), answers.loc[answers["conflict"] != SECOND, "model"].unique()
+    answers = answers[answers["teacher"].isin(teachers) & answers["model"].isin(strong)]
     gold = (predictions["role"] == "gold") & predictions["model"].isin([*teachers, *strong])
     taught = predictions["teacher"].isin(teachers) & predictions["model"].isin(strong)
     ours = predictions[gold | (taught & (predictions["role"] == "student"))]

@@ -19,8 +19,8 @@ WEAK_LESS = ("gold", "shuffled")  # the labels that weak ones are compared with
 def yardsticks(table: pd.DataFrame) -> list[str]:
     """What `yardsticks.yardstick_table` of an instrument says of students whose answer is known, and of each conflict.
 
-    The twin contrast can be believed where it is above 0 for the deceiver planted with the largest dose, and not above 0
-    where nothing follows the teacher's blindness; else nothing is said of the conflicts.
+    The twin contrast can be believed where it is above 0 for the deceiver planted with the largest dose, and not above
+    0 where nothing follows the teacher's blindness; else nothing is said of the conflicts.
     """
     rows = {row["conflict"]: row for row in table.to_dict("records")}
     planted = [name for name in rows if name.startswith("planted") and name != "planted 0%"]
