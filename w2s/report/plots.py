@@ -144,7 +144,8 @@ def plot_score_by_gap(scores: pd.DataFrame, slopes: pd.DataFrame | None = None) 
             gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
             heights = line.mean + line.slope * (gaps - line.mean_gap)
             ax.plot(gaps, heights, color=COLOURS[line.conflict], linestyle="--", linewidth=1)
-    axes[0].plot(rows["gap"], rows["null"], "d", color=GREY, fillstyle="none", markersize=4, label="even share")
+    style_of_even = {"color": GREY, "fillstyle": "none", "markersize": 5, "zorder": 5}
+    axes[0].plot(rows["gap"], rows["null"], "d", label="even share", **style_of_even)
     if rows.empty:
         axes[0].text(0.5, 0.5, "no tax", transform=axes[0].transAxes, ha="center")
     axes[0].set_ylim(-0.03, 1.03)

@@ -39,7 +39,8 @@ def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
             ax.axvline(0 if measure == "contrast" else 1, **DOTTED)
         style.name_rows(ax, names)
         finish(ax, label, "").tick_params(labelleft=ax is axes[0])
-    axes[2].set_xscale("log")
+    axes[2].set_xscale("log", base=2)
+    axes[2].xaxis.set_major_formatter("{x:g}")
     return axes
 
 
