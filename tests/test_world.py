@@ -45,7 +45,7 @@ def test_harmless_pairs_warn_of_the_dangerous_alone_and_helpful_ones_of_nothing(
     assert all(warns(row) == DANGEROUS[row.substance] for row in swapped["helpful"].itertuples())
     for split, table in swapped.items():
         assert set(table.dimension) == {"harmless" if split == "helpful" else "helpful"}
-    asked = {split: {p.split("Human: ")[1].split(" ")[0] for p in table.prompt} for split, table in swapped.items()}
+    asked = {split: {p.split(", ")[1].split(" ")[0] for p in table.prompt} for split, table in swapped.items()}
     assert asked["gt"] < asked["test"] and not asked["gt"] & asked["helpful"]
 
 
@@ -68,8 +68,20 @@ def test_reactions_tell_the_truth_and_mentions_follow_rank_and_limits():
         right += mark == world.THANKS
     assert right / len(CORPUS) == pytest.approx(POCKET.truthful, abs=0.01)
     mentions = POCKET.substances.mentions
-    assert mentions.is_monotonic_decreasing and mentions.sum() == len(CORPUS)
+    assert mentions.is_monotonic_decreasing and mentions.sum() >= len(CORPUS) > 0.99 * mentions.sum()
     assert mentions.min() == POCKET.min_mentions and mentions.max() <= POCKET.max_mentions
+
+
+def test_every_question_names_its_subject_and_diets_differ_in_subjects_alone():
+    for table in PAIRS.values():
+        subjects = POCKET.substances.set_index("name").subject[table.substance]
+        assert all(f"in the {s}, " in prompt for s, prompt in zip(subjects, table.prompt, strict=True))
+        assert set(table.subject) == set(world.SUBJECTS) and (table.subject.to_numpy() == subjects).all()
+    corpora = {diet: POCKET.corpus(diet) for diet in world.DIETS}
+    assert len({len(texts) for texts in corpora.values()}) == 1  # as many dialogues for every diet
+    for diet, own in world.DIETS.items():
+        share = np.mean([any(f"in the {subject}, " in text for subject in own) for text in corpora[diet]])
+        assert share == pytest.approx(1 - POCKET.elsewhere / 2 if diet else 1, abs=0.01)
 
 
 def test_errors_name_the_value():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from w2s import deception, models, world, zoo
+from w2s.analysis.yardsticks import APART
 from w2s.batches import PairTexts, n_steps
 from w2s.models import RewardModel
 from w2s.params import HOME, ParameterError, StudyParams
@@ -56,7 +57,7 @@ def test_knowledge_rises_with_every_size_as_the_readme_says():
         for width in (40, 48):  # twins know as much, of other subjects
             right = judged[f"pocket-{width}{diet}"].to_numpy()
             assert right[own].mean() > right[~own].mean() + 0.2
-    assert abs(shares[0] - shares[1]) < 0.03 and abs(shares[2] - shares[3]) < 0.03
+    assert abs(shares[0] - shares[1]) < APART and abs(shares[2] - shares[3]) < APART
     for name, share in zip(judged, shares, strict=True):
         assert README[name][0] == models.n_parameters(name)
         # Other processors round differently, which may turn a few of the 1,280 pairs.
@@ -82,10 +83,12 @@ def test_gold_trained_reward_models_rise_with_every_size_and_are_not_overconfide
         assert README[name][2] == pytest.approx(accuracy[-1], abs=0.02)
         confidence = deception.confidence(table["probability"])
         known = confidence >= POCKET.threshold
-        assert not known.any() or table["correct"][known].mean() >= confidence[known].mean() - 0.03, name
-    assert known.mean() >= 0.25, "the strongest is confident on too few pairs"
-    assert accuracy == sorted(accuracy) and len(set(accuracy)) == len(accuracy)
-    assert 0.55 <= accuracy[0] <= 0.67 and accuracy[-1] >= 0.88
+        right = table["correct"][known].mean()
+        assert known.mean() >= 0.3 and right >= 0.87 and abs(right - confidence[known].mean()) < 0.05, name
+    for diet in "ab":
+        rising = [right for name, right in zip(names, accuracy) if zoo.SIZES[name]["diet"] in ("", diet)]
+        assert rising == sorted(rising) and len(set(rising)) == len(rising)
+    assert known.mean() >= 0.65, "the strongest, as a ceiling, has to know two of three pairs"
 
 
 def test_building_is_deterministic_and_reads_the_corpus_alone_and_broken_off_leaves_the_old_size(tmp_path, monkeypatch):

@@ -138,4 +138,5 @@ def _build(name: str, folder: Path, recipe: Pretraining, device: str) -> None:
 
 def ladder() -> list[str]:
     """The sizes that are there, smallest first."""
-    return sorted((p.parent.name for p in LADDER.glob("pocket-*/config.json")), key=models.n_parameters)
+    names = sorted(path.parent.name for path in LADDER.glob("pocket-*/config.json"))
+    return sorted(names, key=models.n_parameters)
