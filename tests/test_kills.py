@@ -23,6 +23,7 @@ from conftest import small_params
 
 from w2s.app import headless
 from w2s.params import HOME
+from w2s.world import World
 
 pytestmark = pytest.mark.slow
 LONG = pytest.mark.skipif("W2S_KILLS" not in os.environ, reason="a minute and more each: set W2S_KILLS=1")
@@ -293,15 +294,22 @@ def test_a_notebook_in_jupyter_beside_the_command(tiny_models, tmp_path, undistu
     assert kit.tables() == undisturbed
 
 
-def test_a_model_that_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path):
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_what_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path, what):
     models = [shutil.copytree(name, tmp_path / "models" / Path(name).name) for name in tiny_models]
-    kit = Kit(list(map(str, models)), tmp_path, epochs=30)
+    (pairs := tmp_path / "pairs").mkdir()
+    for split in ("gt", "w2s", "helpful", "validation", "test"):
+        World().pairs(split, 60)[["prompt", "chosen", "rejected"]].to_json(
+            pairs / f"{split}.jsonl", orient="records", lines=True
+        )
+    kit = Kit(list(map(str, models)), tmp_path, epochs=30, data=str(pairs))
     process = kit.start()
     kit.wait_for(kit.finished, process)
-    shutil.rmtree(models[2])
+    gone = {"model": models[2], "data": pairs}[what]
+    gone.rename(tmp_path / "elsewhere")
     text = ended(process, 600)
-    assert process.returncode in (1, 2) and "Traceback" not in text and str(models[2]) in text, text
+    assert process.returncode in (1, 2) and "Traceback" not in text and str(gone) in text, text
     done = kit.finished()
-    shutil.copytree(tiny_models[2], models[2])
+    (tmp_path / "elsewhere").rename(gone)
     kit.run()
     assert done and {name: kit.finished()[name] for name in done} == done
