@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from test_data import ALONE, checked, full, hh, load, params, row_of
 
 from w2s import models, zoo
-from w2s.params import ParameterError, short_names
+from w2s.params import ParameterError
 from w2s.sources import hub
 from w2s.sources.audit import FAULTS, DataError, fault_of, split_text
-from w2s.study import Study
+from w2s.study import Study, short_names
 from w2s.world import SPLITS
 
 

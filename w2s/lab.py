@@ -12,11 +12,9 @@ import pandas as pd
 
 from w2s import files
 from w2s.files import HEADLESS, write_json
-from w2s.params import ParameterError, StudyParams, differences
-from w2s.predict import with_probability
+from w2s.params import NO_RESULT, ParameterError, StudyParams, differences
 from w2s.report import sentences, style
 from w2s.runs import cluster
-from w2s.spec import NO_RESULT, RunSpec
 from w2s.study import Study
 
 WIDTH = 98  # of printed text, in characters
@@ -68,7 +66,7 @@ class Lab(Study):
             entry |= {"key": None, "given": self.params.given}
             write_json(self.folder / RECORD, record | {notebook: entry})
 
-    def train(self, specs: dict[RunSpec, dict]) -> pd.DataFrame:
+    def train(self, specs: dict) -> pd.DataFrame:
         """Train the runs that are not in the cache; the predictions of all, with the columns that name them."""
         return cluster.results(self, specs)
 
@@ -81,7 +79,7 @@ class Lab(Study):
         trained = "dpo" if "reference_margin" in table else "simpo" if "chosen_logp" in table else "reward"
         if trained != p.method:
             raise ParameterError(f"method = {p.method!r}: the models of {self.folder} are {trained}; set it so")
-        return with_probability(table, p.confidence, p.method, self.beta)
+        return cluster.judged(table, self)
 
     def show(self, axes, name: str, caption: str = "", table: pd.DataFrame | None = None, of_models=True) -> None:
         """Save a figure, its caption and the table that it shows; the notebook draws it below the cell.

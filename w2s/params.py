@@ -21,6 +21,7 @@ Conflict = Literal["none", "explicit", "implicit"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+NO_RESULT = ("tokens_per_batch", "gradient_checkpointing", "shards", "save_model")  # of a run: these change no result
 SECOND = "second reference"  # in the column conflict: a student without one, from another seed
 BETA, GAMMA = {"dpo": 0.1, "simpo": 2.0}, 1.0  # the paper's
 FOLDER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?$"
@@ -265,16 +266,6 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _Strict)
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Models as tables name them: the last part of each path, or as many as tell them apart."""
-    parts, short = {name: Path(name).parts for name in names}, {}
-    for name, own in parts.items():
-        others = [other for which, other in parts.items() if which != name]
-        unique = (k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others))
-        short[name] = "/".join(own[-next(unique, len(own)) :])
-    return short
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

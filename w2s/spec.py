@@ -8,10 +8,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from w2s.params import Lora
+from w2s.params import NO_RESULT, Lora
 
 RECIPE = 1  # raise it when a change to the code changes results
-NO_RESULT = ("tokens_per_batch", "gradient_checkpointing", "shards", "save_model")  # fields that change no result
 ALWAYS = ("recipe", "learning_rate", "epochs", "batch_pairs", "max_length", "device", "dtype", "threads")
 SPLITS = ("gt", "w2s", "helpful", "validation", "test")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import pandas as pd
 
 from w2s import models
 from w2s.data import StudyData, load
-from w2s.params import BETA, GAMMA, SECOND, ParameterError, StudyParams, short_names
+from w2s.params import BETA, GAMMA, SECOND, ParameterError, StudyParams
 from w2s.spec import SPLITS, RunSpec
 
 RESEED = 1000  # added to the seed of a student that differs from another by its seed alone
@@ -259,3 +259,13 @@ def _check_lengths(texts: pd.DataFrame, name: str, tokenizer, most: int) -> None
         what = f"the {row.side} response of {row.id} has {row.tokens} tokens with the tokenizer of {name!r}"
         remedy = "raise max_length, or set bad_pairs: drop to cut its beginning"
         raise ParameterError(f"max_length = {most}: {what}; {remedy}")
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Models as tables name them: the last part of each path, or as many as tell them apart."""
+    parts, short = {name: Path(name).parts for name in names}, {}
+    for name, own in parts.items():
+        others = [other for which, other in parts.items() if which != name]
+        unique = (k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others))
+        short[name] = "/".join(own[-next(unique, len(own)) :])
+    return short

@@ -66,7 +66,12 @@ def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
             raise execute.RunFailed(f"none of the runs is left: {next(iter(failed.values()))}")
         load = partial(store.load_predictions, root=study.root)
     tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
-    return with_probability(pd.concat(tables, ignore_index=True), p.confidence, p.method, study.beta)
+    return judged(pd.concat(tables, ignore_index=True), study)
+
+
+def judged(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Predictions with the probabilities that the study's `confidence` makes of their margins."""
+    return with_probability(table, study.params.confidence, study.params.method, study.beta)
 
 
 def _comparable(study: Study, specs: dict[RunSpec, dict]) -> dict[RunSpec, dict]:

@@ -11,8 +11,8 @@ import torch
 
 from w2s import models
 from w2s.batches import encode, pad
-from w2s.params import short_names
 from w2s.predict import predictions
+from w2s.study import short_names
 from w2s.world import OUCH, THANKS, World
 
 CONTEXT = 512
