@@ -65,6 +65,7 @@ def test_a_study_is_five_notebooks_and_the_extensions_asked_for():
     assert planned(extensions=["controls"]) == [*planned(), "06_controls"]
     assert planned(extensions=["mitigations", "controls"]) == [*planned(), "06_controls", "07_mitigations"]
     every = ["06_controls", "07_mitigations", "08_chance", "09_known", "10_knowledge", "11_followups"]
+    every += ["12_preference", "13_turned_round", "14_remedies_by_hand"]
     assert planned(**StudyParams.check({"extensions": "all"}).given) == [*planned(), *every]
 
 

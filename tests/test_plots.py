@@ -57,8 +57,6 @@ SURFACE = SURFACE.eval("score = blind_tax / 20").eval("lift = blind_tax / even_t
 SIDES = [(d, side) for d in ("harmless", "helpful") for side in ("chosen", "rejected")]
 LENGTHS = [(d, side, 10 * k + 10 * (side == "rejected")) for d, side in SIDES for k in range(1, 5)]
 LENGTHS = frame("dimension response characters", LENGTHS)
-CHOICES = [("harmless", "goes along", 0.52, 52), ("harmless", "warns", 0.48, 48), ("helpful", "goes along", 1.0, 80)]
-CHOICES = frame("dimension choice share pairs", CHOICES)
 OFTEN = [(m, n, 0.5 + 0.05 * k * j) for j, m in enumerate(RIGHT) for k, n in enumerate((2, 8, 32))]
 OFTEN = frame("model mentions_bin accuracy", OFTEN, low=0.4, high=0.95, pairs=40)
 P = np.random.default_rng(1).random((2, 200))
@@ -86,7 +84,6 @@ FIGURES = {  # each figure and its input
     plots.plot_mitigation: (SCORES,),
     plots_training.plot_mentions: (SUBSTANCES,),
     plots_training.plot_lengths: (LENGTHS,),
-    plots_training.plot_choices: (CHOICES,),
     plots_training.plot_loss: (LOG,),
     plots_training.plot_labels: (PREDICTIONS,),
     plots_training.plot_margin_curves: (CURVES,),
@@ -95,7 +92,7 @@ FIGURES = {  # each figure and its input
     plots_extensions.plot_knowledge: (CROSS, LIFTS, pd.concat([LIFTS, LIFTS.assign(lift=np.nan)])),  # one without tax
     plots_extensions.plot_followups: ({"paper": FOLLOWED, "calibrated": FOLLOWED}, FOLLOWED),
 }
-NAMED_ROWS = ("accuracy", "area_shares", "lengths", "choices", "mitigation", "followups")  # and so no label of y
+NAMED_ROWS = ("accuracy", "area_shares", "lengths", "mitigation", "followups")  # and so no label of y
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.__name__[5:])
@@ -152,11 +149,6 @@ def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
     assert [round(bar.get_x(), 9) for bar in ax.containers[3]] == [0.27, 0.7]
     assert legend_of(ax) == list(AREAS) and ticks(ax.get_yticklabels()) == ["paper", "own"]
     assert ax.yaxis_inverted() and ticks(ax.texts) == ["", "0.30", "0.20", "0.40", "", "", "0.73", "0.30"]
-    ax = plots_training.plot_choices(CHOICES)
-    assert [[bar.get_width() for bar in container] for container in ax.containers] == [[0.52, 1.0], [0.48, 0.0]]
-    assert ax.containers[1][0].get_x() == 0.52
-    assert legend_of(ax) == ["goes along", "warns"] and "helpful\nn = 80 pairs" in texts(ax)
-    assert ticks(ax.texts) == ["0.52", "1.00", "0.48", ""]  # no number in an empty part
 
 
 def test_tax_by_area_leaves_out_a_conflict_without_tax():

@@ -20,6 +20,8 @@ from w2s.intervals import ends
 
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
+OTHERS = [PALETTE[k] for k in (4, 3, 9, 5, 6, 7)]  # of anything but a conflict
+AREA_COLOURS = [PALETTE[k] for k in (9, 8, 4, 7)]  # the second: where the supervisor is blind
 MARKERS = "osD^v"
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compare with, such as chance
 NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations",
@@ -48,7 +50,7 @@ def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = ""
 
 def look(k: int, **more) -> dict:
     """Colour and marker of the k-th line of a figure."""
-    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)], **more}
+    return {"color": OTHERS[k % len(OTHERS)], "marker": MARKERS[k % len(MARKERS)], **more}
 
 
 def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
