@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from w2s.report.style import AREA_COLOURS, COLOURS, GREY, LABEL, SMALL, new_axes
+from w2s.report.style import AREA_COLOURS, COLOURS, GREY, SMALL, new_axes
 
-BOXES = {  # name -> place, colour of the edge
-    "gold labels": (0.5, 3, "black"), "weak model": (2.7, 3, GREY), "strong ceiling": (7.4, 3, GREY),
-    "weak labels": (2.7, 1.9, "black"), "student,\nno conflict": (0.9, 0.4, COLOURS["none"]),
-    "student,\nexplicit conflict": (4.1, 0.4, COLOURS["explicit"]),
-    "student,\nimplicit conflict": (7.4, 0.4, COLOURS["implicit"]),
-}  # fmt: skip
-ARROWS = [  # from, to, what it says beside its middle
-    ("gold labels", "weak model", ""), ("weak model", "strong ceiling", "the same gold labels"),
-    ("weak model", "weak labels", ""), ("weak labels", "student,\nno conflict", ""),
-    ("weak labels", "student,\nexplicit conflict", "+ a term that rewards\ngoing against gold"),
-    ("weak labels", "student,\nimplicit conflict", "+ helpful pairs, gold labels"),
-]  # fmt: skip
+BOXES = {  # name -> place, colour of the edge, what it says below its name
+    "gold labels": (0.5, 1.0, "black", ""),
+    "weak model": (2.6, 1.7, GREY, ""),
+    "strong ceiling": (2.6, 0.3, GREY, ""),
+    "weak labels": (4.7, 1.7, "black", ""),
+    "student without conflict": (8.2, 2.9, COLOURS["none"], ""),
+    "student, explicit conflict": (8.2, 1.7, COLOURS["explicit"], "\n+ a reward for going against gold"),
+    "student, implicit conflict": (8.2, 0.4, COLOURS["implicit"], "\n+ helpful pairs with gold labels"),
+}
+STEPS = ["gold labels", "weak model", "weak labels"]
+ARROWS = [*pairwise(STEPS), ("gold labels", "strong ceiling"), *product(STEPS[-1:], list(BOXES)[-3:])]
 SEEN = ["both sure", "strong sure, weak unsure:\nthe supervisor is BLIND", "weak sure, strong unsure", "both unsure"]
 
 
 def draw_roles() -> Axes:
     """Who teaches whom: one box a model or kind of labels, one arrow for each that learns from another."""
-    ax = new_axes(8.6, 3.6)
-    for name, (x, y, colour) in BOXES.items():
+    ax, drawn = new_axes(9.0, 2.8), {}
+    ax.set(xlim=(-0.2, 9.9), ylim=(0, 3.2))
+    for name, (x, y, colour, more) in BOXES.items():
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
-        ax.text(x, y, name, ha="center", va="center", fontsize=LABEL, bbox=box, zorder=3)
-    for start, end, says in ARROWS:
-        (x, y, _), (to_x, to_y, _) = BOXES[start], BOXES[end]
-        shape = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 24, "shrinkB": 30 if y == to_y else 24}
-        ax.annotate("", (to_x, to_y), (x, y), arrowprops=shape)
-        up = 0.3 if y == to_y else 0
-        ax.text(
-            (x + to_x) / 2 + 0.2 * (not up), (y + to_y) / 2 + up, says, ha="center" if up else "left", fontsize=SMALL
-        )
-    ax.set(xlim=(-0.6, 9), ylim=(-0.2, 3.6))
+        drawn[name] = ax.text(x, y, name + more, ha="center", va="center", fontsize=SMALL, bbox=box)
+    for start, end in ARROWS:
+        ends = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+        ax.annotate("", BOXES[end][:2], BOXES[start][:2], arrowprops={"arrowstyle": "-|>", "color": "0.3", **ends})
     ax.set_axis_off()
     return ax
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from w2s.analysis.pooled import THRESHOLDS
 from w2s.deception import AREAS, confidence
 from w2s.report import style
-from w2s.report.style import COLOURS, DOTTED, GREY, PALETTE, SMALL, conflict_name, count, finish, points
+from w2s.report.style import COLOURS, DOTTED, GREY, SMALL, conflict_name, count, finish, points
 
 BINS = 10  # of a probability, across and up
 MIN_EVEN = 5  # expected tax pairs below which the lift of a cell is noise
@@ -46,7 +46,7 @@ def plot_accuracy(accuracies: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_areas(ceiling, weak, at_risk, tax, threshold=0.75, known_by="confidence", ax: Axes | None = None) -> Axes:
-    """The pairs at risk by both models' P, all (n,), in bins: a square's size is their number, its colour the part lost.
+    """Pairs at risk by both models' P, all (n,), in bins: a square's size is their number, its colour the part lost.
 
     The axes show max(P, 1-P), or P itself when known by gold. The four areas are named beside the axes.
     """
@@ -106,9 +106,9 @@ def plot_area_shares(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = None, order=None) -> Axes:
-    """Lift (colour) and Score (number) of each weak x strong model under a conflict, with the tax; hatched without tax.
+    """Lift (colour), Score and tax (numbers) of each weak and strong model under a conflict; hatched without tax.
 
-    Students alone, means over seeds (tax: sum; lift: Score by even share). `order` names the models by size; else they are sorted by accuracy.
+    Students alone, means over seeds (tax: sum). `order` names the models by size; else they are sorted by accuracy.
     """
     rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
     if order is None:

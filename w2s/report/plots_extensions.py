@@ -45,7 +45,7 @@ def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
 
 
 def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds are the even share.
+    """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds: even share.
 
     A Score over fewer than MIN_TAX tax pairs is hollow: its interval is not to be believed.
     """
@@ -132,9 +132,7 @@ def plot_knowledge(cross: pd.DataFrame, conflicts: pd.DataFrame, settings: pd.Da
     finish(left, "area by knowledge", "area by confidence", title=title)
     _strips(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
     right.axvline(1, **DOTTED)
-    finish(
-        right, "lift: Score / even share (dots: one weak and strong model)", "known by", conflicts["conflict"].nunique()
-    )
+    finish(right, "lift: Score / even share (dots: models)", "known by", conflicts["conflict"].nunique())
     return axes
 
 
