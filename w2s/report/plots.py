@@ -196,10 +196,10 @@ def lift_bar(axes: Sequence[Axes]) -> None:
     axes[0].figure.colorbar(ScalarMappable(**LIFT), **place, **words).minorticks_off()
 
 
-def plot_differences(table: pd.DataFrame, measures: dict[str, str]) -> np.ndarray:
+def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) -> np.ndarray:
     """Differences with their intervals and a zero line, one Axes a measure (its name, and in words), colours conflicts.
 
-    Columns: label (a row of the figure), conflict, measure, estimate, low, high.
+    Columns: label (a row of the figure), conflict, measure, estimate, low, high; over so many `pairs`.
     """
     labels, conflicts = list(table["label"].unique()), [c for c in COLOURS if c in set(table["conflict"])]
     axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * len(labels), len(measures)))
@@ -211,7 +211,9 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str]) -> np.ndarra
             points(ax, at, rows, "estimate", across=True, **named)
         ax.axvline(0, **DOTTED)
         style.name_rows(ax, labels)
-        finish(ax, f"{name}\n(95% interval)", "", 3 * (ax is axes[0])).tick_params(labelleft=ax is axes[0])
+        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", 3 * (ax is axes[0])).tick_params(
+            labelleft=ax is axes[0]
+        )
     return axes
 
 
