@@ -220,6 +220,7 @@ def test_differences_have_a_zero_line_and_the_colours_of_the_conflicts():
         colours = [bars[0].get_color() for bars in ax.containers]
         assert colours == [style.COLOURS["explicit"], style.COLOURS["implicit"]]
         assert ax.containers[0][0].get_xdata().tolist() == [0, 0.1, 0.2]
+    assert "nothing to compare" in texts(plots.plot_differences(DIFFERENCES.head(0), {"score": "Score"}, 200)[0])
     assert ticks(axes[0].get_yticklabels()) == ["x", "y", "z"] and "accuracy" in axes[0].get_xlabel()
 
 

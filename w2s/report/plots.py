@@ -210,6 +210,8 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) 
             named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
             points(ax, at, rows, "estimate", across=True, **named)
         ax.axvline(0, **DOTTED)
+        if table.empty:
+            ax.text(0.5, 0.5, "nothing to compare", transform=ax.transAxes, ha="center")
         style.name_rows(ax, labels)
         finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", 3 * (ax is axes[0])).tick_params(
             labelleft=ax is axes[0]
