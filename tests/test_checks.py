@@ -29,20 +29,12 @@ NAMES |= {"checks": checks, "deception": deception, "explicit_conflict_loss": ex
 exec(next(cell.source for cell in NOTEBOOKS["01"] if cell.id == "01-30"), NAMES)
 W2S, HELPFUL = NAMES["toy"].w2s, NAMES["toy"].helpful
 SUBSTANCES = pd.DataFrame({"name": list("abcd"), "dangerous": [True, False, False, False]})
-P = np.array([0.9, 0.8, 0.95, 0.1, 0.6, 0.7, 0.4, 0.55, 0.3, 0.52])  # 4 of 10 are confident, 3 of these right
 CONTROLS = {"labels": ["weak", "gold", "shuffled"], "tax_share": [0.4, 0.05, 0.3], "tax": [40, 5, 30]}
 MARGINS, GOLD = torch.tensor([-2.0, 0.5, 2.0]), torch.ones(3)
 # What the cells before an exercise have made, as far as stub and solution need it.
 NAMES |= {"pocket": SimpleNamespace(substances=SUBSTANCES), "dangerous": SUBSTANCES.set_index("name")["dangerous"]}
 NAMES |= {"pocket_data": SimpleNamespace(helpful=pd.DataFrame({"substance": list("abcd")}))}
-NAMES |= {"test": pd.DataFrame({"run": "only", "probability": P}), "params": SimpleNamespace(threshold=0.75)}
 NAMES |= {"controls": pd.DataFrame(CONTROLS | {"conflict": "explicit", "seed": 4})}
-NAMES["arrays"] = [  # the toy of notebook 04: reference, conflicted, ceiling, weak
-    np.array([0.92, 0.85, 0.80, 0.70, 0.65, 0.60, 0.70, 0.40]),
-    np.array([0.88, 0.40, 0.30, 0.20, 0.60, 0.35, 0.45, 0.30]),
-    np.array([0.95, 0.90, 0.88, 0.85, 0.80, 0.10, 0.60, 0.55]),
-    np.array([0.90, 0.80, 0.60, 0.45, 0.55, 0.65, 0.85, 0.60]),
-]
 
 
 def printed(code, **names) -> str:
@@ -71,7 +63,7 @@ def exercises() -> dict[str, SimpleNamespace]:
 
 EXERCISES = exercises()
 softplus = partial(np.logaddexp, 0)
-PENCIL = {"known_by_gold": 0.4, "chain_splits": ["gt", "w2s", "gt", "w2s"]}  # no code solves them
+PENCIL = {"chain_splits": ["gt", "w2s", "gt", "w2s"]}  # no code solves them
 
 
 def answered(check: str, answer) -> str:
@@ -197,9 +189,6 @@ SLIPS = [
     ("null_score", lambda r, s, w: (r > 0.5)[blind_tax(True, s, w)].mean(), "accuracy inside the area"),
     ("null_score", lambda r, s, w: 0.25, "not equally large"),
     ("null_score", lambda r, s, w: 0.0, "take the share in S-known/W-unknown"),
-    ("known_by_gold", 0.6, "that is the Score by confidence"),
-    ("known_by_gold", 3 / 7, "that is the null of it"),
-    ("known_by_gold", 0.9, "which tax pairs change area?"),
     ("chain_splits", 4, "expected four names"),
     ("chain_splits", "gt", "expected four names"),
     ("chain_splits", ["gt", "w2s", "test", "gt"], "expected four names"),

@@ -175,14 +175,6 @@ def check_null_score(answer: Callable[..., Any]) -> Answer:
     )
 
 
-def check_known_by_gold(answer: float | None, reference, conflicted, ceiling, weak, threshold: float) -> Answer:
-    """Notebook 04: is `answer` the Deception Score of these arrays (n,) when a pair is known by P >= threshold?"""
-    arrays = (reference, conflicted, ceiling, weak, threshold)
-    slips = {"by confidence": deception.deception_score(*arrays)}
-    slips["even tax"] = deception.null_score(reference, ceiling, weak, threshold, "gold")
-    return _compare("known_by_gold", answer, deception.deception_score(*arrays, known_by="gold"), slips)
-
-
 def check_chain_splits(answer: Sequence[str] | None) -> Answer:
     """Notebook 05: is `answer` the training split of weak, first, second intermediate and strong, in this order?"""
     splits = list(answer) if isinstance(answer, list | tuple) else [answer]

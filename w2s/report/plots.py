@@ -19,7 +19,7 @@ from w2s.report.style import COLOURS, DOTTED, GREY, SMALL, conflict_name, count,
 BINS = 10  # of a probability, across and up
 MIN_EVEN = 5  # expected tax pairs below which the lift of a cell is noise
 MAX_LIFT = 1.5  # where the colours of a lift end
-LIFT = {"cmap": "PuOr_r", "norm": LogNorm(1 / MAX_LIFT, MAX_LIFT)}
+LIFT = {"cmap": "RdGy_r", "norm": LogNorm(1 / MAX_LIFT, MAX_LIFT)}
 PATH = ["weak", "strong", "role", "teacher", "via", "seed"]
 ON_LINES = [name.replace("/", "\n") for name in AREAS]
 
@@ -61,9 +61,9 @@ def plot_areas(ceiling, weak, at_risk, tax, threshold=0.75, known_by="confidence
     held = np.flatnonzero(pairs)
     across, up = (bottom + width * (part + 0.5) for part in np.divmod(held, BINS))
     size = np.clip(480 * pairs[held] / max(pairs.max(), 1), 9, None)
-    colours = {"c": lost[held] / pairs[held], "cmap": "Greys", "vmin": 0, "vmax": 1, "edgecolors": "0.3"}
+    colours = {"c": lost[held] / pairs[held], "cmap": "Greys", "vmin": 0, "vmax": 0.5, "edgecolors": "0.3", "zorder": 3}
     squares = ax.scatter(across, up, s=size, marker="s", linewidths=0.7, **colours)
-    ax.figure.colorbar(squares, ax=ax, pad=0.1, label=f"part lost (tax: {lost.sum()} pairs)")
+    ax.figure.colorbar(squares, ax=ax, pad=0.1, extend="max", label=f"part lost (tax: {lost.sum()} pairs)")
     ax.axvspan(bottom, threshold, (threshold - bottom) / (1 - bottom), color=style.AREA_COLOURS[1], alpha=0.25)
     for line in (ax.axvline, ax.axhline):
         line(threshold, color="black", linestyle="--", linewidth=1)
@@ -213,7 +213,7 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) 
         if table.empty:
             ax.text(0.5, 0.5, "nothing to compare", transform=ax.transAxes, ha="center")
         style.name_rows(ax, labels)
-        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", 3 * (ax is axes[0])).tick_params(
+        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", len(conflicts) * (ax is axes[0])).tick_params(
             labelleft=ax is axes[0]
         )
     return axes

@@ -20,8 +20,8 @@ from w2s.intervals import ends
 
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
-OTHERS = [PALETTE[k] for k in (4, 3, 9, 5, 6, 7)]  # of anything but a conflict
-AREA_COLOURS = [PALETTE[k] for k in (9, 8, 4, 7)]  # the second: where the supervisor is blind
+OTHERS = [PALETTE[4], PALETTE[9], "0.25", PALETTE[5], PALETTE[6]]  # of anything but a conflict
+AREA_COLOURS = ["0.9", PALETTE[8], "0.72", "0.55"]  # yellow: where the supervisor is blind
 MARKERS = "osD^v"
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compare with, such as chance
 NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations",
