@@ -184,7 +184,7 @@ def test_a_notebook_that_fails_ends_the_study_with_its_name(tiny_study, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("method", OTHERS)
 def test_all_run_by_preference_optimization(method, tiny_models, tmp_path):
-    how = OTHERS[method] | {"extensions": ["mitigations"], "seeds": [3]}
+    how = OTHERS[method] | {"extensions": ["mitigations", "preference", "turned_round"], "seeds": [3]}
     params = small_params(tiny_models, tmp_path, method=method, **how)
     for path in headless.plan(how):
         run(path, params, {"__name__": "__main__"})
