@@ -101,9 +101,10 @@ def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     for ax, conflict in zip(axes, conflicts, strict=True):
         rows = shown[shown["conflict"] == conflict].set_index("remedy")
         for k, name in enumerate(names):
-            row, colour, gold = rows.loc[[name]], style.look(k)["color"], bool(rows.loc[name, "uses_gold"])
+            row, look, gold = rows.loc[[name]], style.look(k), bool(rows.loc[name, "uses_gold"])
+            colour = look["color"]
             mark = {"mfc": "white" if gold else colour, "mec": colour if gold else "white", "markersize": 7}
-            mark |= {"fmt": MARKERS[(k + k // len(style.OTHERS)) % len(MARKERS)], "label": name + " (gold)" * gold}
+            mark |= {"fmt": look["marker"], "label": name + " (gold)" * gold}
             bars = {"xerr": style.spread(row, "student_accuracy"), "color": colour, "elinewidth": 1}
             points(ax, row["student_accuracy"], row, "conflicting", zorder=2 + k / 100, **mark, **bars)
         nothing = rows.loc[names[0]]
@@ -127,7 +128,7 @@ def plot_knowledge(cross: pd.DataFrame, conflicts: pd.DataFrame, settings: pd.Da
     grid = cross.pivot_table(index="by_confidence", columns="by_knowledge", values="pairs", aggfunc="sum")
     grid = grid.loc[list(AREAS), list(knowledge.AREAS)].set_axis(ON_LINES) / grid.to_numpy().sum()
     columns = [name.replace("/", "\n") for name in knowledge.AREAS]
-    style.heat(left, grid, annot=True, fmt=".1%", cmap="Blues", vmin=0, xticklabels=columns)
+    style.heat(left, grid, annot=True, fmt=".1%", cmap="Greys", vmin=0, xticklabels=columns)
     title = f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)"
     finish(left, "area by knowledge", "area by confidence", title=title)
     _strips(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)

@@ -94,6 +94,7 @@ def plot_frequency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.axhline(0.5, label="chance", **DOTTED)
     ax.set_xscale("log")
     ticks = np.unique(table["mentions_bin"])
+    ticks = ticks[np.diff(np.log(ticks), prepend=-1) > 0.3]  # of those that would overlap, the first
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     return finish(ax, "mentions of the substance in the corpus", "accuracy (share of pairs; 95% interval)", 3)

@@ -50,7 +50,8 @@ def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = ""
 
 def look(k: int, **more) -> dict:
     """Colour and marker of the k-th line of a figure."""
-    return {"color": OTHERS[k % len(OTHERS)], "marker": MARKERS[k % len(MARKERS)], **more}
+    marker = MARKERS[(k + k // len(OTHERS)) % len(MARKERS)]
+    return {"color": OTHERS[k % len(OTHERS)], "marker": marker, **more}
 
 
 def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
