@@ -74,9 +74,10 @@ def write_sources(folders: list[Path], to: Path) -> None:
     parts = []
     for folder in folders:
         (to / folder.name).mkdir(exist_ok=True)  # a study may be called docs
-        start = nbformat.read(HOME / "notebooks" / "00_start_here.ipynb", as_version=4)
-        start.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN))
-        nbformat.write(start, to / folder.name / "00_start_here.ipynb")
+        for path in (HOME / "notebooks").glob("*.ipynb"):  # what ran takes its place below
+            notebook = nbformat.read(path, as_version=4)
+            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN))
+            nbformat.write(notebook, to / folder.name / path.name)
         for path in folder.glob("*.ipynb"):
             notebook = nbformat.read(path, as_version=4)
             for cell in notebook.cells:  # the parameters of a batch run, all of them, are folded

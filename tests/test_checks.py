@@ -29,20 +29,12 @@ NAMES |= {"checks": checks, "deception": deception, "explicit_conflict_loss": ex
 exec(next(cell.source for cell in NOTEBOOKS["01"] if cell.id == "01-30"), NAMES)
 W2S, HELPFUL = NAMES["toy"].w2s, NAMES["toy"].helpful
 SUBSTANCES = pd.DataFrame({"name": list("abcd"), "dangerous": [True, False, False, False]})
-P = np.array([0.9, 0.8, 0.95, 0.1, 0.6, 0.7, 0.4, 0.55, 0.3, 0.52])  # 4 of 10 are confident, 3 of these right
 CONTROLS = {"labels": ["weak", "gold", "shuffled"], "tax_share": [0.4, 0.05, 0.3], "tax": [40, 5, 30]}
 MARGINS, GOLD = torch.tensor([-2.0, 0.5, 2.0]), torch.ones(3)
 # What the cells before an exercise have made, as far as stub and solution need it.
 NAMES |= {"pocket": SimpleNamespace(substances=SUBSTANCES), "dangerous": SUBSTANCES.set_index("name")["dangerous"]}
 NAMES |= {"pocket_data": SimpleNamespace(helpful=pd.DataFrame({"substance": list("abcd")}))}
-NAMES |= {"test": pd.DataFrame({"run": "only", "probability": P}), "params": SimpleNamespace(threshold=0.75)}
 NAMES |= {"controls": pd.DataFrame(CONTROLS | {"conflict": "explicit", "seed": 4})}
-NAMES["arrays"] = [  # the toy of notebook 04: reference, conflicted, ceiling, weak
-    np.array([0.92, 0.85, 0.80, 0.70, 0.65, 0.60, 0.70, 0.40]),
-    np.array([0.88, 0.40, 0.30, 0.20, 0.60, 0.35, 0.45, 0.30]),
-    np.array([0.95, 0.90, 0.88, 0.85, 0.80, 0.10, 0.60, 0.55]),
-    np.array([0.90, 0.80, 0.60, 0.45, 0.55, 0.65, 0.85, 0.60]),
-]
 
 
 def printed(code, **names) -> str:
@@ -71,7 +63,7 @@ def exercises() -> dict[str, SimpleNamespace]:
 
 EXERCISES = exercises()
 softplus = partial(np.logaddexp, 0)
-PENCIL = {"known_by_gold": 0.4, "chain_splits": ["gt", "w2s", "gt", "w2s"]}  # no code solves them
+PENCIL = {"chain_splits": ["gt", "w2s", "gt", "w2s"]}  # no code solves them
 
 
 def answered(check: str, answer) -> str:
@@ -143,12 +135,6 @@ SLIPS = [
     ("contradicting_share", 1.0, "not every pair contradicts"),
     ("contradicting_share", 0.4, "look up `dangerous`"),
     ("contradicting_share", "a quarter", "expected one number, got str"),
-    ("duplicates", (3, 2), "expected a dict with the keys duplicate_prompts and shared_prompts"),
-    ("duplicates", {"duplicate_prompts": 3}, "expected a dict with the keys"),
-    ("duplicates", {"duplicate_prompts": [1], "shared_prompts": 2}, "expected a number for each key"),
-    ("duplicates", {"duplicate_prompts": 5, "shared_prompts": 2}, "counted every row of a repeated prompt"),
-    ("duplicates", {"duplicate_prompts": 3, "shared_prompts": 3}, "counts each distinct prompt once"),
-    ("duplicates", {"duplicate_prompts": 0, "shared_prompts": 0}, "rows minus distinct prompts"),
     ("last_token", lambda ids, mask: 4, "expected one position for each of the three rows, got shape ()"),
     ("last_token", lambda ids, mask: (ids != 0).sum(1) - 1, "you counted non-zero ids"),
     ("last_token", lambda ids, mask: mask.sum(1), "positions start at 0"),
@@ -160,11 +146,6 @@ SLIPS = [
     ("reward_gradient", lambda z, y: sigmoid(z) - 1, "for a gold label"),
     ("reward_gradient", lambda z, y: (sigmoid(z) - y) * sigmoid(z) * sigmoid(-z), "one factor P (1 - P) too many"),
     ("reward_gradient", lambda z, y: z - y, "differentiate -y log P"),
-    ("confident_accuracy", 0.7, "accuracy over all pairs"),
-    ("confident_accuracy", 0.3, "not by all pairs"),
-    ("confident_accuracy", 0.4, "share of confident pairs, not their accuracy"),
-    ("confident_accuracy", 1.0, "keeps right answers alone"),
-    ("confident_accuracy", 0.5, "then average P > 0.5"),
     ("simpo_loss", simpo(lambda u, g, b: 0.0), "expected one loss for each of the four pairs, got shape ()"),
     ("simpo_loss", simpo(lambda u, g, b: softplus(b * g - b * u)), "not scaled by it"),
     ("simpo_loss", simpo(lambda u, g, b: softplus(g / b - b * u)), "another code's parameter"),
@@ -182,11 +163,6 @@ SLIPS = [
     ("resting_margin", 0.405, "there the loss rests without conflict"),
     ("resting_margin", 0.4, "that is P; the margin is its log-odds"),
     ("resting_margin", -2.0, "solve (1 + alpha) P = label"),
-    ("control", "weak", "the noisy labels themselves"),
-    ("control", "own", "less noise, not none"),
-    ("control", "shuffled", "moves the noise to other pairs"),
-    ("control", "random", "half of these labels are wrong"),
-    ("control", "noise", "choose one of the five kinds"),
     ("misplaced_tax", -0.1, "weak less shuffled"),
     ("misplaced_tax", 0.35, "gold labels have no noise"),
     ("misplaced_tax", 10, "those are pairs"),
@@ -213,9 +189,6 @@ SLIPS = [
     ("null_score", lambda r, s, w: (r > 0.5)[blind_tax(True, s, w)].mean(), "accuracy inside the area"),
     ("null_score", lambda r, s, w: 0.25, "not equally large"),
     ("null_score", lambda r, s, w: 0.0, "take the share in S-known/W-unknown"),
-    ("known_by_gold", 0.6, "that is the Score by confidence"),
-    ("known_by_gold", 3 / 7, "that is the null of it"),
-    ("known_by_gold", 0.9, "which tax pairs change area?"),
     ("chain_splits", 4, "expected four names"),
     ("chain_splits", "gt", "expected four names"),
     ("chain_splits", ["gt", "w2s", "test", "gt"], "expected four names"),
@@ -237,12 +210,12 @@ SLIPS = [
     ("reverse_gradient", lambda z, y: sigmoid(z) - y, "of the ordinary cross-entropy"),
     ("reverse_gradient", lambda z, y: -sigmoid(z) * sigmoid(-z) * np.log(y), "the term of 1 - P depends"),
     ("reverse_gradient", lambda z, y: z, "its slope times dP/dz"),
-    ("holm", 4, "without any adjustment"),
-    ("holm", 1, "that is Bonferroni"),
-    ("holm", 3, "0.018 times 3 is 0.054"),
-    ("holm", 0, "up to the first failure"),
-    ("holm", "two", "expected one number, got str"),
 ]
+WORDS = yaml.safe_load((PACKAGE / "course" / "exercises.yaml").read_text())
+# Those whose wrong answers stand in exercises.yaml; no answer of a choice is a slip of its own.
+FIXED = {name: words for name, words in WORDS.items() if "answer" in words}
+SLIPS += [(name, wrong, text) for name, words in FIXED.items() for wrong, text in words["slips"].items()]
+SLIPS += [(name, 12345, words["hint"]) for name, words in FIXED.items() if "hint" in words]
 # Whatever a student may hand in: a check says one line and goes on.
 ODD = [[], {}, "two", [None], [[1, 2], [3]], object(), np.array([]), np.array(["a"]), pd.DataFrame({"id": [1, 1]})]
 ODD += [1 + 2j, float("nan"), torch.ones(3, requires_grad=True), pd.Series([0.5]), b"x", {"duplicate_prompts": None}]
@@ -250,7 +223,6 @@ ODD += [lambda: 1, lambda *_: None, lambda *_: 1 / 0, lambda *_, **__: "x", lamb
 SHUFFLED = mix([0.3, 0.8, 0.9, 0.6, 1.0, 1.0]).sample(frac=1, random_state=0)
 # Not the case of the notebook's own exercise, and what is printed then.
 OTHERS = [
-    (lambda: checks.check_confident_accuracy(0.5, [0.6, 0.4], 0.75), "no pair reaches the confidence 0.75"),
     (lambda: checks.check_resting_margin(-1.0, 0.8, 0.5), "label 0.8 is not below (1 + alpha) / 2 = 0.75"),
     (lambda: checks.check_implicit_mix(SHUFFLED, W2S, NAMES["labels"], HELPFUL), "correct: "),
     (lambda: checks.check_paired_interval(resampled(lambda a, b: a - b)), "correct: "),  # other draws
@@ -259,9 +231,9 @@ OTHERS = [
 ]
 
 
-def test_each_notebook_has_two_to_four_exercises_and_every_check_is_one():
+def test_each_notebook_has_at_least_three_exercises_and_every_check_is_one():
     found = pd.Series([exercise.notebook for exercise in EXERCISES.values()]).value_counts().to_dict()
-    assert found == {"01": 3, "02": 4, "03": 3, "04": 3, "05": 2, "06": 2, "07": 3}
+    assert found.keys() == NOTEBOOKS.keys() and min(found.values()) >= 3 and sum(found.values()) == len(WORDS) == 51
     assert {f"check_{name}" for name in EXERCISES} == {name for name in vars(checks) if name.startswith("check_")}
     assert {name for name, exercise in EXERCISES.items() if exercise.solution is None} == set(PENCIL)
 
@@ -292,10 +264,9 @@ def test_other_cases_than_those_of_the_notebooks(call, message):
 def test_every_message_of_every_check_is_provoked_above():
     lines = [answered(check, answer) for check, answer, _ in SLIPS] + [printed(call) for call, _ in OTHERS]
     lines += [printed(exercise.stub) for exercise in EXERCISES.values()] + list(map(solved, EXERCISES))
-    words = yaml.safe_load((PACKAGE / "course" / "exercises.yaml").read_text())
-    assert set(words) == set(EXERCISES)
-    messages = [text for exercise in words.values() for text in [*exercise["slips"].values(), *exercise.values()]]
+    assert set(WORDS) == set(EXERCISES)
+    messages = [text for exercise in WORDS.values() for text in [*exercise["slips"].values(), *exercise.values()]]
     parts = [max(re.split(r"{.*?}", text), key=len) for text in messages if isinstance(text, str) and " " in text]
-    whats = [exercise.get("what", "").partition("{")[0] for exercise in words.values()]
+    whats = [exercise.get("what", "").partition("{")[0] for exercise in WORDS.values()]
     assert len(parts) > 80
     assert [text for text in parts if not any(text in line for line in lines) and text not in whats] == []

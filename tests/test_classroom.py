@@ -168,4 +168,4 @@ def test_grades_that_cannot_be_are_one_line_and_status_2(tmp_path, capsys):
     assert cli.main(["grade", str(tmp_path), "--rerun", "--timeout", "0"]) == 2
     assert "--timeout 0.0: give seconds above 0" in capsys.readouterr().err
     assert cli.main(["grade", str(tmp_path), "--to", str(tmp_path / "grades.csv")]) == 0
-    assert (tmp_path / "grades.csv").read_text().startswith("student,implicit_mix,")
+    assert (tmp_path / "grades.csv").read_text().startswith("student,same_student,")

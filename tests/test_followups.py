@@ -20,6 +20,14 @@ def rows_of(make, table, by=("conflict",), threshold=0.75):
     return make(followups.count_errors(table, threshold), by, bootstrap=100).set_index("conflict")
 
 
+def test_the_risk_is_the_sum_of_its_parts_over_examples():
+    row = followups.risk_table(runs_of(RIGHTS)).set_index("conflict").loc["explicit"]
+    student, weak = np.where(np.array(RIGHTS["explicit"]) == 1, 0.9, 0.1), np.array(RIGHTS["weak"])
+    assert row["risk"] == pytest.approx(np.mean((student - weak) ** 2))
+    assert row["risk"] == pytest.approx(row["squared"] + row["variance"] + row["weak_variance"] - 2 * row["covariance"])
+    assert row["variance"] == pytest.approx(0.16) and row["blind"] == 3 / 6  # three right of six, each 0.4 from 0.5
+
+
 def test_blind_spots_by_hand():
     rows = rows_of(followups.blind_table, runs_of(RIGHTS))
     row = rows.loc["explicit"]
@@ -154,6 +162,9 @@ def test_sentences_on_blind_spots_shared_errors_and_variance():
         table = pd.DataFrame([row | ranged(less, 0.1, low, 0.2) | {"conflict": c} for c in ("none", "explicit")])
         (line,) = sentences_extensions.shared_errors(table)
         assert line.endswith(ending)
+    row = {"conflict": "explicit", "runs": 8, "variance": 0.9, "covariance": -0.2}
+    (line,) = sentences_extensions.dispersion(pd.DataFrame([row]))
+    assert "8 students: rank correlation" in line and "0.90" in line and "-0.20" in line
     row = {"conflict": "explicit", "predictor": "variance, conflict", "runs": 9, "seeds": 3}
     (line,) = sentences_extensions.variance(pd.DataFrame([row | {"auc": 0.4, "low": 0.3, "high": 0.45}]))
     assert "is smaller on these (AUC 0.40 [0.30, 0.45], 9 runs)." in line

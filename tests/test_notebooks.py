@@ -65,6 +65,7 @@ def test_a_study_is_five_notebooks_and_the_extensions_asked_for():
     assert planned(extensions=["controls"]) == [*planned(), "06_controls"]
     assert planned(extensions=["mitigations", "controls"]) == [*planned(), "06_controls", "07_mitigations"]
     every = ["06_controls", "07_mitigations", "08_chance", "09_known", "10_knowledge", "11_followups"]
+    every += ["12_preference", "13_turned_round", "14_remedies_by_hand"]
     assert planned(**StudyParams.check({"extensions": "all"}).given) == [*planned(), *every]
 
 
@@ -183,7 +184,7 @@ def test_a_notebook_that_fails_ends_the_study_with_its_name(tiny_study, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("method", OTHERS)
 def test_all_run_by_preference_optimization(method, tiny_models, tmp_path):
-    how = OTHERS[method] | {"extensions": ["mitigations"], "seeds": [3]}
+    how = OTHERS[method] | {"extensions": ["mitigations", "preference", "turned_round"], "seeds": [3]}
     params = small_params(tiny_models, tmp_path, method=method, **how)
     for path in headless.plan(how):
         run(path, params, {"__name__": "__main__"})

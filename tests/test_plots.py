@@ -57,8 +57,6 @@ SURFACE = SURFACE.eval("score = blind_tax / 20").eval("lift = blind_tax / even_t
 SIDES = [(d, side) for d in ("harmless", "helpful") for side in ("chosen", "rejected")]
 LENGTHS = [(d, side, 10 * k + 10 * (side == "rejected")) for d, side in SIDES for k in range(1, 5)]
 LENGTHS = frame("dimension response characters", LENGTHS)
-CHOICES = [("harmless", "goes along", 0.52, 52), ("harmless", "warns", 0.48, 48), ("helpful", "goes along", 1.0, 80)]
-CHOICES = frame("dimension choice share pairs", CHOICES)
 OFTEN = [(m, n, 0.5 + 0.05 * k * j) for j, m in enumerate(RIGHT) for k, n in enumerate((2, 8, 32))]
 OFTEN = frame("model mentions_bin accuracy", OFTEN, low=0.4, high=0.95, pairs=40)
 P = np.random.default_rng(1).random((2, 200))
@@ -75,18 +73,22 @@ MEASURES = [f"{measure}_{model}" for measure in ("share", "correlation") for mod
 FOLLOWED = reach(pd.DataFrame({"conflict": CONFLICTS, "pairs": 160, **dict.fromkeys(MEASURES, 0.2)}), *MEASURES)
 FOLLOWED = (FOLLOWED, FOLLOWED)
 
+DIFFERENCES = [
+    (way, c, m, 0.1 * k) for k, way in enumerate("xyz") for c in CONFLICTS[1:] for m in ("accuracy", "score")
+]
+DIFFERENCES = frame("label conflict measure estimate", DIFFERENCES).eval("low = estimate - 0.1\nhigh = estimate + 0.1")
+
 FIGURES = {  # each figure and its input
     plots.plot_accuracy: (ACCURACIES,),
-    plots.plot_areas: P,
+    plots.plot_areas: (*P, P[0] > 0.2, P[1] > 0.5),
     plots.plot_area_shares: (SHARES,),
     plots.plot_tax_by_area: (AREA_TABLE,),
     plots.plot_score_heatmap: (SCORES, "explicit"),
     plots.plot_surface: (SURFACE,),
     plots.plot_score_by_gap: (SCORES,),
-    plots.plot_mitigation: (SCORES,),
+    plots.plot_differences: (DIFFERENCES, {"accuracy": "accuracy", "score": "Score"}, 200),
     plots_training.plot_mentions: (SUBSTANCES,),
     plots_training.plot_lengths: (LENGTHS,),
-    plots_training.plot_choices: (CHOICES,),
     plots_training.plot_loss: (LOG,),
     plots_training.plot_labels: (PREDICTIONS,),
     plots_training.plot_margin_curves: (CURVES,),
@@ -95,7 +97,7 @@ FIGURES = {  # each figure and its input
     plots_extensions.plot_knowledge: (CROSS, LIFTS, pd.concat([LIFTS, LIFTS.assign(lift=np.nan)])),  # one without tax
     plots_extensions.plot_followups: ({"paper": FOLLOWED, "calibrated": FOLLOWED}, FOLLOWED),
 }
-NAMED_ROWS = ("accuracy", "area_shares", "lengths", "choices", "mitigation", "followups")  # and so no label of y
+NAMED_ROWS = ("accuracy", "area_shares", "lengths", "differences", "followups")  # and so no label of y
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.__name__[5:])
@@ -134,15 +136,22 @@ def test_accuracy_shows_each_pair_each_conflict_chance_and_the_seed_where_there_
     lines = {bars.get_label(): bars[0].get_xydata().round(2).tolist() for bars in ax.containers}
     assert lines["weak model"] == [[0.6, -0.27], [0.6, 0.73], [0.7, 1.73]]
     assert lines["strong ceiling"] == [[0.7, -0.27], [0.85, 0.73], [0.85, 1.73]]
+    (gaps,) = [part for part in ax.collections if len(part.get_segments()) == 3 and part.get_linewidth()[0] == 3]
+    assert [part[:, 0].round(2).tolist() for part in gaps.get_segments()] == [[0.6, 0.7], [0.6, 0.85], [0.7, 0.85]]
     assert lines["student, no conflict"] == [[0.65, -0.09], [0.65, 0.91], [0.65, 1.91]]
 
 
-def test_areas_count_their_pairs_mark_the_tax_and_show_all_of_p_by_gold():
-    shown = texts(plots.plot_areas([0.9, 0.9, 0.6, 0.9], [0.9, 0.6, 0.6, 0.55], tax=[False, True, False, False]))
-    assert "S-known\nW-unknown\n2 pairs" in shown and "S-unknown\nW-known\n0 pairs" in shown
-    assert "conflict tax (1 pairs)" in shown
-    ax = plots.plot_areas([0.1, 0.9], [0.2, 0.8], known_by="gold")
-    assert ax.get_xlim()[0] < 0.0 and "P of the preferred response" in ax.get_xlabel()
+def test_areas_put_pairs_at_risk_into_squares_with_the_part_that_is_lost():
+    ceiling, weak = [0.92, 0.93, 0.61, 0.92, 0.92], [0.93, 0.58, 0.61, 0.57, 0.57]
+    ax = plots.plot_areas(ceiling, weak, [1, 1, 1, 1, 0], tax=[False, True, False, False, True])
+    (squares,) = ax.collections
+    found = {tuple(at.round(3)): lost for at, lost in zip(squares.get_offsets(), squares.get_array())}
+    assert found == {(0.575, 0.925): 0.5, (0.625, 0.625): 0, (0.925, 0.925): 0}  # the fifth was not at risk
+    assert "n = 4 pairs at risk" in ax.get_xlabel() and "tax: 1 pairs" in ax.figure.axes[-1].get_ylabel()
+    assert {"W-known", "W-unknown", "S-known", "S-unknown"} == set(ticks(ax.texts))
+    assert not [text for text in ax.texts if max(text.get_position()) < 1]  # no label lies on the squares
+    ax = plots.plot_areas([0.1, 0.9], [0.2, 0.8], [True, True], [False, True], known_by="gold")
+    assert ax.get_xlim()[0] == 0.0 and "P of the preferred response" in ax.get_xlabel()
 
 
 def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
@@ -152,11 +161,6 @@ def test_stacked_shares_fill_each_bar_in_the_order_of_the_table():
     assert [round(bar.get_x(), 9) for bar in ax.containers[3]] == [0.27, 0.7]
     assert legend_of(ax) == list(AREAS) and ticks(ax.get_yticklabels()) == ["paper", "own"]
     assert ax.yaxis_inverted() and ticks(ax.texts) == ["", "0.30", "0.20", "0.40", "", "", "0.73", "0.30"]
-    ax = plots_training.plot_choices(CHOICES)
-    assert [[bar.get_width() for bar in container] for container in ax.containers] == [[0.52, 1.0], [0.48, 0.0]]
-    assert ax.containers[1][0].get_x() == 0.52
-    assert legend_of(ax) == ["goes along", "warns"] and "helpful\nn = 80 pairs" in texts(ax)
-    assert ticks(ax.texts) == ["0.52", "1.00", "0.48", ""]  # no number in an empty part
 
 
 def test_tax_by_area_leaves_out_a_conflict_without_tax():
@@ -168,6 +172,8 @@ def test_tax_by_area_leaves_out_a_conflict_without_tax():
 def test_heatmap_hatches_cells_without_tax_leaves_absent_pairs_blank_and_takes_an_order():
     ax = plots.plot_score_heatmap(SCORES, "explicit")
     assert sorted(ticks(ax.texts)) == ["0.55\ntax 12", "0.55\ntax 12", "no tax"]
+    lifts = ax.collections[0].get_array().ravel()
+    assert lifts.compressed().tolist() == pytest.approx([plots.MAX_LIFT] * 2)  # 0.55 / 0.3, where the colours end
     assert [patch.get_hatch() for patch in ax.patches].count("///") == 1
     assert ticks(ax.get_xticklabels()) == ["m-16", "m-32"]
     assert set(ticks(plots.plot_score_heatmap(SCORES, "none").texts)) == {"no tax"}
@@ -207,12 +213,15 @@ def test_surfaces_hatch_small_areas_write_scores_frame_the_threshold_and_share_o
     assert ticks(bar.get_yticklabels()) == ["0.67", "0.80", "1.00", "1.25", "1.50"]
 
 
-def test_mitigation_compares_direct_and_bootstrapped():
-    axes = plots.plot_mitigation(SCORES)
-    assert "student accuracy" in axes[0].get_xlabel() and "Deception Score" in axes[1].get_xlabel()
-    assert legend_of(axes[1]) == ["direct", "through m-16"]
-    assert ticks(axes[1].texts) == ["no tax"]  # the row without conflict
-    assert all(len(c[0].get_xdata()) == 3 for c in axes[0].containers)
+def test_differences_have_a_zero_line_and_the_colours_of_the_conflicts():
+    axes = plots.plot_differences(*FIGURES[plots.plot_differences])
+    for ax in axes:
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] == [0]
+        colours = [bars[0].get_color() for bars in ax.containers]
+        assert colours == [style.COLOURS["explicit"], style.COLOURS["implicit"]]
+        assert ax.containers[0][0].get_xdata().tolist() == [0, 0.1, 0.2]
+    assert "nothing to compare" in texts(plots.plot_differences(DIFFERENCES.head(0), {"score": "Score"}, 200)[0])
+    assert ticks(axes[0].get_yticklabels()) == ["x", "y", "z"] and "accuracy" in axes[0].get_xlabel()
 
 
 def test_mentions_fall_with_their_median_and_lengths_have_a_box_for_each_dimension_and_response():
@@ -262,6 +271,8 @@ def test_reliability_names_its_runs_and_needs_no_run_column_and_frequency_has_it
     shown = texts(plots_training.plot_reliability(PREDICTIONS))
     assert "run-a (n = 150)" in shown and "calibrated" in shown
     assert "this run (n = 300)" in texts(plots_training.plot_reliability(PREDICTIONS.drop(columns="run")))
+    few = pd.DataFrame({"probability": [0.93] * 20 + [0.63] * 19})
+    assert [len(bars[0].get_xdata()) for bars in plots_training.plot_reliability(few).containers] == [1]
     ax = plots_training.plot_frequency(OFTEN)
     assert ax.get_xscale() == "log" and "m-16 (n = 120)" in texts(ax)
     assert ticks(ax.get_xticklabels()) == ["2", "8", "32"]
@@ -283,7 +294,6 @@ def test_knowledge_shows_shares_that_add_up_and_each_way_and_followups_each_conf
 MESSAGES = {
     plots.plot_tax_by_area: (AREA_TABLE, "area_table: several values of weak; draw one"),
     plots.plot_surface: (SURFACE, "surface: several rows for one pair of thresholds"),
-    plots.plot_mitigation: (SCORES[SCORES["role"] == "student"], "scores: no bootstrapped student"),
 }
 
 

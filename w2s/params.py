@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from w2s.files import HOME, PACKAGE, located
 
 WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-60", "pocket-64"]
-Extension = Literal["controls", "mitigations", "chance", "known", "knowledge", "followups"]  # 06 to 11
+Training = Literal["controls", "mitigations", "preference", "turned_round"]  # notebooks 06, 07, 12, 13
+Extension = Literal[Training, "chance", "known", "knowledge", "followups", "remedies_by_hand"]  # 08 to 11, 14
 Conflict = Literal["none", "explicit", "implicit"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -148,7 +149,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ValueError("conflicts: add none, the student that the others are compared with")
         if self.data == "pocket" and self.data_dir:
             raise ValueError("data_dir: the pocket world needs no folder; leave data_dir out, or set data to hh or cai")
-        if self.frozen and (train := [name for name in self.extensions if name in get_args(Extension)[:2]]):
+        if self.frozen and (train := [name for name in self.extensions if name in get_args(Training)]):
             raise ValueError(f"extensions = {train}: their runs do not ship; leave them out, or frozen")
         for key in METHOD_HAS_NO[self.method]:
             if getattr(self, key) is not None:

@@ -75,21 +75,6 @@ def check_contradicting_share(answer: float | None, dangerous: Sequence[bool]) -
     return _compare("contradicting_share", answer, share, {"safe": 1 - share, "percent": 100 * share, "all": 1.0})
 
 
-def check_duplicates(answer: Mapping[str, int] | None, first: pd.DataFrame, second: pd.DataFrame) -> Answer:
-    """Notebook 01: are duplicate_prompts (of `first`) and shared_prompts (of both tables) counted as in the audit?"""
-    keys, prompts = ("duplicate_prompts", "shared_prompts"), first["prompt"]
-    if answer is not None and not (isinstance(answer, Mapping) and set(keys) <= set(answer)):
-        return _first("duplicates", answer, lambda: ["keys"])
-    given = None if answer is None else [answer[key] for key in keys]
-    expected, slips = [len(prompts) - prompts.nunique(), len(set(prompts) & set(second["prompt"]))], {}
-    every_row, shared_rows = prompts.duplicated(keep=False).sum(), second["prompt"].isin(prompts).sum()
-    if given and every_row != expected[0]:
-        slips["every row"] = [every_row, given[1]]
-    if given and shared_rows != expected[1]:
-        slips["shared rows"] = [given[0], shared_rows]
-    return _compare("duplicates", given, expected, slips)
-
-
 def check_last_token(answer: Callable[[np.ndarray, np.ndarray], Any]) -> Answer:
     """Notebook 02: does `answer(input_ids, attention_mask)` give each row's last real position, (n,)?
 
@@ -107,18 +92,6 @@ def check_reward_gradient(answer: Callable[[np.ndarray, np.ndarray], Any]) -> An
     p = special.expit(margin)
     slips = {"sign": target - p, "rounded": p - (target > 0.5), "gold": p - 1, "factor": (p - target) * p * (1 - p)}
     return _compare("reward_gradient", answer(margin, target), p - target, slips)
-
-
-def check_confident_accuracy(answer: float | None, probability: Sequence[float], threshold: float) -> Answer:
-    """Notebook 02: is `answer` the accuracy among the pairs whose confidence, by P (n,), reaches the threshold?"""
-    p = np.asarray(probability, dtype=float)
-    sure, hits = deception.confidence(p) >= threshold, deception.right(p)
-    if answer is not None and not sure.any():
-        return Answer(
-            "confident_accuracy", False, exercises()["confident_accuracy"]["undefined"].format(threshold=threshold)
-        )
-    slips = {"all pairs": hits.mean(), "of all": (hits & sure).mean(), "share": sure.mean(), "right alone": 1.0}
-    return _compare("confident_accuracy", answer, intervals.ratio((hits & sure).sum(), sure.sum()), slips)
 
 
 def check_simpo_loss(answer: Callable[..., Any]) -> Answer:
@@ -202,14 +175,6 @@ def check_null_score(answer: Callable[..., Any]) -> Answer:
     )
 
 
-def check_known_by_gold(answer: float | None, reference, conflicted, ceiling, weak, threshold: float) -> Answer:
-    """Notebook 04: is `answer` the Deception Score of these arrays (n,) when a pair is known by P >= threshold?"""
-    arrays = (reference, conflicted, ceiling, weak, threshold)
-    slips = {"by confidence": deception.deception_score(*arrays)}
-    slips["even tax"] = deception.null_score(reference, ceiling, weak, threshold, "gold")
-    return _compare("known_by_gold", answer, deception.deception_score(*arrays, known_by="gold"), slips)
-
-
 def check_chain_splits(answer: Sequence[str] | None) -> Answer:
     """Notebook 05: is `answer` the training split of weak, first, second intermediate and strong, in this order?"""
     splits = list(answer) if isinstance(answer, list | tuple) else [answer]
@@ -242,12 +207,6 @@ def check_paired_interval(answer: Callable[[np.ndarray, np.ndarray], Any]) -> An
     return _compare("paired_interval", answer(first, second), expected, slips, atol=0.01)
 
 
-def check_control(answer: str | None) -> Answer:
-    """Notebook 06: which labels take the noise of the weak labels away and keep everything else?"""
-    known = ("weak", "own", "shuffled", "random")
-    return _first("control", answer, lambda: [] if answer == "gold" else [answer if answer in known else "other"])
-
-
 def check_misplaced_tax(answer: float | None, controls: pd.DataFrame, conflict: str) -> Answer:
     """Notebook 06: is `answer` the tax share with weak labels less that with shuffled ones, in the first seed?"""
     rows = controls[(controls["conflict"] == conflict) & (controls["seed"] == controls["seed"].iloc[0])]
@@ -272,10 +231,23 @@ def check_reverse_gradient(answer: Callable[..., Any]) -> Answer:
     return _compare("reverse_gradient", answer(margin, label), -p * (1 - p) * odds, slips)
 
 
-def check_holm(answer: int | None) -> Answer:
-    """Notebook 07: how many of 0.004, 0.012, 0.018, 0.03 and 0.2 are left at the level 0.05 by Holm's adjustment?"""
-    return _compare("holm", answer, 2, {"unadjusted": 4, "bonferroni": 1, "third": 3})
+def _fixed(name: str) -> Callable[[Any], Answer]:
+    """The check of an exercise whose right answer, and the wrong ones as its slips, stand in exercises.yaml."""
+    words = exercises()[name]
+
+    def check(answer) -> Answer:
+        if not isinstance(words["answer"], str):
+            slips = {wrong: wrong for wrong in words["slips"]}
+            return _compare(name, answer, words["answer"], slips, words.get("within", 5e-3))
+        given = answer.strip().lower() if isinstance(answer, str) else "other"
+        slip = given if given in words["slips"] else "other"
+        return _first(name, answer, lambda: [] if given == words["answer"] else [slip])
+
+    check.__name__ = f"check_{name}"
+    return check
 
 
+for _name in [name for name, words in exercises().items() if "answer" in words]:
+    globals()[f"check_{_name}"] = _fixed(_name)
 for _name in [name for name in globals() if name.startswith("check_")]:
     globals()[_name] = kept(globals()[_name])

@@ -37,6 +37,9 @@ QUESTIONS = {
     "09": "What counts as known?",
     "10": "What did the language models know?",
     "11": "Do follow-up measures agree?",
+    "12": "What changes with DPO and SimPO?",
+    "13": "When does a student turn round?",
+    "14": "How does each remedy work?",
 }
 TABLES = ["01_audit", "05_shorter", *(f"{n}_{t}" for n in ("04", "05") for t in ("accuracy", "scores", "findings"))]
 

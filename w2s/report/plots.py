@@ -12,13 +12,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
 from w2s.analysis.pooled import THRESHOLDS
-from w2s.deception import AREAS, areas, confidence
+from w2s.deception import AREAS, confidence
 from w2s.report import style
-from w2s.report.style import COLOURS, DOTTED, GREY, PALETTE, SMALL, conflict_name, count, finish, points
+from w2s.report.style import COLOURS, DOTTED, GREY, SMALL, conflict_name, count, finish, points
 
+BINS = 10  # of a probability, across and up
 MIN_EVEN = 5  # expected tax pairs below which the lift of a cell is noise
 MAX_LIFT = 1.5  # where the colours of a lift end
-LIFT = {"cmap": "PuOr_r", "norm": LogNorm(1 / MAX_LIFT, MAX_LIFT)}
+LIFT = {"cmap": "RdGy_r", "norm": LogNorm(1 / MAX_LIFT, MAX_LIFT)}
 PATH = ["weak", "strong", "role", "teacher", "via", "seed"]
 ON_LINES = [name.replace("/", "\n") for name in AREAS]
 
@@ -33,37 +34,44 @@ def plot_accuracy(accuracies: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if len(rows):
             named = {"fmt": "o", "color": colour, "label": conflict_name(conflict, "student, ")}
             points(ax, rows["row"] + 0.18 * k - 0.09, rows, "accuracy", across=True, **named)
+    ends = []
     for part, label, marker in (("teacher", "weak model", "<"), ("model", "strong ceiling", ">")):
         rows = pairs.merge(gold.drop(columns="teacher").rename(columns={"model": part}), on=[part, "seed"])
+        ends.append(rows.set_index("row")["accuracy"])
         points(ax, rows["row"] - 0.27, rows, "accuracy", across=True, fmt=marker, color=GREY, label=label)
+    ax.hlines(ends[0].index - 0.27, *ends, color=GREY, alpha=0.5, linewidth=3)  # the gap to recover
     ax.axvline(0.5, label="chance", **DOTTED)
     style.name_rows(ax, pairs["label"])
     return finish(ax, f"accuracy (share of test pairs, n = {count(accuracies['pairs'])}; 95% interval)", "", 3)
 
 
-def plot_areas(ceiling, weak, threshold=0.75, known_by="confidence", tax=None, ax: Axes | None = None) -> Axes:
-    """Each pair by the weak model's and the ceiling's P, (n,), with the four areas and their counts.
+def plot_areas(ceiling, weak, at_risk, tax, threshold=0.75, known_by="confidence", ax: Axes | None = None) -> Axes:
+    """Pairs at risk by both models' P, all (n,), in bins: a square's size is their number, its colour the part lost.
 
-    The axes show max(P, 1-P), or P itself when known by gold. `tax` (bool (n,)) marks tax pairs.
+    The axes show max(P, 1-P), or P itself when known by gold. The four areas are named beside the axes.
     """
-    ax = ax or style.new_axes(5.6, 5.2)
-    area, sure = areas(ceiling, weak, threshold, known_by), known_by == "confidence"
+    ax = ax or style.new_axes(5.6, 4.8)
+    sure, risk = known_by == "confidence", np.asarray(at_risk, dtype=bool)
     bottom, what = (0.5, "confidence max(P, 1-P)") if sure else (0.0, "P of the preferred response")
-    x, y = (confidence(p) if sure else np.asarray(p, dtype=float) for p in (weak, ceiling))
-    marked = np.zeros(len(x), dtype=bool) if tax is None else np.asarray(tax, dtype=bool)
-    taxed = {"color": PALETTE[3], "label": f"conflict tax ({marked.sum()} pairs)"}
-    for part, dots in ((~marked, {"color": PALETTE[0], "alpha": 0.35}), (marked, taxed)):
-        ax.scatter(x[part], y[part], s=9, linewidths=0, rasterized=True, **dots)  # vector dots make a slow SVG
+    place = [(confidence(p) if sure else np.asarray(p, dtype=float))[risk] for p in (weak, ceiling)]
+    width = (1 - bottom) / BINS
+    bins = [np.clip(((values - bottom) / width).astype(int), 0, BINS - 1) for values in place]
+    pairs = np.bincount(bins[0] * BINS + bins[1], minlength=BINS**2)
+    lost = np.bincount((bins[0] * BINS + bins[1])[np.asarray(tax, dtype=bool)[risk]], minlength=BINS**2)
+    held = np.flatnonzero(pairs)
+    across, up = (bottom + width * (part + 0.5) for part in np.divmod(held, BINS))
+    size = np.clip(480 * pairs[held] / max(pairs.max(), 1), 9, None)
+    colours = {"c": lost[held] / pairs[held], "cmap": "Greys", "vmin": 0, "vmax": 0.5, "edgecolors": "0.3", "zorder": 3}
+    squares = ax.scatter(across, up, s=size, marker="s", linewidths=0.7, **colours)
+    ax.figure.colorbar(squares, ax=ax, pad=0.1, extend="max", label=f"part lost (tax: {lost.sum()} pairs)")
+    ax.axvspan(bottom, threshold, (threshold - bottom) / (1 - bottom), color=style.AREA_COLOURS[1], alpha=0.25)
     for line in (ax.axvline, ax.axhline):
         line(threshold, color="black", linestyle="--", linewidth=1)
-    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
-    for name, text in zip(AREAS, ON_LINES):
-        strong_end, weak_end = ((1 if "-known" in part else bottom) for part in name.split("/"))
-        place = (weak_end + threshold) / 2, (strong_end + threshold) / 2
-        text += f"\n{(area == name).sum()} pairs"
-        ax.text(*place, text, ha="center", va="center", fontsize=SMALL, bbox=box)
-    ax.set(xlim=(bottom - 0.01, 1.01), ylim=(bottom - 0.01, 1.01))
-    return finish(ax, f"weak model: {what} (n = {len(x)} pairs)", f"strong ceiling: {what}", int(tax is not None))
+    for sides, at in (("unknown", (bottom + threshold) / 2), ("known", (1 + threshold) / 2)):
+        ax.text(at, 1.01, f"W-{sides}", ha="center", va="bottom", fontsize=SMALL)
+        ax.text(1.01, at, f"S-{sides}", ha="left", va="center", rotation=270, fontsize=SMALL)
+    ax.set(xlim=(bottom, 1), ylim=(bottom, 1))
+    return finish(ax, f"weak model: {what} (n = {risk.sum()} pairs at risk)", f"strong ceiling: {what}")
 
 
 def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -74,7 +82,7 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = ax or style.new_axes(6.4, 3.8)
     taxed = area_table.groupby("conflict")["tax"].sum()
     conflicts = [c for c in COLOURS if taxed.get(c, 0) > 0]
-    ax.axvspan(0.5, 1.5, color=PALETTE[8], alpha=0.25, linewidth=0, label="strong sees, weak is blind")
+    ax.axvspan(0.5, 1.5, color=style.AREA_COLOURS[1], alpha=0.25, linewidth=0, label="strong sees, weak is blind")
     for k, conflict in enumerate(conflicts):
         rows = area_table[area_table["conflict"] == conflict].set_index("area").loc[list(AREAS)]
         bars = {"color": COLOURS[conflict], "edgecolor": "black", "linewidth": 0.5, "yerr": style.spread(rows, "rate")}
@@ -92,15 +100,15 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_area_shares(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Shares of the areas, one bar a confidence. Columns: confidence, pairs (of one run), each of AREAS (0 to 1)."""
     ax = ax or style.new_axes(6.8, 1.2 + 0.6 * len(table))
-    style.stack(ax, table.set_index("confidence")[list(AREAS)], [PALETTE[k] for k in (2, 8, 4, 7)], 0.06)
+    style.stack(ax, table.set_index("confidence")[list(AREAS)], style.AREA_COLOURS, 0.06)
     ax.invert_yaxis()
     return finish(ax, f"share of the test pairs (n = {count(table['pairs'])}; mean over weak and strong models)", "", 2)
 
 
 def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = None, order=None) -> Axes:
-    """Deception Score of each weak x strong pair under a conflict, with tax counts; grey and hatched without tax.
+    """Lift (colour), Score and tax (numbers) of each weak and strong model under a conflict; hatched without tax.
 
-    Students alone, mean over seeds (tax: sum). `order` names the models by size; else they are sorted by accuracy.
+    Students alone, means over seeds (tax: sum). `order` names the models by size; else they are sorted by accuracy.
     """
     rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
     if order is None:
@@ -109,13 +117,14 @@ def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = No
         order = order.sort_values(kind="stable").index
     weak, strong = ([m for m in order if m in set(rows[part])] for part in ("weak", "strong"))
     rows = rows.assign(turned=rows["turned"].astype(bool) if "turned" in rows else False)
-    cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "tax": "sum", "turned": "max"}).unstack()
-    score, tax = (cells[measure].reindex(index=weak, columns=strong) for measure in ("score", "tax"))
+    cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "null": "mean", "tax": "sum", "turned": "max"})
+    cells = cells.unstack()
+    score, null, tax = (cells[measure].reindex(index=weak, columns=strong) for measure in ("score", "null", "tax"))
     ax = ax or style.new_axes(2.4 + 1.0 * len(strong), 1.6 + 0.75 * len(weak))
     texts = score.map("{:.2f}".format) + tax.map("\ntax {:.0f}".format)
     texts += cells["turned"].reindex_like(score).eq(True).replace({True: "\nturned round", False: ""})
-    colours = {"vmin": 0, "vmax": 1, "cmap": "viridis", "cbar": True, "cbar_kws": {"label": "Deception Score"}}
-    style.heat(ax, score, score.isna() & tax.notna(), "no tax", annot=texts, **colours)
+    lift = (score / null).clip(1 / MAX_LIFT, MAX_LIFT)
+    style.heat(ax, lift, score.isna() & tax.notna(), "no tax", annot=texts, **LIFT)
     ax.tick_params("x", rotation=20)
     title = f"{conflict_name(conflict)} (n = {count(rows['pairs'])} test pairs)"
     return finish(ax, "strong model", "weak model", title=title)
@@ -183,30 +192,30 @@ def lift_bar(axes: Sequence[Axes]) -> None:
     """The colour bar that all surfaces of a figure share."""
     axes, ticks = list(np.ravel(axes)), [1 / MAX_LIFT, 0.8, 1, 1.25, MAX_LIFT]
     place = {"ax": axes, "extend": "both", "shrink": 0.8, "pad": 0.02}
-    words = {"ticks": ticks, "format": "{x:.2f}", "label": "lift: Score / even tax (numbers: Score)"}
+    words = {"ticks": ticks, "format": "{x:.2f}", "label": "lift: Score / even share (numbers: Score)"}
     axes[0].figure.colorbar(ScalarMappable(**LIFT), **place, **words).minorticks_off()
 
 
-def plot_mitigation(scores: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Accuracy and Score (two Axes) of direct and bootstrapped students; ValueError where none is bootstrapped."""
-    chains = scores[scores["role"] == "bootstrapped"]
-    if chains.empty:
-        raise ValueError("scores: no bootstrapped student; name intermediate_models between weak and strong")
-    settings = _settings(chains, ["weak", "strong", "conflict", "seed"])
-    axes = np.array(style.new_axes(7.5, 1.5 + 0.6 * len(settings), 2) if axes is None else axes)
-    compared = scores.merge(settings)
-    way = np.where(compared["via"] == "", "direct", "through " + compared["teacher"])
-    n_ways = len(set(way))
-    for ax, (measure, name) in zip(axes, {"student_accuracy": "student accuracy", "score": "Deception Score"}.items()):
-        for k, (label, rows) in enumerate(compared.groupby(way, sort=False)):  # score_table lists direct students first
-            at = rows["row"] + 0.5 * ((k + 0.5) / n_ways - 0.5)
-            points(ax, at, rows, measure, across=True, linestyle="none", label=label, **style.look(k))
-        style.name_rows(ax, settings["label"] + "\n" + settings["conflict"].map(conflict_name))
-        finish(ax, f"{name} (95% interval,\nn = {count(scores['pairs'])} test pairs)", "", 2 * (ax is axes[1]))
-    taxed = compared.groupby("row")["tax"].sum()
-    for y in taxed.index[taxed == 0]:
-        axes[1].text(0.5, y, "no tax", transform=axes[1].get_yaxis_transform(), ha="center", fontsize=SMALL)
-    axes[1].set_yticklabels([])
+def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) -> np.ndarray:
+    """Differences with their intervals and a zero line, one Axes a measure (its name, and in words), colours conflicts.
+
+    Columns: label (a row of the figure), conflict, measure, estimate, low, high; over so many `pairs`.
+    """
+    labels, conflicts = list(table["label"].unique()), [c for c in COLOURS if c in set(table["conflict"])]
+    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * len(labels), len(measures)))
+    for ax, (measure, name) in zip(axes, measures.items(), strict=True):
+        for k, conflict in enumerate(conflicts):
+            rows = table[(table["measure"] == measure) & (table["conflict"] == conflict)]
+            at = rows["label"].map(labels.index) + 0.2 * (k - (len(conflicts) - 1) / 2)
+            named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
+            points(ax, at, rows, "estimate", across=True, **named)
+        ax.axvline(0, **DOTTED)
+        if table.empty:
+            ax.text(0.5, 0.5, "nothing to compare", transform=ax.transAxes, ha="center")
+        style.name_rows(ax, labels)
+        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", len(conflicts) * (ax is axes[0])).tick_params(
+            labelleft=ax is axes[0]
+        )
     return axes
 
 

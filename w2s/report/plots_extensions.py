@@ -13,7 +13,7 @@ from w2s.analysis.scoring import MIN_TAX
 from w2s.deception import AREAS
 from w2s.report import style
 from w2s.report.plots import ON_LINES
-from w2s.report.style import COLOURS, DOTTED, GREY, MARKERS, PALETTE, conflict_name, finish, new_axes, points
+from w2s.report.style import COLOURS, DOTTED, GREY, MARKERS, conflict_name, finish, new_axes, points
 
 WAYS = {"confidence": "confidence", "knowledge": "judged rightly", "sure_knowledge": "rightly, surely"}
 
@@ -45,7 +45,7 @@ def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
 
 
 def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds are the null.
+    """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds: even share.
 
     A Score over fewer than MIN_TAX tax pairs is hollow: its interval is not to be believed.
     """
@@ -62,7 +62,7 @@ def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
         ax.set_xticks(range(len(kinds)), kinds)
         ax.set_ylim(bottom=-0.03)
     finish(axes[0], "labels", f"conflict tax (share of {controls['pairs'].iloc[0]} test pairs)", 2)
-    finish(axes[1], "labels", f"Deception Score\n(diamond: null; hollow: under {MIN_TAX} tax pairs)")
+    finish(axes[1], "labels", f"Deception Score\n(diamond: even share; hollow: under {MIN_TAX} tax pairs)")
     return axes
 
 
@@ -80,7 +80,7 @@ def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None
         for k, (labels, rows) in enumerate(table.groupby("labels", sort=False)):
             points(ax, rows[column], rows, "student_accuracy", label=f"{labels} labels", **style.look(k))
             low, high = (rows[f"student_accuracy_seed_{end}"] for end in ("min", "max"))
-            ax.fill_between(rows[column], low, high, color=PALETTE[k], alpha=0.15, linewidth=0)
+            ax.fill_between(rows[column], low, high, color=style.look(k)["color"], alpha=0.15, linewidth=0)
         ax.axhline(0.5, label="chance", **DOTTED)
         ax.set_ylim(-0.02, 1.02)
         first = ax is axes[0]
@@ -101,9 +101,10 @@ def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     for ax, conflict in zip(axes, conflicts, strict=True):
         rows = shown[shown["conflict"] == conflict].set_index("remedy")
         for k, name in enumerate(names):
-            row, colour, gold = rows.loc[[name]], PALETTE[k % len(PALETTE)], bool(rows.loc[name, "uses_gold"])
+            row, look, gold = rows.loc[[name]], style.look(k), bool(rows.loc[name, "uses_gold"])
+            colour = look["color"]
             mark = {"mfc": "white" if gold else colour, "mec": colour if gold else "white", "markersize": 7}
-            mark |= {"fmt": MARKERS[(k + k // len(PALETTE)) % len(MARKERS)], "label": name + " (gold)" * gold}
+            mark |= {"fmt": look["marker"], "label": name + " (gold)" * gold}
             bars = {"xerr": style.spread(row, "student_accuracy"), "color": colour, "elinewidth": 1}
             points(ax, row["student_accuracy"], row, "conflicting", zorder=2 + k / 100, **mark, **bars)
         nothing = rows.loc[names[0]]
@@ -127,12 +128,12 @@ def plot_knowledge(cross: pd.DataFrame, conflicts: pd.DataFrame, settings: pd.Da
     grid = cross.pivot_table(index="by_confidence", columns="by_knowledge", values="pairs", aggfunc="sum")
     grid = grid.loc[list(AREAS), list(knowledge.AREAS)].set_axis(ON_LINES) / grid.to_numpy().sum()
     columns = [name.replace("/", "\n") for name in knowledge.AREAS]
-    style.heat(left, grid, annot=True, fmt=".1%", cmap="Blues", vmin=0, xticklabels=columns)
+    style.heat(left, grid, annot=True, fmt=".1%", cmap="Greys", vmin=0, xticklabels=columns)
     title = f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)"
     finish(left, "area by knowledge", "area by confidence", title=title)
     _strips(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
     right.axvline(1, **DOTTED)
-    finish(right, "lift: Score / even tax (dots: settings; 95% interval)", "known by", conflicts["conflict"].nunique())
+    finish(right, "lift: Score / even share (dots: models)", "known by", conflicts["conflict"].nunique())
     return axes
 
 
@@ -146,7 +147,7 @@ def plot_followups(blind: dict[str, tuple], shared: tuple[pd.DataFrame, pd.DataF
     axes = new_axes(4.2 * len(drawn), 3.2, columns=len(drawn), gap=0.12)
     for ax, (title, measure, what, tables) in zip(axes, drawn, strict=True):
         _strips(ax, *(_by_model(table) for table in tables), "model", measure)
-        xlabel = f"{what}\n(n = {tables[0]['pairs'].max()} pairs; 95% interval;\ndots: settings)"
+        xlabel = f"{what}\n(n = {tables[0]['pairs'].max()} pairs; 95% interval;\ndots: one weak and strong model)"
         finish(ax, xlabel, "", title=title)
         ax.axvline(0, **DOTTED)
     for ax in axes[1:]:

@@ -10,14 +10,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from w2s.analysis.scoring import calibration_bins
-from w2s.report.style import COLOURS, DOTTED, GREY, PALETTE, conflict_name, finish, look, new_axes, points, stack
+from w2s.report.style import COLOURS, DOTTED, GREY, OTHERS, conflict_name, finish, look, new_axes, points
+
+MIN_BIN = 20  # pairs, below which the accuracy of a bin is luck
 
 
 def plot_mentions(substances: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Mentions of each substance against its rank by frequency, both axes log. Column: mentions."""
     ax = ax or new_axes(6.0, 3.6)
     mentions = np.sort(substances["mentions"].to_numpy())[::-1]
-    ax.loglog(np.arange(1, len(mentions) + 1), mentions, drawstyle="steps-mid", color=PALETTE[0])
+    ax.loglog(np.arange(1, len(mentions) + 1), mentions, drawstyle="steps-mid", color=OTHERS[0])
     median = np.median(mentions)
     ax.axhline(median, color=GREY, linestyle="--", linewidth=1, label=f"median: {median:g} mentions")
     return finish(ax, f"rank by frequency (n = {len(mentions)} substances)", "mentions in the corpus (dialogues)", 1)
@@ -28,20 +30,10 @@ def plot_lengths(lengths: pd.DataFrame, ax: Axes | None = None) -> Axes:
     pairs = lengths.groupby("dimension", sort=False).size() // 2
     ax = ax or new_axes(6.4, 1.2 + 0.8 * len(pairs))
     box = {"whis": (5, 95), "showfliers": False, "width": 0.6, "linewidth": 1, "linecolor": "black"}
-    colours = {"hue": "response", "palette": dict(zip(("chosen", "rejected"), PALETTE))}
+    colours = {"hue": "response", "palette": dict(zip(("chosen", "rejected"), OTHERS))}
     sns.boxplot(lengths, x="characters", y="dimension", ax=ax, **colours, **box)
     ax.set_yticks(range(len(pairs)), [f"{name}\nn = {n} pairs" for name, n in pairs.items()])
     return finish(ax, "length of the response (characters; box: quartiles, whiskers: 5% to 95%)", "", 2)
-
-
-def plot_choices(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What the preferred response does, as stacked shares. Columns: dimension, choice, share (0 to 1), pairs."""
-    n = table.groupby("dimension")["pairs"].transform("sum").astype(str)
-    table = table.assign(dimension=table["dimension"] + "\nn = " + n + " pairs")
-    shares = table.pivot(index="dimension", columns="choice", values="share").fillna(0.0)[table["choice"].unique()]
-    ax = ax or new_axes(6.4, 1.0 + 0.6 * len(shares))
-    stack(ax, shares, PALETTE[: shares.shape[1]], 0.05)
-    return finish(ax, "share of the pairs of the dimension", "", 1)
 
 
 def plot_loss(log, ax: Axes | None = None, level: float = np.log(2), meaning="log 2: margin 0 for every pair"):
@@ -59,7 +51,7 @@ def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | N
     ax = ax or new_axes(6.4, 3.8)
     for k, (run, rows) in enumerate(predictions.groupby("run", sort=False)):
         shares, edges = np.histogram(rows["probability"], bins=20, range=(0, 1))
-        colour = PALETTE[k % len(PALETTE)]
+        colour = OTHERS[k % len(OTHERS)]
         ax.stairs(shares / len(rows), edges, color=colour, linewidth=1.5, label=f"{run} (n = {len(rows)})")
     for line, style in ((1 - threshold, "--"), (threshold, "--"), (0.5, ":")):
         ax.axvline(line, color="black", linestyle=style, linewidth=1)
@@ -83,13 +75,14 @@ def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, 
 
 
 def plot_reliability(predictions: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence in ten bins, one line a run of the predictions table, with Wilson intervals."""
+    """Accuracy against confidence in bins of MIN_BIN pairs or more, one line a run, with Wilson intervals."""
     ax = ax or new_axes(5.6, 4.6)
     ax.plot([0.5, 1], [0.5, 1], label="calibrated", **DOTTED)
     runs = predictions["run"] if "run" in predictions else pd.Series("this run", index=predictions.index)
     for k, (run, rows) in enumerate(predictions.groupby(runs, sort=False)):
-        bins = calibration_bins(rows["probability"])
+        bins = calibration_bins(rows["probability"]).query("pairs >= @MIN_BIN")
         points(ax, bins["confidence"], bins, "accuracy", label=f"{run} (n = {len(rows)})", **look(k))
+    ax.set_ylim(-0.03, 1.03)
     return finish(ax, "confidence max(P, 1-P), mean of the bin", "accuracy (share of the bin; 95% interval)", 2)
 
 
@@ -101,6 +94,7 @@ def plot_frequency(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.axhline(0.5, label="chance", **DOTTED)
     ax.set_xscale("log")
     ticks = np.unique(table["mentions_bin"])
+    ticks = ticks[np.diff(np.log(ticks), prepend=-1) > 0.3]  # of those that would overlap, the first
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     return finish(ax, "mentions of the substance in the corpus", "accuracy (share of pairs; 95% interval)", 3)

@@ -75,6 +75,11 @@ def shared_errors(table: pd.DataFrame) -> list[str]:
     return [words("shared_errors", rows["none"], each=each)]
 
 
+def dispersion(ranks: pd.DataFrame) -> list[str]:
+    """One sentence a conflict: how blind-spot errors rank with variance and covariance (rank correlations)."""
+    return [words("dispersion", row) for row in ranks.dropna().to_dict("records")]
+
+
 def variance(table: pd.DataFrame) -> list[str]:
     """One sentence a conflict from `followups.variance_table`: does variance over seeds tell what becomes tax?"""
     return [words("variance", row) for row in table[table["predictor"] == "variance, conflict"].to_dict("records")]

@@ -20,6 +20,8 @@ from w2s.intervals import ends
 
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(("none", "explicit", "implicit"), PALETTE))
+OTHERS = [PALETTE[4], PALETTE[9], "0.25", PALETTE[5], PALETTE[6]]  # of anything but a conflict
+AREA_COLOURS = ["0.9", PALETTE[8], "0.72", "0.55"]  # yellow: where the supervisor is blind
 MARKERS = "osD^v"
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compare with, such as chance
 NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations",
@@ -48,7 +50,8 @@ def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = ""
 
 def look(k: int, **more) -> dict:
     """Colour and marker of the k-th line of a figure."""
-    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)], **more}
+    marker = MARKERS[(k + k // len(OTHERS)) % len(MARKERS)]
+    return {"color": OTHERS[k % len(OTHERS)], "marker": marker, **more}
 
 
 def spread(rows: pd.DataFrame, measure: str) -> np.ndarray:
