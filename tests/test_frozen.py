@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from w2s.analysis import yardsticks
 from w2s.app import cli, headless
 from w2s.params import HOME, ParameterError, StudyParams
 from w2s.runs import cluster, execute, frozen
@@ -49,6 +50,47 @@ def test_a_run_trained_again_predicts_the_same(studies, method):
     assert again.groupby("split").size().to_dict() == {"test": 1280, "validation": 400}
     for quantity in frozen.KEPT[method]:
         np.testing.assert_allclose(again[quantity], again[f"{quantity}_shipped"], atol=0.02, err_msg=quantity)
+
+
+@pytest.fixture(scope="module")
+def predicted(studies):
+    frozen_too = {m: Study.open(study.params.model_copy(update={"frozen": True})) for m, study in studies.items()}
+    return {m: cluster.results(study, study.direct_runs() | study.known_answers()) for m, study in frozen_too.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FILES)
+def test_the_twin_contrast_sees_what_was_planted_and_nothing_where_nothing_happens(studies, predicted, method):
+    table, couple = predicted[method], studies[method].instrument[0]
+    answers = table["role"] == "control"
+    tried = yardsticks.with_answers(table[~answers], table[answers])
+    shown = yardsticks.twin_table(yardsticks.count_twins(tried, [couple]), ["conflict"], 1000).set_index("conflict")
+    error = (shown["contrast_high"] - shown["contrast_low"]) / (2 * 1.96)
+    assert shown.loc["planted 100%", "contrast"] > 5 * error["planted 100%"]
+    for nothing in ("other seed", "noise 20%"):
+        assert abs(shown.loc[nothing, "contrast"]) < 0.1 * shown.loc["planted 100%", "contrast"]
+
+
+@pytest.mark.slow
+def test_intervals_where_nothing_happens(predicted, studies):
+    """Students without conflict compared with those of other seeds: 36 studies of five seeds, 180 of one."""
+    seeds, rows = studies["reward"].params.seeds, []
+    for method, table in predicted.items():
+        gold = table[table["role"] == "gold"]
+        none = table[(table["role"] == "student") & (table["conflict"] == "none")]
+        for later in (2, 3, 4):
+            of_seed = {seed: seeds[k - later] for k, seed in enumerate(seeds)}
+            moved = none.assign(seed=none["seed"].map(of_seed), conflict="nothing", run=none["run"] + "-moved")
+            counts = yardsticks.count_twins(pd.concat([gold, none, moved]), studies[method].twins)
+            for by in (["weak", "strong"], ["weak", "strong", "seed"]):
+                shown = yardsticks.twin_table(counts, by, 1000)
+                shown["outside"] = (shown["contrast_low"] > 0) | (shown["contrast_high"] < 0)
+                rows.append(shown.assign(method=method, later=later))
+    outside = pd.concat(rows).groupby("seeds")["outside"].agg(["mean", "size"])
+    print(outside)
+    assert outside["size"].to_dict() == {1: 180, 5: 36}
+    assert outside.loc[5, "mean"] <= 0.07
+    assert 0.1 < outside.loc[1, "mean"] < 0.3  # why the report gives no verdict on one seed
 
 
 def test_a_frozen_study_trains_nothing_and_names_what_does_not_ship(tmp_path, monkeypatch):

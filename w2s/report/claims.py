@@ -14,6 +14,8 @@ from w2s.report.style import ranged, read_table
 
 CLAIMS = ("loss", "gap", "bootstrapping")
 WORDS = {"above": "supported", "below": "not supported", "neither": "unclear", "none": "no statement"}
+# By twins in one seed: where nothing happens, one interval in five leaves out 0, as it knows of no other training.
+ONCE = WORDS | {"above": "seen once", "below": "not seen"}
 MEASURES = ("score", "score_minus_null")  # the paper's, and what there is beyond an even tax
 COLUMNS = ["claim", "conflict", "paper", "beyond_even", "twins", "sentence"]
 
@@ -42,14 +44,14 @@ def claim_table(folder: Path) -> pd.DataFrame:
             measured = {name: of_claims[claim].get(name, {}) for name in MEASURES}
             verdicts = [_verdict(row if enough else {}) for row in measured.values()]
             twin = by_twins.get(claim, {})
-            verdicts.append(_verdict(_ends(twin, "estimate") if twin else {}))
+            verdicts.append(_verdict(_ends(twin, "estimate") if twin else {}, ONCE if twin.get("seeds") == 1 else WORDS))
             numbers = {name: ranged(row, "value") if row else words("no_number") for name, row in measured.items()}
             rows.append((claim, conflict, *verdicts, words(f"claim_of_{claim}", **numbers)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _verdict(row: dict) -> str:
-    return WORDS[verdict(row, "value") if row else "none"]
+def _verdict(row: dict, said=WORDS) -> str:
+    return said[verdict(row, "value") if row else "none"]
 
 
 def _of(table: pd.DataFrame, conflict: str) -> list[dict]:
