@@ -17,7 +17,7 @@ from w2s.study import Study
 
 plt.switch_backend("Agg")
 SMALL = {"n_gt": 48, "n_w2s": 48, "n_helpful": 32, "n_validation": 16, "n_test": 40}
-SMALL |= {"max_length": 128, "workers": 1, "bootstrap": 100}
+SMALL |= {"epochs": 1, "max_length": 128, "workers": 1, "bootstrap": 100}
 
 
 @pytest.fixture(scope="session")

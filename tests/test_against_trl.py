@@ -141,7 +141,7 @@ def test_rewards(name, tokenizer, tmp_path):
         for ours in (own(batch.input_ids, batch.attention_mask), alone):
             torch.testing.assert_close(ours, together, atol=1e-5, rtol=0)
     np.testing.assert_allclose(margin, (alone[: len(PAIRS)] - alone[len(PAIRS) :]).numpy(), atol=1e-5)
-    assert margin.std() > 0.1
+    assert margin.std() > 0.05  # 5,000 times what may differ
 
     args = RewardConfig(str(tmp_path), **QUIET)
     trainer = RewardTrainer(theirs, args, train_dataset=Dataset.from_dict(sides), processing_class=padded)

@@ -351,7 +351,7 @@ CANNOT_BE_HAD = {
     "org/foreign": "it wants trust_remote_code, which w2s never grants; choose a model that transformers knows",
     "org/bare": "it has no weights: neither model.safetensors nor pytorch_model.bin",
     "org/mute": "it has no tokenizer that can be used",
-    "org/odd": "638 tokens, its model only 9; they do not belong together",
+    "org/odd": "651 tokens, its model only 9; they do not belong together",
     "a//b": "Repo id must",
 }
 

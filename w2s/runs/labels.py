@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from w2s.data import training_pairs
-from w2s.deception import blind_spot
 from w2s.predict import with_probability
 from w2s.runs.store import load_predictions, split_table
 from w2s.spec import SPLITS, RunSpec
@@ -58,16 +57,19 @@ def mean_chance(spec: RunSpec, root: Path) -> pd.Series:
 def kept_ids(spec: RunSpec, root: Path) -> set[str]:
     """Pairs whose weak confidence reaches the threshold; "gold_oracle": of them those whose weak label is right."""
     table = _with_chance(spec.teacher, root, spec.split, spec.keep_by)
-    kept = np.maximum(table["probability"], 1 - table["probability"]) >= spec.keep_threshold
+    kept = _confident(table["probability"], spec.keep_threshold)
     return set(table["id"][kept & table["correct"] if spec.keep == "gold_oracle" else kept])
+
+
+def _confident(probability: pd.Series, threshold: float) -> pd.Series:
+    return np.maximum(probability, 1 - probability) >= threshold
 
 
 def planted_labels(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
     """Gold labels (n,), turned round on a share of the pairs that the ceiling knows and the teacher does not."""
-    chances = {}
-    for name, run in (("ceiling", spec.ceiling), ("weak", spec.teacher)):
-        chances[name] = _with_chance(run, root, spec.split, spec.keep_by).set_index("id").loc[ids, "probability"]
-    blind = blind_spot(chances["ceiling"], chances["weak"], spec.keep_threshold, "confidence")
+    tables = (_with_chance(run, root, spec.split, spec.keep_by).set_index("id") for run in (spec.ceiling, spec.teacher))
+    ceiling, weak = (_confident(table.loc[ids, "probability"], spec.keep_threshold) for table in tables)
+    blind = ceiling & ~weak
     drawn = np.random.default_rng([spec.seed, len(blind), 1]).random(len(blind)) < spec.relabel_share
     return np.where(blind & drawn, 0.0, 1.0)
 
