@@ -44,9 +44,8 @@ def claim_table(folder: Path) -> pd.DataFrame:
             measured = {name: of_claims[claim].get(name, {}) for name in MEASURES}
             verdicts = [_verdict(row if enough else {}) for row in measured.values()]
             twin = by_twins.get(claim, {})
-            verdicts.append(
-                _verdict(_ends(twin, "estimate") if twin else {}, ONCE if twin.get("seeds") == 1 else WORDS)
-            )
+            said = ONCE if twin.get("seeds") == 1 else WORDS
+            verdicts.append(_verdict(_ends(twin, "estimate") if twin else {}, said))
             numbers = {name: ranged(row, "value") if row else words("no_number") for name, row in measured.items()}
             rows.append((claim, conflict, *verdicts, words(f"claim_of_{claim}", **numbers)))
     return pd.DataFrame(rows, columns=COLUMNS)
