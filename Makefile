@@ -22,7 +22,7 @@ help:  ## this list (the default)
 study: .venv/.installed  ## run all five notebooks on STUDY, write outputs/<study>/report.html
 	.venv/bin/w2s run "$(STUDY)"
 
-test: .venv/.installed  ## run the tests (under 4 minutes)
+test: .venv/.installed  ## run the tests (about 6 minutes on 2 cores)
 	$(VENV_PYTHON) -m pytest -m "not slow"
 
 test-slow: .venv/.installed  ## run what is slow by nature: whole studies, coverage of intervals, every architecture

@@ -20,7 +20,7 @@ from w2s.world import World
 
 disable_progress_bars()
 pytestmark, tokenizer = pytest.mark.usefixtures("one_thread"), tiny.tokenizer
-PAIRS, SIDES = World().pairs("gt", 6).assign(label=1.0), ("chosen", "rejected")
+PAIRS, SIDES = World().pairs("gt", 16).assign(label=1.0), ("chosen", "rejected")
 TEXTS, EVERY = Dataset.from_pandas(PAIRS[["prompt", *SIDES]]), np.arange(len(PAIRS))
 QUIET = {"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "gradient_checkpointing": False}
 QUIET |= dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], len(PAIRS))
@@ -141,7 +141,7 @@ def test_rewards(name, tokenizer, tmp_path):
         for ours in (own(batch.input_ids, batch.attention_mask), alone):
             torch.testing.assert_close(ours, together, atol=1e-5, rtol=0)
     np.testing.assert_allclose(margin, (alone[: len(PAIRS)] - alone[len(PAIRS) :]).numpy(), atol=1e-5)
-    assert margin.std() > 0.05  # 5,000 times what may differ
+    assert margin.std() > 0.1
 
     args = RewardConfig(str(tmp_path), **QUIET)
     trainer = RewardTrainer(theirs, args, train_dataset=Dataset.from_dict(sides), processing_class=padded)

@@ -118,7 +118,6 @@ def test_judged_of_study_reads_checks_and_says_why_not(tmp_path):
 
 def test_judged_of_study_asks_shipped_models_when_there_is_no_table(tmp_path):
     ids = World().pairs("test", 8)["id"]
-    table, why = judges.judged_of_study(
-        tmp_path, "pocket", pd.DataFrame({"id": ids, "model": "pocket-40a"}), "harmless"
-    )
+    test = pd.DataFrame({"id": ids, "model": "pocket-40a"})
+    table, why = judges.judged_of_study(tmp_path, "pocket", test, "harmless")
     assert why == "" and table["id"].tolist() == list(ids) and set(table["model"]) == {"pocket-40a"}

@@ -155,16 +155,13 @@ def study(rng, effect, seeds=5, n=1280, tax=0.15):
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_size_and_power_in_simulated_studies(seeds):
     """400 null studies, then 100 with the effect that a study of this kind says it would see 8 times in 10."""
-    rng, wrong, by_p, seen_from, seen, repeats = np.random.default_rng(seeds), 0, 0, [], 0, 400
-    for _ in range(repeats):
+    rng, nulls = np.random.default_rng(seeds), []
+    for _ in range(400):
         counts = study(rng, 0.0, seeds)
         contrast = yardsticks.twin_contrast(counts, 400)[1]
-        wrong += not over_seeds(contrast)[1] <= 0 <= over_seeds(contrast)[2]
-        by_p += yardsticks.permuted(counts, 999) < 0.05
-        seen_from.append(yardsticks.smallest_effect(contrast))
+        wrong = not over_seeds(contrast)[1] <= 0 <= over_seeds(contrast)[2]
+        nulls.append((wrong, yardsticks.permuted(counts, 999) < 0.05, yardsticks.smallest_effect(contrast)))
+    wrong, by_p, seen_from = zip(*nulls)
     effect = np.median(seen_from)  # that of one study is as uncertain as its few seeds
-    for _ in range(repeats // 4):
-        seen += over_seeds(yardsticks.twin_contrast(study(rng, effect, seeds), 400)[1])[1] > 0
-    print(seeds, "seeds:", wrong / repeats, by_p / repeats, "seen from", effect, seen / (repeats // 4))
-    assert wrong / repeats <= 0.07 and 0.03 <= by_p / repeats <= 0.07
-    assert 0.65 <= seen / (repeats // 4) <= 0.95
+    seen = [over_seeds(yardsticks.twin_contrast(study(rng, effect, seeds), 400)[1])[1] > 0 for _ in range(100)]
+    assert np.mean(wrong) <= 0.07 and 0.03 <= np.mean(by_p) <= 0.07 and 0.65 <= np.mean(seen) <= 0.95

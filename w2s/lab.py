@@ -70,12 +70,13 @@ class Lab(Study):
         """Train the runs that are not in the cache; the predictions of all, with the columns that name them."""
         return cluster.results(self, specs)
 
-    def predictions(self) -> pd.DataFrame:
+    def predictions(self, name: str = "predictions") -> pd.DataFrame:
         """What notebook 03 wrote of every run and pair, with the probabilities that `confidence` makes of margins.
 
+        `name`: its table; "known_answers" has the students whose answer is known.
         Raises ValueError where it has not run, ParameterError where the models were trained by another method.
         """
-        p, table = self.params, style.read_table(self.folder, "predictions")
+        p, table = self.params, style.read_table(self.folder, name)
         trained = "dpo" if "reference_margin" in table else "simpo" if "chosen_logp" in table else "reward"
         if trained != p.method:
             raise ParameterError(f"method = {p.method!r}: the models of {self.folder} are {trained}; set it so")
