@@ -28,7 +28,7 @@ from w2s.study import Study
 from w2s.train import Schedule, fit
 
 # One pair is left for two ranks in the last step of 33, and in some blocks of 41; many blocks a step.
-ODD = {"n_gt": 33, "n_w2s": 33, "n_test": 41, "tokens_per_batch": 400, "learning_rate": 5e-3, "save_models": True}
+ODD = {"n_gt": 33, "n_w2s": 35, "n_test": 41, "tokens_per_batch": 400, "learning_rate": 1e-2, "save_models": True}
 CLIPS = (None, 0.01)
 
 
@@ -180,7 +180,7 @@ def test_two_processes_get_the_gradient_of_one(trained):
     none, *others = (store.load_predictions(specs[kind], alone) for kind in ("none", "explicit", "implicit"))
     for other in others:  # training changes the scores by more than the tolerance
         merged = none.merge(other, on=["id", "split"])
-        assert (merged["margin_x"] - merged["margin_y"]).abs().mean() > 1e-2
+        assert (merged["margin_x"] - merged["margin_y"]).abs().median() > 1e-2
 
 
 @pytest.mark.slow
