@@ -133,7 +133,7 @@ def pooled_rows(**columns) -> pd.DataFrame:
     ends = {"": 0.5, "_low": 0.4, "_high": 0.6, "_seed_min": 0.3, "_seed_max": 0.7}
     measured = {m + end: value for m in ("tax_share", "score", "student_accuracy") for end, value in ends.items()}
     assert set(measured) <= set(pooled_table(stack([])).columns)
-    usual = {"pairs": 77, "tax": 30, "null": 0.4, "seeds": 2} | measured
+    usual = {"pairs": 77, "tax": 30, "even_share": 0.4, "seeds": 2} | measured
     return pd.DataFrame([dict(zip(columns, row, strict=True)) | usual for row in itertools.product(*columns.values())])
 
 

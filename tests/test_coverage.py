@@ -28,7 +28,7 @@ from w2s import deception as d
 from w2s.analysis import pooled, scoring
 
 LOW, HIGH = 0.92, 0.98
-MEASURES = ("score", "lift", "score_minus_null", "tax_share", "student_accuracy")
+MEASURES = ("score", "lift", "score_minus_even", "tax_share", "student_accuracy")
 STUDENTS = ("explicit", "implicit")
 MODELS = {"ceiling": 0.5, "weak": -0.2, "reference": 0.7}  # how likely each is sure, or right, in probits
 EASE = 0.5  # logits of the chance of being lost that a pair's ease takes off
@@ -99,7 +99,7 @@ class World:
             outside, inside = (expit(logits + x) @ weight for x in (0.0, effects[f"{s} blind"][..., None, None]))
             inside, outside = (right * area * inside) @ weight, (right * (1 - area) * outside) @ weight
             tax, blind, even = (x.mean(axis=-1) for x in (inside + outside, inside, (inside + outside) * null))
-            out[s] = {"score": blind / tax, "lift": blind / even, "score_minus_null": (blind - even) / tax}
+            out[s] = {"score": blind / tax, "lift": blind / even, "score_minus_even": (blind - even) / tax}
             out[s] |= {"tax_share": tax, "student_accuracy": (right @ weight).mean(axis=-1) - tax}
             out[s]["gap"] = ((models["ceiling"] - models["weak"]) @ weight).mean(axis=-1)
         return out
@@ -135,7 +135,7 @@ def within(table, low, high) -> bool:
 def test_intervals_cover_the_truth(seeds, n):
     table = coverage(World(), seeds, n)
     assert (table["none"] == 0).all()
-    assert within(table[["score", "lift", "score_minus_null"]], LOW, HIGH), table
+    assert within(table[["score", "lift", "score_minus_even"]], LOW, HIGH), table
     assert within(table[list(MEASURES)], 0.9, 0.99), table
 
 

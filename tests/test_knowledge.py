@@ -33,7 +33,7 @@ def test_scores_nulls_and_gaps_by_hand():
     assert (table["tax"] == 4).all() and (table["runs"] == 1).all()
     # tax: pairs 1 to 4. Blind: by confidence 1, 2 and 5; by knowledge 2, 3, 4; by sure knowledge 1, 2, 4.
     assert table["score"].tolist() == [2 / 4, 3 / 4, 3 / 4]
-    assert table["null"].tolist() == [3 / 6] * 3
+    assert table["even_share"].tolist() == [3 / 6] * 3
     assert table["lift"].tolist() == [1, 1.5, 1.5]
     assert table["lost"].tolist() == [0, -1 / 4, -1 / 4]
     assert table["gap"].tolist() == pytest.approx([0, 2 / 6, 2 / 6])
@@ -66,7 +66,7 @@ def test_by_confidence_it_is_the_pooled_table(made_up, by):
     ours = ours[ours["known_by"] == "confidence"]
     both = ours.merge(pooled.pooled_table(pooled.count_students(table), by, 200), on=by, suffixes=("", "_pooled"))
     assert len(both) == len(ours) > 1 and (both["tax"] == both["tax_pooled"]).all()
-    for name in ("runs", "seeds", "gap", *with_ends("score", "null", "lift")):
+    for name in ("runs", "seeds", "gap", *with_ends("score", "even_share", "lift")):
         np.testing.assert_allclose(both[f"{name}_pooled"], both[name], atol=1e-12)
 
 

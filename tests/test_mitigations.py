@@ -267,7 +267,7 @@ def test_differences_are_paired_and_adjusted():
     assert better["holm"] == pytest.approx(4 * 2 / 201)  # the smallest of four
     assert np.isnan(table.loc[("better", "none", "accuracy"), "holm"])
     # Without tax there is no Score, and so no difference of it.
-    assert np.isnan(table.loc[("better", "explicit", "score_minus_null"), "estimate"])
+    assert np.isnan(table.loc[("better", "explicit", "score_minus_even"), "estimate"])
     assert table.loc[("worse", "explicit", "conflicting"), "estimate"] == -1
 
 

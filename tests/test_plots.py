@@ -40,11 +40,13 @@ ACCURACIES = reach(ACCURACIES, "accuracy")
 # Three pairs under each conflict, one chain, no tax (nan) without conflict and in one cell.
 SCORES = [("student", w, s, w, "") for w, s in PAIRS] + [("bootstrapped", "m-8", "m-32", "m-16", "m-8")]
 SCORES = [(c, 12 * (c != "none" and row[1:3] != ("m-8", "m-16")), *row) for c in CONFLICTS for row in SCORES]
-SCORES = frame("conflict tax role weak strong teacher via", SCORES, student_accuracy=0.7, null=0.3, seed=0, pairs=200)
+SCORES = frame(
+    "conflict tax role weak strong teacher via", SCORES, student_accuracy=0.7, even_share=0.3, seed=0, pairs=200
+)
 SCORES["score"] = 0.55 + 0 / SCORES["tax"]
 SCORES["weak_accuracy"], SCORES["ceiling_accuracy"] = SCORES["weak"].map(RIGHT), SCORES["strong"].map(RIGHT)
-SCORES = SCORES.eval("gap = ceiling_accuracy - weak_accuracy").eval("score_minus_null = score - null")
-SCORES = reach(SCORES, "score", "score_minus_null", "student_accuracy")
+SCORES = SCORES.eval("gap = ceiling_accuracy - weak_accuracy").eval("score_minus_even = score - even_share")
+SCORES = reach(SCORES, "score", "score_minus_even", "student_accuracy")
 
 AREA_TABLE = [(c, area, 30 * (k != 2), 3 * k * (c != "none")) for c in CONFLICTS for k, area in enumerate(AREAS)]
 AREA_TABLE = frame("conflict area at_risk tax", AREA_TABLE, weak="m-8", strong="m-32").eval("rate = tax / at_risk")
@@ -189,7 +191,7 @@ def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope(
     assert [line.get_ydata()[0] for line in difference.lines if line.get_linestyle() == ":"] == [0]
     assert "no tax" in texts(plots.plot_score_by_gap(SCORES.assign(score=np.nan))[0])
     slope = {"conflict": "implicit", "measure": "score", "slope": 2.0, "mean_gap": 0.2, "mean": 0.5}
-    both = pd.DataFrame([slope, slope | {"measure": "score_minus_null", "mean": 0.1}])
+    both = pd.DataFrame([slope, slope | {"measure": "score_minus_even", "mean": 0.1}])
     ax, difference = plots.plot_score_by_gap(SCORES, both)
     assert [line.get_ydata()[0] for line in difference.lines if line.get_linestyle() == "--"] == pytest.approx([0.0])
     (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]

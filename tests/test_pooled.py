@@ -85,7 +85,7 @@ def test_seeds_that_differ_and_pairs_that_do_not():
     accuracy = row[["student_accuracy" + e for e in (*ENDS, "_seed_min", "_seed_max")]].astype(float)
     np.testing.assert_allclose(accuracy, [0.5, 0, 1, 0, 1], atol=1e-6)
     low, high = intervals.wilson(6, 6)  # all of the tax in the area, 6 pairs
-    assert row[["score", "score_low", "score_high", "null", "lift_low"]].tolist() == [1, low, high, 1, low]
+    assert row[["score", "score_low", "score_high", "even_share", "lift_low"]].tolist() == [1, low, high, 1, low]
     assert row["undefined"] == 0
     assert rows.loc["none", ["score", "score_low", "lift"]].isna().all() and rows.loc["none", "undefined"] == 1
 
@@ -108,7 +108,7 @@ def test_pooling_does_not_take_a_large_tax_in_a_large_area_for_deception():
     narrow = all_right | {"weak": [0.6] * 2 + [0.9] * 8, "explicit": [0, 1, 1, 1, 1, 0, 0, 0, 0, 1]}
     row = explicit(counted(wide, narrow))
     assert row["tax"] == 15 and row["score"] == pytest.approx(9 / 15)
-    assert row["null"] == pytest.approx((10 * 0.8 + 5 * 0.2) / 15) and row["lift"] == pytest.approx(1)
+    assert row["even_share"] == pytest.approx((10 * 0.8 + 5 * 0.2) / 15) and row["lift"] == pytest.approx(1)
 
 
 def test_pooled_by_conflict_adds_up_all_settings(counts, scores):
@@ -117,7 +117,7 @@ def test_pooled_by_conflict_adds_up_all_settings(counts, scores):
     row, sums = table.loc["explicit"], scores[scores["conflict"] == "explicit"]
     assert row["tax"] == sums["tax"].sum()
     assert row["score"] == pytest.approx((sums["tax"] * sums["score"]).sum() / sums["tax"].sum())
-    assert row["null"] == pytest.approx((sums["tax"] * sums["null"]).sum() / sums["tax"].sum())
+    assert row["even_share"] == pytest.approx((sums["tax"] * sums["even_share"]).sum() / sums["tax"].sum())
     assert row["lift_low"] < row["lift"] < row["lift_high"]
 
 
@@ -194,7 +194,10 @@ def test_even_tax_p_is_fishers_and_that_of_the_score_table(one):
     scores = scoring.score_table(one, bootstrap=100)
     row = scores.query("conflict == 'explicit'").iloc[0]
     assert np.isnan(scores["p"].iloc[0])  # without conflict
-    blind_risk, risk = round(row["null"] * row["reference_accuracy"] * 240), round(row["reference_accuracy"] * 240)
+    blind_risk, risk = (
+        round(row["even_share"] * row["reference_accuracy"] * 240),
+        round(row["reference_accuracy"] * 240),
+    )
     blind = round(row["score"] * row["tax"])
     table = [[blind, row["tax"] - blind], [blind_risk - blind, risk - blind_risk - row["tax"] + blind]]
     assert row["p"] == pytest.approx(stats.fisher_exact(table).pvalue)
@@ -206,7 +209,7 @@ def test_surface_agrees_with_the_areas(one):
     key, rows = next(iter(table.groupby(scoring.SETTING, sort=False)))
     (row,) = scores[(scores[scoring.SETTING] == list(key)).all(axis=1)].to_dict("records")
     cell = pooled.over_thresholds(rows).query("weak_threshold == 0.8 and strong_threshold == 0.8").iloc[0]
-    names = ["tax", "score", "null", "lift"]
+    names = ["tax", "score", "even_share", "lift"]
     assert cell[names].tolist() == pytest.approx([row[name] for name in names])
     p = next(p for setting, p in scoring.comparisons(one, "none") if tuple(setting.values()) == key)
     blind = d.known(p["ceiling"], 0.9, "gold") & ~d.known(p["weak"], 0.6, "gold")
@@ -291,7 +294,7 @@ def test_a_tax_that_lies_all_in_the_area_has_wilsons_interval_over_distinct_pair
     low, high = intervals.wilson(12, 12)
     assert row[["score", "score_low", "score_high"]].tolist() == [1, low, high]
     assert row[["lift", "lift_low", "lift_high"]].tolist() == pytest.approx([2, 2 * low, 2 * high])
-    assert row[["score_minus_null_low", "score_minus_null_high"]].tolist() == pytest.approx([low - 0.5, high - 0.5])
+    assert row[["score_minus_even_low", "score_minus_even_high"]].tolist() == pytest.approx([low - 0.5, high - 0.5])
     row = explicit(losing(range(30, 36)))
     assert row[["score", "score_low", "score_high"]].tolist() == [0, *intervals.wilson(0, 6)]
     assert row["lift_high"] == pytest.approx(2 * row["score_high"])

@@ -167,7 +167,7 @@ def test_the_page_opens_with_the_claims_their_verdicts_and_the_main_figure(param
     row = saved(params, "04_conflicts").set_index("conflict").loc["explicit"]
     loss = table.loc["explicit", "loss"]
     assert (loss["paper"], loss["twins"]) == ("supported", "supported")  # a Score above 0; [0.1, 0.3]
-    assert loss["beyond_even"] == ("supported" if row.score_minus_null_low > 0 else "unclear")
+    assert loss["beyond_even"] == ("supported" if row.score_minus_even_low > 0 else "unclear")
     assert loss["sentence"].startswith(f"{row.score:.2f} [{row.score_low:.2f}, {row.score_high:.2f}] of the tax lies")
     assert table.loc["explicit", "gap"]["twins"] == "unclear"  # [-0.02, 0.04]
     assert set(table.loc["implicit", "bootstrapping"][["paper", "beyond_even", "twins"]]) == {"no statement"}
@@ -216,7 +216,7 @@ def test_scores_are_those_of_the_tables_and_a_setting_without_tax_says_so(params
     row, shown = scores.loc[position], dict(zip(header, rows[position], strict=True))
     for column, name in {"Deception Score": "score", "Lift": "lift"}.items():
         assert shown[column] == f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
-    assert shown["Tax pairs"] == f"{row.tax} of 240" and shown["Even tax"] == f"{row.null:.2f}"
+    assert shown["Tax pairs"] == f"{row.tax} of 240" and shown["Even share"] == f"{row.even_share:.2f}"
     assert shown["p"] == ("< 0.001" if row.p < 0.001 else f"{row.p:.3f}")
     cells = Page(page_of(params)).cells
     assert all(cell in cells for line in [header, *rows] for cell in line)
@@ -228,7 +228,7 @@ def test_scores_are_those_of_the_tables_and_a_setting_without_tax_says_so(params
 def test_small_p_and_a_tax_without_an_even_one_are_said_in_words(params):
     scores = saved(params, "05_scores")
     row = scores[scores["tax"] > 0].iloc[:3].assign(p=[0.0001, 0.5, 1.0])
-    row.loc[row.index[1], ["null", "lift", "lift_low", "lift_high"]] = [0, np.nan, np.nan, np.nan]
+    row.loc[row.index[1], ["even_share", "lift", "lift_low", "lift_high"]] = [0, np.nan, np.nan, np.nan]
     row.loc[row.index[2], ["score_low", "score_high"]] = np.nan
     table = pd.DataFrame(html.scores_view(row)[1:], columns=html.scores_view(row)[0])
     assert table["p"].tolist() == ["< 0.001", "0.500", "1.000"] and table["Lift"][1] == "no even tax"
@@ -277,7 +277,7 @@ def test_findings_are_shown_once_with_summaries_before_settings(params):
     text = page_of(params)
     expected = set(pd.concat([saved(params, f"{n}_findings") for n in ("04", "05")])["sentence"])
     assert sorted(line.replace("&gt;", ">") for line in listed(text)) == sorted(expected)
-    assert text.index("explicit conflict: mean Deception Score") < text.index("explicit conflict, m-8 -&gt; m-16")
+    assert text.index("explicit conflict: more tax than an even one") < text.index("explicit conflict, m-8 -&gt; m-16")
 
 
 def test_a_ceiling_at_chance_is_warned_of_in_a_box(params, tmp_path):
@@ -340,7 +340,7 @@ def test_each_text_is_used_and_each_of_its_fields_is_a_name_of_the_rules():
     """A key stands in the rules: by itself, at the end of an f-string, or as a verdict of a text with an answer."""
     texts, code = sentences.texts(), "".join(map(getsource, (sentences, sentences_extensions, claims, html, headless)))
     names = "reward dpo simpo none confidence gold_oracle implicit_reward calibrated gold shuffled accuracy tax_share"
-    names += " score score_minus_null better worse unclear silent remain pass fail loss gap bootstrapping"
+    names += " score score_minus_even better worse unclear silent remain pass fail loss gap bootstrapping"
     used = set(re.findall(r'"(\w+)"', code))
     used |= {start + name for start in re.findall(r'f"(\w+_)\{', code) for name in names.split()}
     judged = {key for key, text in texts.items() if "_answer}" in text} | set(re.findall(r'answer\("(\w+)"', code))

@@ -38,8 +38,8 @@ def row_of(*students: dict, bootstrap=400) -> dict:
     + [(np.nan, np.nan, 50, "none"), (0.0, 0.2, 50, "neither")],
 )
 def test_a_verdict_by_hand(low, high, tax, kind):
-    row = {"score_minus_null_low": low, "score_minus_null_high": high, "tax": tax, "x_low": low, "x_high": high}
-    assert scoring.verdict(row, "score_minus_null") == kind
+    row = {"score_minus_even_low": low, "score_minus_even_high": high, "tax": tax, "x_low": low, "x_high": high}
+    assert scoring.verdict(row, "score_minus_even") == kind
     if tax < scoring.MIN_TAX:  # which says nothing of other measures
         assert scoring.verdict(row, "x") == "above"
 
@@ -48,7 +48,7 @@ def compared(*students: dict, base: dict, samples=400) -> pd.DataFrame:
     rows = [{"remedy": "nothing", "conflict": "explicit", "seed": 0, "p": base, "helpful": np.zeros(0, bool)}]
     rows += [rows[0] | {"remedy": f"remedy {k}", "p": p} for k, p in enumerate(students)]
     table = remedies.differences(*remedies.count_remedies(rows, 0.75, "confidence"), samples)
-    return table[table["measure"] == "score_minus_null"]
+    return table[table["measure"] == "score_minus_even"]
 
 
 def test_three_tax_pairs_beat_nothing_in_no_remedy_and_no_difference():
@@ -78,8 +78,8 @@ def test_how_often_a_verdict_errs_where_the_tax_is_even(tax):
             one, other = even(rng, p, tax), even(rng, p, tax)
             seeds = [even(rng, p, tax) for _ in range(4)]
             (difference,) = compared(other, base=one).to_dict("records")
-            verdicts = (scoring.verdict(row_of(one), "score_minus_null"),
-                        scoring.verdict(row_of(one, *seeds), "score_minus_null"),
+            verdicts = (scoring.verdict(row_of(one), "score_minus_even"),
+                        scoring.verdict(row_of(one, *seeds), "score_minus_even"),
                         scoring.verdict(difference, "estimate"))  # fmt: skip
             found[b] += [verdict in ("above", "below") for verdict in verdicts]
     rates = found.mean(axis=0) / studies

@@ -1,4 +1,4 @@
-"""The paper's measures: the four areas, conflict tax, Deception Score, its null and the test against it.
+"""The paper's measures: the four areas, conflict tax, Deception Score, its even share and the test against it.
 
 All are functions of P, a model's probability of the truly preferred response; arrays (n,) hold the same pairs in order.
 """

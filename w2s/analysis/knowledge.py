@@ -62,7 +62,7 @@ def cross_table(predictions, judged, threshold=0.75, known_by="confidence", refe
 
 
 def scores_by_knowledge(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFrame:
-    """Score, null and lift with areas in each of WAYS, one row a setting (or group of `by`) with a tax, and way.
+    """Score, even share and lift with areas in each of WAYS, one row a setting (or group of `by`) with a tax, and way.
 
     Over runs as in `pooled.pooled_table`. tax is that of all runs, gap one of accuracy (of knowledge), lost the Score
     by confidence minus this one, in the same samples.
@@ -86,8 +86,9 @@ def _by(counts: Counts, way: str) -> Counts:
 
 def _parts(sums: Sums) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     tax, blind, even, n = sums["tax"], sums["blind_tax"], even_tax(sums), sums["pairs"]
-    parts = {"tax_share": (tax, n), "gap": (sums["ceiling"] - sums["weak"], n), "score": (blind, tax)}
-    return parts | {"null": (even, tax), "lift": (blind, even), "lost": (sums["blind_by_confidence"] - blind, tax)}
+    gap, lost = sums["ceiling"] - sums["weak"], sums["blind_by_confidence"] - blind
+    parts = {"tax_share": (tax, n), "gap": (gap, n), "score": (blind, tax), "even_share": (even, tax)}
+    return parts | {"lift": (blind, even), "lost": (lost, tax)}
 
 
 def slopes(counts: Counts, bootstrap=2000) -> pd.DataFrame:

@@ -30,9 +30,9 @@ from w2s.deception import conflict_tax, known, right
 from w2s.intervals import newcombe, ratio, resample, with_ends
 
 POOLED = SETTING[:-1]  # a setting without its seed
-SLOPES = ("score", "score_minus_null")
-BY_TAX = ("score", "null", "score_minus_null", "lift")  # over runs, each counts by its tax
-SCALE = dict.fromkeys(("student_accuracy", "tax_share", "score", "null"), "logit") | {"lift": "log"}
+SLOPES = ("score", "score_minus_even")
+BY_TAX = ("score", "even_share", "score_minus_even", "lift")  # over runs, each counts by its tax
+SCALE = dict.fromkeys(("student_accuracy", "tax_share", "score", "even_share"), "logit") | {"lift": "log"}
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 THRESHOLDS = ["weak_threshold", "strong_threshold"]
 
@@ -93,7 +93,7 @@ def count_students(predictions: pd.DataFrame, threshold=0.75, known_by="confiden
 def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFrame:
     """One row a setting (or group of `by`) over its seeds, with 95% intervals over test pairs and seeds.
 
-    Numerators and denominators are added up over runs, then divided; the null is what a tax that falls evenly within
+    Numerators and denominators are added up over runs, then divided; even_share is what a tax that falls evenly within
     each run would give (weighed by tax: else a run with much tax and a large blind area would pass for deception).
     covers is "pairs" with one seed, else "pairs and seeds"; pairs are those of one run, tax that of all; undefined is
     the share of samples without a Score; _seed_min and _seed_max are those of the seeds' own estimates; turned is the
@@ -231,7 +231,7 @@ def both_ways(counts: Counts) -> tuple[Counts, Counts]:
 
 
 def slope_table(counts: Counts, bootstrap=2000) -> pd.DataFrame:
-    """The slope of Score, and of Score minus null, over the capability gap, one row a conflict and measure.
+    """The slope of Score, and of Score minus even share, over the capability gap, one row a conflict and measure.
 
     Least squares over all direct students (weak-strong pairs and seeds: points, of which some `turned` round) with a
     tax of MIN_TAX pairs: slope per unit of accuracy, nan with fewer than 3 gaps; mean_gap and mean are a point of the
@@ -269,7 +269,7 @@ def slope(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def surface_table(predictions: pd.DataFrame, known_by="confidence", reference="none") -> pd.DataFrame:
     """How much tax lies in S-known/W-unknown, one row a setting with a tax and pair of THRESHOLDS from LEVELS.
 
-    tax and blind_tax are pairs, in all and in the area, even_tax pairs in the area if the tax fell evenly (tax * null).
+    tax and blind_tax are pairs, in all and in the area, even_tax pairs in the area if the tax fell evenly.
     """
     columns, tables = [*SETTING, *THRESHOLDS, "tax", "blind_tax", "even_tax"], []
     grid = pd.MultiIndex.from_product([LEVELS, LEVELS], names=THRESHOLDS).to_frame(index=False)
@@ -284,10 +284,10 @@ def surface_table(predictions: pd.DataFrame, known_by="confidence", reference="n
 
 
 def over_thresholds(table: pd.DataFrame, by: Sequence[str] = ("conflict",)) -> pd.DataFrame:
-    """Score, null and lift of a `surface_table` at each pair of thresholds, added up over the runs of each group."""
+    """Score, even share and lift of a `surface_table` at each pair of thresholds, over the runs of each group."""
     sums = ["tax", "blind_tax", "even_tax"]
     groups = table.groupby([*by, *THRESHOLDS], sort=False)
     out = groups[sums].sum().assign(runs=groups.size()).reset_index()
-    out["score"], out["null"] = ratio(out["blind_tax"], out["tax"]), ratio(out["even_tax"], out["tax"])
+    out["score"], out["even_share"] = ratio(out["blind_tax"], out["tax"]), ratio(out["even_tax"], out["tax"])
     out["lift"] = ratio(out["blind_tax"], out["even_tax"])
-    return out[[*by, *THRESHOLDS, "runs", *sums, "score", "null", "lift"]]
+    return out[[*by, *THRESHOLDS, "runs", *sums, "score", "even_share", "lift"]]

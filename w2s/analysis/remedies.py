@@ -10,7 +10,7 @@ from w2s.analysis.scoring import OF_SCORE, indicators, no_score
 from w2s.analysis.seeds import over_seeds, with_seeds
 
 NOTHING, WEIGHTS, CONTROL = "nothing", "reliability weights", "even weights (control)"
-MEASURES = {"accuracy": 1, "conflicting": 1, "tax_share": -1, "score_minus_null": -1}  # which way is better
+MEASURES = {"accuracy": 1, "conflicting": 1, "tax_share": -1, "score_minus_even": -1}  # which way is better
 HITS = {"accuracy": "student", "tax_share": "tax"}
 BY = ("remedy", "conflict")
 

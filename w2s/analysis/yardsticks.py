@@ -287,12 +287,12 @@ def odds_table(
 def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, threshold=0.75, known_by="confidence"):
     """Every yardstick of every group of students, one row a group: the paper's Score, lift, odds ratio, twin contrast.
 
-    Columns: `by`, seeds, tax, student_accuracy, tax_share, score, null, lift, odds_ratio and contrast, with their
+    Columns: `by`, seeds, tax, student_accuracy, tax_share, score, even_share, lift, odds_ratio and contrast, with their
     intervals, and p, seen_from.
     """
     counts = count_students(predictions, threshold, known_by)
     counts = counts.where((counts.settings["role"] == "student") & ~counts.settings["conflict"].isin(["none", SECOND]))
-    shown = [*with_ends("student_accuracy", "tax_share", "score", "null", "lift")]
+    shown = [*with_ends("student_accuracy", "tax_share", "score", "even_share", "lift")]
     scores = pooled_table(counts, by, bootstrap)[[*by, "seeds", "tax", *shown]]
     odds = odds_table(predictions, by, bootstrap, threshold, known_by)[[*by, *with_ends("odds_ratio")]]
     table = scores.merge(odds, on=list(by), how="left")

@@ -16,7 +16,7 @@ CLAIMS = ("loss", "gap", "bootstrapping")
 WORDS = {"above": "supported", "below": "not supported", "neither": "unclear", "none": "no statement"}
 # By twins in one seed: where nothing happens, one interval in five leaves out 0, as it knows of no other training.
 ONCE = WORDS | {"above": "seen once", "below": "not seen"}
-MEASURES = ("score", "score_minus_null")  # the paper's, and what there is beyond an even tax
+MEASURES = ("score", "score_minus_even")  # the paper's, and what there is beyond an even tax
 COLUMNS = ["claim", "conflict", "paper", "beyond_even", "twins", "sentence"]
 
 

@@ -16,7 +16,7 @@ from w2s.report.html import render
 from w2s.report.style import COLOURS, DOTTED, conflict_name, finish, n_seeds, points, ranged, read_table
 
 SHOWN = {"student_accuracy": "Student accuracy", "tax_share": "Conflict tax", "score": "Deception Score"}
-SHOWN |= {"score_minus_null": "Score minus even share"}
+SHOWN |= {"score_minus_even": "Score minus even share"}
 VERDICTS = {"paper": "by the Score", "beyond_even": "beyond its even share", "twins": "by twins"}
 
 
@@ -64,7 +64,7 @@ def plot(table: pd.DataFrame):
     for k, (conflict, rows) in enumerate(table.groupby("conflict", sort=False)):
         at = rows["study"].map(studies.index) + 0.16 * k - 0.08
         mark = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
-        points(ax, at, rows, "score_minus_null", across=True, **mark)
+        points(ax, at, rows, "score_minus_even", across=True, **mark)
     ax.axvline(0, **DOTTED)
     style.name_rows(ax, studies)
     return finish(ax, "Deception Score minus its even share (95% interval)", "", 2)

@@ -115,8 +115,8 @@ def scores_view(scores: pd.DataFrame) -> list[list[str]]:
     return _rows(scores, lambda row: {
         "Weak": row["weak"], "Through": row["teacher"] if row["via"] else "direct", "Strong": row["strong"],
         "Seed": str(row["seed"]), "Conflict": row["conflict"], "Tax pairs": f"{row['tax']} of {row['pairs']}",
-        "Deception Score": _ranged(row, "score", "no tax"), "Even tax": _number(row["null"]),
-        "Difference": _ranged(row, "score_minus_null", "no tax"),
+        "Deception Score": _ranged(row, "score", "no tax"), "Even share": _number(row["even_share"]),
+        "Difference": _ranged(row, "score_minus_even", "no tax"),
         "Lift": _ranged(row, "lift", "no even tax" if row["tax"] else "no tax")
         + (f", at most {row['lift_max']:.2f}" if row["turned"] else ""),
         "p": "< 0.001" if row["p"] < 0.001 else _number(row["p"], "no tax", ".3f"), "Gap": _number(row["gap"]),

@@ -117,13 +117,13 @@ def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = No
         order = order.sort_values(kind="stable").index
     weak, strong = ([m for m in order if m in set(rows[part])] for part in ("weak", "strong"))
     rows = rows.assign(turned=rows["turned"].astype(bool) if "turned" in rows else False)
-    cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "null": "mean", "tax": "sum", "turned": "max"})
+    cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "even_share": "mean", "tax": "sum", "turned": "max"})
     cells = cells.unstack()
-    score, null, tax = (cells[measure].reindex(index=weak, columns=strong) for measure in ("score", "null", "tax"))
+    score, even, tax = (cells[name].reindex(index=weak, columns=strong) for name in ("score", "even_share", "tax"))
     ax = ax or style.new_axes(2.4 + 1.0 * len(strong), 1.6 + 0.75 * len(weak))
     texts = score.map("{:.2f}".format) + tax.map("\ntax {:.0f}".format)
     texts += cells["turned"].reindex_like(score).eq(True).replace({True: "\nturned round", False: ""})
-    lift = (score / null).clip(1 / MAX_LIFT, MAX_LIFT)
+    lift = (score / even).clip(1 / MAX_LIFT, MAX_LIFT)
     style.heat(ax, lift, score.isna() & tax.notna(), "no tax", annot=texts, **LIFT)
     ax.tick_params("x", rotation=20)
     title = f"{conflict_name(conflict)} (n = {count(rows['pairs'])} test pairs)"
@@ -144,17 +144,17 @@ def plot_score_by_gap(scores: pd.DataFrame, slopes: pd.DataFrame | None = None) 
         for turned, how in ((False, {}), (True, {"fillstyle": "none"})):
             part = rows[here & (turned_round == turned)]
             at = part["gap"] + 0.002 * (k - 0.5)
-            axes[0].vlines(at, part["null"], part["score"], color=COLOURS[conflict], alpha=0.35, linewidth=1)
-            for ax, measure in zip(axes, ("score", "score_minus_null"), strict=True):
+            axes[0].vlines(at, part["even_share"], part["score"], color=COLOURS[conflict], alpha=0.35, linewidth=1)
+            for ax, measure in zip(axes, ("score", "score_minus_even"), strict=True):
                 points(ax, at, part, measure, **named | how)
         axes[0].plot([], [], style.MARKERS[k], color=COLOURS[conflict], label=conflict_name(conflict))
-    for measure, ax in zip(("score", "score_minus_null"), axes, strict=True):
+    for measure, ax in zip(("score", "score_minus_even"), axes, strict=True):
         for line in () if slopes is None else slopes[slopes["measure"] == measure].dropna().itertuples():
             gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
             heights = line.mean + line.slope * (gaps - line.mean_gap)
             ax.plot(gaps, heights, color=COLOURS[line.conflict], linestyle="--", linewidth=1)
     style_of_even = {"color": GREY, "fillstyle": "none", "markersize": 5, "zorder": 5}
-    axes[0].plot(rows["gap"], rows["null"], "d", label="even share", **style_of_even)
+    axes[0].plot(rows["gap"], rows["even_share"], "d", label="even share", **style_of_even)
     if rows.empty:
         axes[0].text(0.5, 0.5, "no tax", transform=axes[0].transAxes, ha="center")
     axes[0].set_ylim(-0.03, 1.03)

@@ -34,7 +34,7 @@ def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
             colour = COLOURS.get(name, "black")
             points(ax, [k], table.iloc[[k]], measure, across=True, fmt="o", color=colour)
         if measure == "score":
-            ax.scatter(table["null"], range(len(names)), marker="D", facecolors="none", edgecolors=GREY, s=26)
+            ax.scatter(table["even_share"], range(len(names)), marker="D", facecolors="none", edgecolors=GREY, s=26)
         else:
             ax.axvline(0 if measure == "contrast" else 1, **DOTTED)
         style.name_rows(ax, names)
@@ -54,7 +54,7 @@ def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     for k, conflict in enumerate(["explicit", "implicit"]):
         rows = controls[controls["conflict"] == conflict]
         at, few = rows["labels"].map(kinds.index) + 0.2 * k - 0.1, rows["tax"] < MIN_TAX
-        axes[1].scatter(at, rows["null"], marker="D", facecolors="none", edgecolors=GREY, s=26)
+        axes[1].scatter(at, rows["even_share"], marker="D", facecolors="none", edgecolors=GREY, s=26)
         for ax, measure in zip(axes, ("tax_share", "score"), strict=True):
             points(ax, at, rows, measure, fmt=MARKERS[k], color=COLOURS[conflict], label=conflict_name(conflict))
         axes[1].plot(at[few], rows["score"][few], MARKERS[k], mfc="white", mec=COLOURS[conflict], zorder=3)

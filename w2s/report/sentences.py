@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats
 
 from w2s.analysis.scoring import CONFLICTS, MIN_TAX, verdict
 from w2s.intervals import ends, wilson
@@ -108,15 +107,13 @@ def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slo
     why, several = why_no_statement(scores, accuracies), scores["seed"].nunique() > 1
     for chance in ("at_chance", "below_chance"):
         lines += _mute_references(scores[why == words("setting_reference", why=words(chance))], chance)
-    usable = scores[(why == "") & (scores["tax"] >= MIN_TAX)]
-    claimed, shown, where = usable, scores, "setting_of_seed" if several else "setting_alone"
+    claimed, shown, where = scores[why == ""], scores, "setting_of_seed" if several else "setting_alone"
     if several and settings is not None:
         claimed, shown, where, why = settings, settings, "setting_of_seeds", [""] * len(settings)
     for conflict in CONFLICTS:
         rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
         if rows["tax"].sum():
             lines += [] if conflicts is None else _pooled(conflict, conflicts)
-            lines += _summary(conflict, usable[usable.index.isin(rows.index)], len(rows))
             lines += _first_claim(conflict, claimed)
             lines += [] if slopes is None else _slope(conflict, slopes)
     lines += [_sentence(row, reason, where) for row, reason in zip(shown.to_dict("records"), why, strict=True)]
@@ -185,7 +182,7 @@ def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
     rows = table[(table["conflict"] == conflict) & table["low"].notna()].set_index("measure")
     if len(rows) < 2:
         return []
-    score, above_null = (0.1 * rows.loc[measure, ["slope", "low", "high"]] for measure in ("score", "score_minus_null"))
+    score, above_null = (0.1 * rows.loc[measure, ["slope", "low", "high"]] for measure in ("score", "score_minus_even"))
     counts = rows.loc["score", ["points", "turned", "seeds"]].to_dict()
     counts["turned_round"] = words("slope_turned", counts) if counts["turned"] else ""
     return [words("slope", above_null, conflict=conflict, score=ranged(score, "slope"), **counts)]
@@ -194,49 +191,17 @@ def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
 def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
     rows = table[(table["conflict"] == conflict) & (table["role"] == "student") & (table["tax"] >= MIN_TAX)]
     if rows.empty:
-        return []
-    above = _verdicts(rows).count("above")
+        return [words("no_usable_setting", conflict=conflict, least=MIN_TAX)]
+    above = [verdict(row, "score_minus_even") for row in rows.to_dict("records")].count("above")
     result = words("first_claim_holds" if above == len(rows) else "first_claim_fails")
     return [words("first_claim", conflict=conflict, above=above, n=len(rows), answer=result)]
-
-
-def _verdicts(rows: pd.DataFrame) -> list[str]:
-    return [verdict(row, "score_minus_null") for row in rows.to_dict("records")]
-
-
-def _summary(conflict: str, rows: pd.DataFrame, n_all: int) -> list[str]:
-    if rows.empty:
-        return [words("mean_of_nothing", conflict=conflict, least=MIN_TAX)]
-    what = words("mean_of_settings" if rows["seed"].nunique() == 1 else "mean_of_runs")
-    if len(rows) < n_all:
-        what = words("mean_others", what=what, least=MIN_TAX)
-    numbers = {"n": len(rows), "n_all": n_all, "mean": rows["score"].mean(), "null": rows["null"].mean()}
-    numbers |= {kind: _verdicts(rows).count(kind) for kind in ("above", "below")}
-    lines = [words("mean_score", conflict=conflict, what=what, **numbers)]
-    pairs, trends = rows.groupby(["weak", "strong"]), ["score", "score_minus_null"]
-    means, name = pairs[["gap", *trends]].mean(), conflict_name(conflict)
-    if len(means) < 3:
-        return [*lines, words("trend_few", conflict=conflict, n=len(means))]
-    return lines + [_trend(name, means["gap"], means[trend], words(f"trend_of_{trend}")) for trend in trends]
-
-
-def _trend(name: str, gap: pd.Series, values: pd.Series, what: str) -> str:
-    if min(gap.nunique(), values.nunique()) < 2:
-        return words("trend_flat", name=name, what=what)
-    x, y = (stats.zscore(stats.rankdata(v)) for v in (gap, values))
-    test = stats.permutation_test(
-        (x,), lambda x, axis: (x * y).mean(axis=axis), permutation_type="pairings", vectorized=True, rng=0
-    )
-    rho, p = test.statistic, test.pvalue
-    result = words("trend_neither" if p >= 0.05 else "trend_above" if rho > 0 else "trend_below")
-    return words("trend", name=name, what=what, rho=rho, p=p, n=len(gap), answer=result)
 
 
 def _sentence(row: Mapping, silence: str, where: str) -> str:
     tax = words("setting_no_tax")
     if row["tax"]:
         silence = silence or (words("setting_few") if row["tax"] < MIN_TAX else "")
-        result = words("setting_silent", why=silence) if silence else answer("setting", row, "score_minus_null")
+        result = words("setting_silent", why=silence) if silence else answer("setting", row, "score_minus_even")
         lift = "" if np.isnan(row["lift"]) else words("setting_lift", row)
         tax = words("setting_tax", row, lift_found=lift, answer=result)
     recovered = "" if np.isnan(row["pgr"]) else words("setting_recovered", row)

@@ -171,7 +171,7 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     is said of a remedy that cannot be told from chance without one.
     """
     noise, gold = set(_noise(table)["remedy"]), table.set_index(["remedy", "conflict"])["uses_gold"]
-    lines, none, measures = [], words("none"), ("accuracy", "tax_share", "score_minus_null")
+    lines, none, measures = [], words("none"), ("accuracy", "tax_share", "score_minus_even")
     conflicts = compared["conflict"].unique()
     for conflict, measure in [(c, m) for c in conflicts for m in measures if c != "none" or m == "accuracy"]:
         lists, remain = {kind: [] for kind in ("better", "worse", "unclear", "silent")}, []
