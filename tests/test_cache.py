@@ -205,18 +205,22 @@ def test_a_failed_run_stops_none_but_those_that_need_it(tiny_models, tmp_path, c
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="users are those of a Unix system")
-def test_the_cache_of_another_user_is_read_without_a_write(trained):
+def test_the_cache_of_another_user_is_read_without_a_write(trained, tmp_path_factory):
     study, spec, _ = trained
+    own = tmp_path_factory.mktemp("own")
+    own.chmod(0o777)
+    mine = Study(study.params.model_copy(update={"output_dir": str(own), "read_from": str(study.root)}))
     before = {path: path.stat().st_mtime_ns for path in study.root.rglob("*")}
 
     def as_reader() -> None:
         store.store_data(study.root, study.data)
         assert store.is_done(spec, study.root) and store.state(spec, study.root) == "done"
         assert len(cluster.results(study, {spec: {}}))
+        assert len(cluster.results(mine, {spec: {}})) and store.is_done(spec, own)
 
     for path in [*before, study.root]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    for path in (*study.root.parents,)[:-1]:  # pytest's folders are closed to others
+    for path in (own, *own.parents, *study.root.parents)[:-1]:  # pytest's folders are closed to others
         if path.stat().st_uid == os.getuid() and path != Path("/tmp"):
             path.chmod(path.stat().st_mode | 0o055)
     child = os.fork()
@@ -232,6 +236,22 @@ def test_the_cache_of_another_user_is_read_without_a_write(trained):
     assert {path: path.stat().st_mtime_ns for path in study.root.rglob("*")} == before
     for path in [study.root, *before]:
         path.chmod(0o755)
+
+
+def test_what_another_cache_has_finished_is_copied_whole_and_nothing_else(trained, tmp_path):
+    study, spec, folder = trained
+    student = study.student(spec.model, study.params.strong_models[-1], "none", 0)
+    own = tmp_path / "own"
+    assert store.adopt([student], own, study.root) == 1  # the teacher, which it needs
+    assert content(store.folder_of(spec, own)) == content(folder) and store.is_done(spec, own)
+    assert store.adopt([student], own, study.root) == 0 and not store.is_done(student, own)
+    saved = replace(spec, save_model=True)
+    assert store.adopt([saved], tmp_path / "saved", study.root) == 0  # its model was not kept
+    (folder / "predictions.parquet").write_bytes(b"damaged")
+    assert store.adopt([spec], tmp_path / "third", study.root) == 0 and not (tmp_path / "third").exists()
+    with pytest.raises(ParameterError, match="read_from = .*nowhere'?: no runs there; name an outputs folder"):
+        nowhere = study.params.model_copy(update={"read_from": str(tmp_path / "nowhere")})
+        cluster.results(Study(nowhere), {student: {}})
 
 
 def test_two_processes_train_a_run_once(small_study):

@@ -98,6 +98,20 @@ def test_a_handout_has_stubs_and_no_solutions(masters, tmp_path, capsys):
     assert after.cells[1].metadata == {"tags": ["stub"]} and after.cells[1].outputs == []
 
 
+def test_a_handout_names_the_class_where_every_notebook_reads_it(masters, tmp_path, capsys):
+    parameters = new_code_cell(
+        'study: str = "pocket"  # name\nalpha: float = 0.5  # w', metadata={"tags": ["parameters"]}
+    )
+    write(masters / "01_a.ipynb", parameters)
+    given = ("--set", "read_from=/class/outputs", "--set", "alpha=1.0")
+    assert cli.main(["handout", "--to", str(tmp_path / "out"), *given]) == 0
+    names: dict = {}
+    exec(nbformat.read(tmp_path / "out" / "01_a.ipynb", 4).cells[0].source, names)
+    assert (names["study"], names["alpha"], names["read_from"]) == ("pocket", 1.0, "/class/outputs")
+    assert cli.main(["handout", "--to", str(tmp_path / "new"), "--set", "red_from=x"]) == 2
+    assert "unknown parameter 'red_from'" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_a_handout_that_cannot_be_is_one_line_and_status_2(masters, tmp_path, capsys):
     def refused(to, *options):
         assert cli.main(["handout", "--to", str(to), *options]) == 2

@@ -4,10 +4,12 @@ All through the command line, on one tiny study (`undisturbed`), whose tables ev
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ import psutil
 import pytest
 import yaml
 from conftest import small_params
+from jupyter_client.manager import start_new_kernel
 
 from w2s.app import headless
 from w2s.params import HOME
@@ -313,3 +316,34 @@ def test_what_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path,
     (tmp_path / "elsewhere").rename(gone)
     kit.run()
     assert done and {name: kit.finished()[name] for name in done} == done
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_cell_says_in_one_line_what_is_finished_and_goes_on(tiny_models, tmp_path, workers):
+    """In a kernel as JupyterLab has it, whose whole group of processes hears the interrupt."""
+    given = small_params(tiny_models, tmp_path, workers=workers, epochs=4).model_dump(exclude_defaults=True)
+    manager, client = start_new_kernel(cwd=str(HOME))
+    shown = []
+
+    def run(code: str) -> list:
+        shown.clear()
+        client.execute_interactive(code, output_hook=shown.append, timeout=300)
+        assert not [m for m in shown if m["content"].get("name") == "stderr"], shown
+        return [m["content"] for m in shown if m["msg_type"] in ("error", "execute_result")]
+
+    def stop() -> None:
+        while not list(tmp_path.glob("runs/*/DONE")):
+            time.sleep(0.05)
+        manager.interrupt_kernel()
+
+    try:
+        assert not run(f"from w2s.lab import Lab\nlab = Lab.ready({given!r})")
+        threading.Thread(target=stop).start()
+        (error,) = run("len(lab.train(lab.direct_runs()))")
+        line = r"interrupted: [1-8] of 9 runs are finished and kept; run this cell again, and it goes on from there"
+        assert len(error["traceback"]) == 1 and re.fullmatch(line, error["traceback"][0])
+        (result,) = run("len(lab.train(lab.direct_runs()))")
+        assert int(result["data"]["text/plain"]) > 0
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

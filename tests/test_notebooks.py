@@ -41,6 +41,7 @@ CHANGED = {
     "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2, "workers": 3,
     "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models": True,
     "frozen": True, "also": ["a.yaml"], "extensions": ["controls"], "show_text": False, "output_dir": "elsewhere",
+    "read_from": "shared",
 }  # fmt: skip
 OTHERS = {  # besides a study of reward models
     "dpo": {"weak_filter": "confidence", "threshold": 0.5, "confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}},
@@ -162,6 +163,33 @@ def test_the_analysis_runs_twice_in_one_kernel_on_predictions_alone(tiny_study):
     for params in twice(ANALYSIS, tiny_study):
         expected = scoring.score_table(predictions, params.threshold, bootstrap=params.bootstrap)
         pd.testing.assert_frame_equal(pd.read_parquet(tables / "04_scores.parquet"), expected)
+
+
+def test_students_read_the_cache_of_their_class_and_write_to_their_own_folders(tiny_study, tmp_path, capsys):
+    """Two other thresholds, a cache that nobody may write; runs of another alpha are not those of the class."""
+    shared = tiny_study.root
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    for path in [shared, *before]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        for name, threshold in {"ann": 0.6, "bob": 0.9}.items():
+            own = {"output_dir": str(tmp_path / name), "read_from": str(shared), "threshold": threshold}
+            run(ANALYSIS, tiny_study.params.model_copy(update=own), {"__name__": "__main__"})
+        other = Lab(tiny_study.params.model_copy(update=own | {"alpha": 0.25, "threshold": 0.75}))
+        taken = {path.name for path in (shared / "runs").iterdir()}
+        assert {spec.name in taken for spec, tags in other.direct_runs().items() if tags["conflict"] == "explicit"} == {
+            False
+        }
+    finally:
+        for path in [shared, *before]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+    assert "runs taken from" in capsys.readouterr().out
+    predictions = pd.read_parquet(tiny_study.folder / "tables" / "predictions.parquet")
+    for name, threshold in {"ann": 0.6, "bob": 0.9}.items():
+        expected = scoring.score_table(predictions, threshold, bootstrap=tiny_study.params.bootstrap)
+        scores = pd.read_parquet(tmp_path / name / "small" / "tables" / "04_scores.parquet")
+        pd.testing.assert_frame_equal(scores, expected)
 
 
 @pytest.mark.slow

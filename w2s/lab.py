@@ -20,7 +20,7 @@ from w2s.study import Study
 WIDTH = 98  # of printed text, in characters
 RECORD = ".executed.json"  # in a study's folder, of `w2s run` as well: notebook -> parameters that it was executed with
 # Parameters that make no other tables and figures, beside NO_RESULT.
-HOW = ("study", "output_dir", "also", "extensions", "offline", "scheduler", "workers", "save_models")
+HOW = ("study", "output_dir", "read_from", "also", "extensions", "offline", "scheduler", "workers", "save_models")
 
 
 class Lab(Study):
@@ -73,10 +73,15 @@ class Lab(Study):
     def predictions(self, name: str = "predictions") -> pd.DataFrame:
         """What notebook 03 wrote of every run and pair, with the probabilities that `confidence` makes of margins.
 
-        `name`: its table; "known_answers" has the students whose answer is known.
+        `name`: its table; "known_answers" has the students whose answer is known. With `read_from` 03 need not have
+        run: the runs are taken from there, and trained where they are not.
         Raises ValueError where it has not run, ParameterError where the models were trained by another method.
         """
-        p, table = self.params, style.read_table(self.folder, name)
+        p = self.params
+        if p.read_from and not (self.folder / "tables" / f"{name}.parquet").exists():
+            specs = self.direct_runs() if name == "predictions" else self.known_answers()
+            return self.train(specs) if specs else self.predictions().head(0)
+        table = style.read_table(self.folder, name)
         trained = "dpo" if "reference_margin" in table else "simpo" if "chosen_logp" in table else "reward"
         if trained != p.method:
             raise ParameterError(f"method = {p.method!r}: the models of {self.folder} are {trained}; set it so")

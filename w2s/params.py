@@ -108,6 +108,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     show_text: bool = about(True, "show examples of the pairs in the notebooks")
     offline: bool = about(False, "look nothing up; every model and dataset must have been fetched")
     output_dir: str = about("outputs", "where results go; relative to the kit's folder", min_length=1)
+    read_from: str | None = about(None, "another outputs folder, whose finished runs are used and never written")
 
     @field_validator("extensions", mode="before")
     @classmethod
@@ -121,7 +122,9 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ValueError("a name that the kit or a system uses; take another, such as my_" + value)
         return value
 
-    @field_validator("data", "data_dir", "output_dir", "weak_models", "strong_models", "intermediate_models", "also")
+    @field_validator(
+        "data", "data_dir", "output_dir", "read_from", "weak_models", "strong_models", "intermediate_models", "also"
+    )
     @classmethod
     def _nameable(cls, value: str | list[str] | None) -> str | list[str] | None:
         for path in [value] if isinstance(value, str) else value or ():

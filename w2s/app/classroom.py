@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pandas as pd
@@ -13,13 +14,15 @@ import pandas as pd
 from w2s.app import headless
 from w2s.course.answers import MIME, Answer, exercises, last, read
 from w2s.files import ANSWERS, write_atomic
-from w2s.params import ParameterError
+from w2s.params import ParameterError, StudyParams
 
 FOLDED = re.compile(r"<details>\s*<summary>Solution.*?</details>\s*", re.DOTALL)
 
 
-def hand_out(to: Path, force: bool = False) -> list[Path]:
+def hand_out(to: Path, force: bool = False, given: Mapping[str, Any] | None = None) -> list[Path]:
     """Write the notebooks without outputs, cells tagged `solution` and folded solutions; nothing else is changed.
+
+    given: parameters that every notebook's parameters cell is to have, such as a class's `read_from`.
 
     Raises:
         ParameterError: no notebooks; a file, the kit's own notebooks, or (without `force`) other files are in `to`.
@@ -33,6 +36,7 @@ def hand_out(to: Path, force: bool = False) -> list[Path]:
     if to.exists() and any(to.iterdir()) and not force:
         raise ParameterError(f"--to {to}: not empty; name another folder, or write over its notebooks with --force")
     headless.plan({})  # raises where the kit's notebooks are not
+    params = StudyParams.check(given or {}, "--set")
     notebooks = {}
     for path in sorted(headless.NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, 4)
@@ -41,6 +45,8 @@ def hand_out(to: Path, force: bool = False) -> list[Path]:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = FOLDED.sub("", cell.source)
+            elif "parameters" in cell.metadata.get("tags", ()):
+                cell.source = _with(cell.source, params)
             if "<summary>Solution" in cell.source:
                 raise ParameterError(f"{path.name}, cell {cell.id}: its folded solution does not end; add </details>")
         notebook.cells = [cell for cell in notebook.cells if cell.source.strip() or cell.cell_type == "code"]
@@ -48,6 +54,13 @@ def hand_out(to: Path, force: bool = False) -> list[Path]:
     for path, notebook in notebooks.items():  # when none has a fault
         write_atomic(path, lambda p, notebook=notebook: nbformat.write(notebook, p))
     return list(notebooks)
+
+
+def _with(source: str, params: StudyParams) -> str:
+    """A parameters cell with the given values, in place of those that it names or below them."""
+    lines = [line for line in source.splitlines() if line.partition(":")[0] not in params.given]
+    meanings = {key: StudyParams.model_fields[key].description for key in params.given}
+    return "\n".join([*lines, *(f"{key} = {params.given[key]!r}  # {meaning}" for key, meaning in meanings.items())])
 
 
 def grade(folder: Path, rerun_in: Path | None = None, timeout: float = 1800) -> pd.DataFrame:

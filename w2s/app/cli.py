@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=compare_studies)
     handout = commands.add_parser("handout", help="write the notebooks for students, without solutions")
     handout.add_argument("--to", type=Path, default=Path("handout"), help="folder for them (default: %(default)s)")
+    handout.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter for every one")
     handout.add_argument("--force", action="store_true", help="write over the notebooks in a folder that is not empty")
     handout.set_defaults(command=hand_out)
     grade = commands.add_parser("grade", help="a CSV table of students and exercises, from what they handed in")
@@ -108,10 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict[str, Any]]:
-    """The checked parameters of a command's file, and the values that were given by it or by --set."""
+def read_overrides(items: list[str]) -> dict[str, Any]:
+    """The values of `--set key=value`, read as YAML, by key."""
     overrides: dict[str, Any] = {}
-    for item in args.set:
+    for item in items:
         key, equals, text = item.partition("=")
         if not equals:
             raise ParameterError(f"--set {item}: write --set key=value")
@@ -121,6 +122,12 @@ def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict
             overrides[key] = read_yaml(text)
         except ValueError as error:
             raise ParameterError(f"--set {item}: the value is not readable as YAML ({error})") from None
+    return overrides
+
+
+def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict[str, Any]]:
+    """The checked parameters of a command's file, and the values that were given by it or by --set."""
+    overrides = read_overrides(args.set)
     if args.output_dir:
         overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
     params = StudyParams.load(path, **overrides)
@@ -202,7 +209,9 @@ def show_status(args: argparse.Namespace) -> None:
     params, given = read_params(args, args.params)
     plan(given)
     study = Study.open(params)
-    states = {spec.name: store.state(spec, study.root) for spec in study.all_runs()}
+    there = located(params.read_from or params.output_dir)
+    done = {spec.name: "done" for spec in study.all_runs() if store.is_done(spec, there)}
+    states = {spec.name: store.state(spec, study.root) for spec in study.all_runs()} | done
     for name, state in states.items():
         kind, _, why = state.partition(": ")
         print(f"{kind:<7} {name}{f': {why}' if why else ''}")
@@ -231,7 +240,7 @@ def hand_out(args: argparse.Namespace) -> None:
     """Write the notebooks for students."""
     from w2s.app import classroom
 
-    written = classroom.hand_out(args.to, args.force)
+    written = classroom.hand_out(args.to, args.force, read_overrides(args.set))
     print(f"{len(written)} notebooks without solutions are in {args.to}")
 
 

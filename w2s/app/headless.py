@@ -76,8 +76,9 @@ def _execute_all(study, given: dict[str, Any], again: bool) -> int:
         answers = cluster.results(study, answers) if answers else predictions.head(0)
         write_table(study.folder / "tables" / "known_answers.parquet", answers)
         style.save_table(study.data.audit, study.folder, "01_audit")
-    elif cluster.announce(specs, study.root, params.workers, params.scheduler):
-        again = True
+    else:
+        cluster.adopt(study, specs)
+        again = bool(cluster.announce(specs, study.root, params.workers, params.scheduler)) or again
     record = Executed(study.folder, [spec.name for spec in specs], given)
     if changes := record.changes():
         print(f"{study.folder} was made with {changes}: its notebooks, tables and figures are replaced, its runs stay "
@@ -238,7 +239,7 @@ class Executed:
     def changes(self) -> str:
         """The parameters that differ from those of what stands in the folder, with their old and new values."""
         given = (entry["given"] for entry in self.record.values() if "given" in entry)
-        return differences(given, self.given, leave_out=("study", "output_dir"))  # the folder is the same
+        return differences(given, self.given, leave_out=("study", "output_dir", "read_from"))  # the folder is the same
 
 
 def _code() -> str:

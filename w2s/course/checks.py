@@ -165,7 +165,7 @@ def check_deception_score(answer: Callable[..., Any]) -> Answer:
 
 
 def check_null_score(answer: Callable[..., Any]) -> Answer:
-    """Notebook 04: does `answer(reference, ceiling, weak)` give the Score of a tax that falls evenly?"""
+    """Notebook 08: does `answer(reference, ceiling, weak)` give the Score of a tax that falls evenly?"""
     p = _pairs_for_checks()
     at_risk, blind = deception.right(p["reference"]), deception.areas(p["ceiling"], p["weak"]) == BLIND
     both = at_risk & blind

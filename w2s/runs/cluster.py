@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,20 @@ from typing import Any
 import pandas as pd
 
 from w2s import models
+from w2s.files import located
+from w2s.params import ParameterError
 from w2s.predict import with_probability
 from w2s.runs import code, estimate, execute, frozen, sharded, store
 from w2s.runs.progress import Progress
 from w2s.spec import RunSpec
 from w2s.study import Study
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training that a person has stopped; a notebook shows its one line and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str | None = None) -> dict[str, str]:
@@ -22,10 +32,20 @@ def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str |
     scheduler: address of a Dask scheduler whose workers share `root`, instead of local ones. A run that fails stops
     none but those that need it. Returns why each run that is missing is missing, by name.
     """
-    todo, failed = announce(specs, root, workers, scheduler), {}
-    if not todo:
-        return failed
-    workers = min(workers, len(todo))
+    todo = announce(specs, root, workers, scheduler)
+    try:
+        failed = _train(todo, root, min(workers, len(todo)), scheduler) if todo else {}
+    except KeyboardInterrupt:
+        done = sum(store.is_done(spec, root) for spec in {*specs, *todo})
+        kept = f"interrupted: {done} of {len({*specs, *todo})} runs are finished and kept"
+        raise Interrupted(f"{kept}; run this cell again, and it goes on from there") from None
+    for name, why in failed.items():
+        print(f"FAILED  {name}: {why.removeprefix(f'{name}: ')}", flush=True)
+    return failed
+
+
+def _train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None) -> dict[str, str]:
+    failed: dict[str, str] = {}
     with Progress([spec.name for spec in todo]) as progress:
         if workers > 1 or scheduler:
             from w2s.runs import workers as many  # imports of a second that a kernel with all runs goes without
@@ -40,9 +60,6 @@ def run_all(specs: list[RunSpec], root: Path, workers: int = 1, scheduler: str |
                 except execute.RunFailed as error:
                     failed[spec.name] = str(error)
                 progress.finish(spec.name)
-
-    for name, why in failed.items():
-        print(f"FAILED  {name}: {why.removeprefix(f'{name}: ')}", flush=True)
     return failed
 
 
@@ -60,6 +77,7 @@ def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
         load = frozen.load_predictions
     else:
         store.store_data(study.root, study.data)
+        adopt(study, specs)
         if failed := run_all(list(specs), study.root, p.workers, p.scheduler):
             specs = _comparable(study, specs)
         if not specs:
@@ -67,6 +85,16 @@ def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
         load = partial(store.load_predictions, root=study.root)
     tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
     return judged(pd.concat(tables, ignore_index=True), study)
+
+
+def adopt(study: Study, specs: Iterable[RunSpec]) -> None:
+    """Take the finished runs of the cache that `read_from` names; ParameterError where there is none."""
+    if study.params.read_from:
+        source = located(study.params.read_from)
+        if not (source / "runs").is_dir():
+            raise ParameterError(f"read_from = {str(source)!r}: no runs there; name an outputs folder of the kit")
+        if n := store.adopt(specs, study.root, source):
+            print(f"{n} run{'s' * (n > 1)} taken from {source}", flush=True)
 
 
 def judged(table: pd.DataFrame, study: Study) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -74,16 +75,44 @@ def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
 
 def finish(folder: Path) -> None:
     """Mark a run's part as finished, and put it in the place of what stands in its folder, if anything."""
-    part, old = beside(folder, "part"), beside(folder, "old")
+    part = beside(folder, "part")
     names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file() and p.name != "DONE")
     for name in names:
         fsync(part / name)
-    write_json(part / "DONE", {"code": code.IMPORTED, "files": {name: digest(part / name) for name in names}})
+    _put(folder, {"code": code.IMPORTED, "files": {name: digest(part / name) for name in names}})
+
+
+def _put(folder: Path, record: dict) -> None:
+    part, old = beside(folder, "part"), beside(folder, "old")
+    write_json(part / "DONE", record)
     if folder.exists():
         os.replace(folder, old)
     os.replace(part, folder)
     shutil.rmtree(old, ignore_errors=True)
     beside(folder, "failed").unlink(missing_ok=True)
+
+
+def adopt(specs: Iterable[RunSpec], root: Path, source: Path) -> int:
+    """Copy the runs that another cache, which is only read, has finished, or else those that they need; how many."""
+    copied = 0
+    for spec in specs:
+        if is_done(spec, root):
+            continue
+        if not is_done(spec, source):
+            copied += adopt(spec.before, root, source)
+            continue
+        folder, theirs = folder_of(spec, root), folder_of(spec, source)
+        with locked(folder):
+            recover(folder)
+            record = read_json(theirs / "DONE")  # its hashes, so that half a copy is no finished run
+            names = [name for name in record["files"] if spec.save_model or not name.startswith("model/")]
+            for name in names:
+                path = beside(folder, "part") / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(theirs / name, path)
+            _put(folder, record | {"files": {name: record["files"][name] for name in names}})
+        copied += 1
+    return copied
 
 
 def recover(folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 from asyncio import CancelledError
+from collections.abc import Iterator
 from concurrent.futures import CancelledError as FuturesCancelled  # of one, or of several
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dask
@@ -26,10 +28,29 @@ class _Prepare(WorkerPlugin):
     def setup(self, worker) -> None:
         cpu.keep_memory()
         spell_out()
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def _code() -> dict[str, str]:
     return code.IMPORTED
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started here does not hear the interrupt that a terminal or a notebook sends to all of its processes."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where children hear none
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_no_closing(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio is other than what an interrupted conversation with the workers leaves."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError | CancelledError))
 
 
 def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, progress: Progress) -> dict[str, str]:
@@ -43,9 +64,12 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
     settings = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause", "terminate")}
     for logger in ("distributed", "distributed.client"):  # what Dask would log in many lines is said in one below
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_no_closing)
     gone = f"the workers cannot be reached{f' through {scheduler}' if scheduler else ''}; start them, and this, again"
     try:
-        with dask.config.set(settings), Client(**({"address": scheduler} if scheduler else local)) as client:
+        with dask.config.set(settings), ExitStack() as stack:
+            with _deaf():
+                client = stack.enter_context(Client(**({"address": scheduler} if scheduler else local)))
             if not scheduler:
                 client.register_plugin(_Prepare())
             elif any(theirs != code.IMPORTED for theirs in client.run(_code).values()):
