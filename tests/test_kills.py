@@ -22,7 +22,8 @@ import psutil
 import pytest
 import yaml
 from conftest import small_params
-from jupyter_client.manager import start_new_kernel
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from w2s.app import headless
 from w2s.params import HOME
@@ -322,28 +323,21 @@ def test_what_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path,
 def test_an_interrupted_cell_says_in_one_line_what_is_finished_and_goes_on(tiny_models, tmp_path, workers):
     """In a kernel as JupyterLab has it, whose whole group of processes hears the interrupt."""
     given = small_params(tiny_models, tmp_path, workers=workers, epochs=4).model_dump(exclude_defaults=True)
-    manager, client = start_new_kernel(cwd=str(HOME))
-    shown = []
-
-    def run(code: str) -> list:
-        shown.clear()
-        client.execute_interactive(code, output_hook=shown.append, timeout=300)
-        assert not [m for m in shown if m["content"].get("name") == "stderr"], shown
-        return [m["content"] for m in shown if m["msg_type"] in ("error", "execute_result")]
+    train = "len(lab.train(lab.direct_runs()))"
+    sources = f"from w2s.lab import Lab\nlab = Lab.ready({given!r})", train, train
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    client = NotebookClient(notebook, allow_errors=True, timeout=300, kernel_name="python3")
 
     def stop() -> None:
         while not list(tmp_path.glob("runs/*/DONE")):
             time.sleep(0.05)
-        manager.interrupt_kernel()
+        os.killpg(client.km.provisioner.pgid, signal.SIGINT)
 
-    try:
-        assert not run(f"from w2s.lab import Lab\nlab = Lab.ready({given!r})")
-        threading.Thread(target=stop).start()
-        (error,) = run("len(lab.train(lab.direct_runs()))")
-        line = r"interrupted: [1-8] of 9 runs are finished and kept; run this cell again, and it goes on from there"
-        assert len(error["traceback"]) == 1 and re.fullmatch(line, error["traceback"][0])
-        (result,) = run("len(lab.train(lab.direct_runs()))")
-        assert int(result["data"]["text/plain"]) > 0
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+    threading.Thread(target=stop).start()
+    client.execute(cwd=str(HOME))
+    outputs = [[out for out in cell.outputs if out.output_type != "display_data"] for cell in notebook.cells]
+    assert not [out for cell in outputs for out in cell if out.get("name") == "stderr"], outputs
+    error, result = outputs[1][-1], outputs[2][-1]
+    line = r"interrupted: [1-8] of 9 runs are finished and kept; run this cell again, and it goes on from there"
+    assert len(error["traceback"]) == 1 and re.fullmatch(line, error["traceback"][0])
+    assert int(result["data"]["text/plain"]) > 0

@@ -34,6 +34,7 @@ class Lab(Study):
         """
         lab = cls(StudyParams.from_cell(cell))
         files.open_study = lab.folder
+        style.tidy_tables()
         say(lab.params.changed())
         differ = lab._differ(lab._record().values())
         if differ and HEADLESS not in os.environ:  # else `w2s run` has said it
@@ -101,9 +102,13 @@ class Lab(Study):
         self._write_down(name)
         return table
 
-    def conclude(self, lines: Iterable[str], name: str) -> None:
-        """Save sentences as the table <name>, and print them as a list."""
-        for sentence in self.keep(pd.DataFrame({"sentence": list(lines)}), name)["sentence"]:
+    def conclude(self, lines: Iterable[str], name: str, short: bool = False) -> None:
+        """Save sentences as the table <name>, and print them as a list; `short`: but those on single models."""
+        said = self.keep(pd.DataFrame({"sentence": list(lines)}), name)["sentence"]
+        single = said.str.contains(" -> ") & ~said.str.startswith("Warning") & short
+        if single.any():
+            print(f"({single.sum()} more, one for each row of models, are in tables/{name} and in the report)")
+        for sentence in said[~single]:
             print(textwrap.fill(sentence, WIDTH, initial_indent="- ", subsequent_indent="  "))
 
 

@@ -72,7 +72,7 @@ def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpfu
 def check_contradicting_share(answer: float | None, dangerous: Sequence[bool]) -> Answer:
     """Notebook 01: the share of the conflict's pairs, dangerous or not (n,), that the target would decide otherwise."""
     share = float(np.mean(np.asarray(dangerous, dtype=bool)))
-    return _compare("contradicting_share", answer, share, {"safe": 1 - share, "percent": 100 * share, "all": 1.0})
+    return _compare("contradicting_share", answer, share, {"safe": 1 - share, "percent": 100 * share, "all": 1.0}, 1e-3)
 
 
 def check_last_token(answer: Callable[[np.ndarray, np.ndarray], Any]) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,18 @@ MEASURES = ("score", "score_minus_even")  # the paper's, and what there is beyon
 COLUMNS = ["claim", "conflict", "paper", "beyond_even", "twins", "sentence"]
 
 
-def claim_table(folder: Path) -> pd.DataFrame:
+def claim_table(folder: Path, asked: Sequence[str] = CLAIMS) -> pd.DataFrame:
     """The claims by the tables of a study's folder, columns COLUMNS: three verdicts of one or two words, a sentence.
+
+    asked: without "bootstrapping" the tables of notebook 05 need not be there.
 
     paper: the sign of the Score, of its slope over the capability gap, of what bootstrapping takes from it;
     beyond_even: the same of the Score minus its even share; twins: of the twin contrast. ValueError: a table lacks.
     """
-    conflicts, slopes, overall = (
-        read_table(folder, name) for name in ("04_conflicts", "04_slopes", "05_bootstrapping")
-    )
-    twins = pd.concat([read_table(folder, "04_claims"), read_table(folder, "05_claims")])
+    names = [name for name in ("04_claims", "05_claims") if name < "05" or "bootstrapping" in asked]
+    conflicts, slopes = read_table(folder, "04_conflicts"), read_table(folder, "04_slopes")
+    overall = read_table(folder, "05_bootstrapping") if "bootstrapping" in asked else slopes.head(0)
+    twins = pd.concat([read_table(folder, name) for name in names])
     pooled = conflicts[conflicts["students"] == "all settings"].set_index("conflict")
     rows = []
     for conflict in (c for c in pooled.index if c != "none"):
@@ -40,7 +43,7 @@ def claim_table(folder: Path) -> pd.DataFrame:
             "gap": {row["measure"]: _ends(row, "slope", 0.1) for row in _of(slopes, conflict)},
             "bootstrapping": {row["difference"]: _ends(row, "estimate") for row in _of(overall, conflict)},
         }
-        for claim in CLAIMS:
+        for claim in asked:
             measured = {name: of_claims[claim].get(name, {}) for name in MEASURES}
             verdicts = [_verdict(row if enough else {}) for row in measured.values()]
             twin = by_twins.get(claim, {})

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -27,6 +28,7 @@ DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # a line to compa
 NOTEBOOKS = ("01_data_conflict", "04_deception_analysis", "05_bootstrapping", "06_controls", "07_mitigations",
              "10_knowledge", "11_followups")  # fmt: skip
 GREY, SMALL, LABEL = "0.45", 9, 10
+SHORT = 40  # characters of a text that a table does not break
 
 
 def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08) -> Axes | np.ndarray:
@@ -107,6 +109,25 @@ def ranged(row: Mapping, name: str, digits: str = ".2f") -> str:
     if not np.isnan(row[name]) and np.isnan(ends(row, name)[0]):
         return f"{row[name]:{digits}} (no interval)"
     return "{} [{}, {}]".format(*(format(number, digits) for number in (row[name], *ends(row, name))))
+
+
+def tidy_tables() -> None:
+    """Have a notebook show tables without a column of row numbers, and short texts, such as models, on one line."""
+    if InteractiveShell.initialized():
+        html = InteractiveShell.instance().display_formatter.formatters["text/html"]
+        html.for_type(pd.DataFrame, _table_html)
+
+
+def _table_html(table: pd.DataFrame) -> str:
+    numbered = table.index.names == [None] and pd.api.types.is_integer_dtype(table.index)
+    limits = {"max_rows": pd.get_option("display.max_rows"), "max_cols": pd.get_option("display.max_columns")}
+    html = table.to_html(index=not numbered, notebook=True, show_dimensions="truncate", **limits)
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    if not texts.map(lambda value: len(str(value)) > SHORT).to_numpy().any():
+        html = html.replace(
+            "<style scoped>", "<style scoped>\n    .dataframe td, .dataframe th { white-space: nowrap }", 1
+        )
+    return html
 
 
 def n_seeds(n: int) -> str:
