@@ -134,6 +134,7 @@ SLIPS = [
     ("contradicting_share", 25, "percentage"),
     ("contradicting_share", 1.0, "not every pair contradicts"),
     ("contradicting_share", 0.4, "look up `dangerous`"),
+    ("contradicting_share", 0.253, "look up `dangerous`"),  # shares of both goals may lie as close
     ("contradicting_share", "a quarter", "expected one number, got str"),
     ("last_token", lambda ids, mask: 4, "expected one position for each of the three rows, got shape ()"),
     ("last_token", lambda ids, mask: (ids != 0).sum(1) - 1, "you counted non-zero ids"),

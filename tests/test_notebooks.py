@@ -22,6 +22,7 @@ from w2s.analysis import scoring
 from w2s.app import cli, headless
 from w2s.lab import Lab
 from w2s.params import HOME, StudyParams
+from w2s.report import style
 from w2s.report.html import write_report
 from w2s.world import World
 
@@ -110,6 +111,7 @@ def test_every_parameter_reaches_the_study(path, left_out, monkeypatch, capsys):
         if "params" in names:
             break
     assert names["params"] == StudyParams.check(given) and ("lab" in names) == (path.stem != "00_start_here")
+    assert files.open_study == names["params"].root / "other"  # where the checks keep answers
     if "lab" in names:
         assert names["lab"].params == names["params"]
         assert capsys.readouterr().out.startswith("changed from the defaults: study = 'other'")
@@ -163,6 +165,22 @@ def test_the_analysis_runs_twice_in_one_kernel_on_predictions_alone(tiny_study):
     for params in twice(ANALYSIS, tiny_study):
         expected = scoring.score_table(predictions, params.threshold, bootstrap=params.bootstrap)
         pd.testing.assert_frame_equal(pd.read_parquet(tables / "04_scores.parquet"), expected)
+
+
+def test_a_table_has_no_row_numbers_and_keeps_short_texts_on_one_line():
+    table = pd.DataFrame({"model": ["pocket-40a"], "accuracy": [0.5]}, index=[29])
+    html = style._table_html(table)
+    assert "29" not in html and "white-space: nowrap" in html and "pocket-40a" in html
+    assert "29" in style._table_html(table.rename_axis("rank"))
+    assert "white-space: nowrap" not in style._table_html(table.assign(text="x" * 41))
+
+
+def test_sentences_on_single_models_are_saved_and_not_printed_where_the_list_is_short(tmp_path, capsys):
+    lines = ["a -> b: none", "Warning: a -> b is at chance", "all: none"]
+    Lab(StudyParams.check({"output_dir": str(tmp_path)})).conclude(lines, "04_findings", short=True)
+    printed = ["- Warning: a -> b is at chance", "- all: none"]
+    assert capsys.readouterr().out.splitlines()[:2] == printed
+    assert pd.read_parquet(tmp_path / "pocket" / "tables" / "04_findings.parquet")["sentence"].tolist() == lines
 
 
 def test_students_read_the_cache_of_their_class_and_write_to_their_own_folders(tiny_study, tmp_path, capsys):

@@ -106,10 +106,10 @@ class Lab(Study):
         """Save sentences as the table <name>, and print them as a list; `short`: but those on single models."""
         said = self.keep(pd.DataFrame({"sentence": list(lines)}), name)["sentence"]
         single = said.str.contains(" -> ") & ~said.str.startswith("Warning") & short
-        if single.any():
-            print(f"({single.sum()} more, one for each row of models, are in tables/{name} and in the report)")
         for sentence in said[~single]:
             print(textwrap.fill(sentence, WIDTH, initial_indent="- ", subsequent_indent="  "))
+        if single.any():
+            print(f"- {single.sum()} more, one for each row of models, in tables/{name} and in the report")
 
 
 def say(text: str) -> None:

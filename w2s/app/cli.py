@@ -215,7 +215,8 @@ def show_status(args: argparse.Namespace) -> None:
     for name, state in states.items():
         kind, _, why = state.partition(": ")
         print(f"{kind:<7} {name}{f': {why}' if why else ''}")
-    print(f"{list(states.values()).count('done')} of {len(states)} runs are in {study.root / 'runs'}")
+    places = " or ".join(str(root / "runs") for root in dict.fromkeys((study.root, there)))
+    print(f"{list(states.values()).count('done')} of {len(states)} runs are in {places}")
 
 
 def freeze_study(args: argparse.Namespace) -> None:
