@@ -67,7 +67,7 @@ LOG = [("small", 1, 0.7), ("small", 10, 0.6), ("small", 20, 0.5), ("large", 1, 0
 LOG = frame("run step loss", [*LOG, ("large", 20, 0.2)])
 PREDICTIONS = pd.DataFrame({"run": np.repeat(["run-a", "run-b"], 150), "probability": 0.9 * P.ravel()[:300] + 0.1})
 CURVES = [(c, z, np.exp(-z) + up * (z < 0), -np.exp(-z)) for c, up in (("none", 0), ("explicit", 0.5)) for z in (-1, 1)]
-CURVES = frame("conflict margin loss slope", CURVES)
+CURVES = frame("conflict margin loss derivative", CURVES)
 CROSS = frame("by_confidence by_knowledge", [(a, b) for a in AREAS for b in knowledge.AREAS], pairs=10)
 LIFTS = frame("conflict known_by", [(c, way) for c in CONFLICTS[1:] for way in knowledge.WAYS], pairs=160, lift=1.1)
 LIFTS = reach(LIFTS, "lift")

@@ -61,15 +61,15 @@ def plot_labels(predictions: pd.DataFrame, threshold: float = 0.75, ax: Axes | N
 
 
 def plot_margin_curves(table: pd.DataFrame, axes: Sequence[Axes] | None = None, unit: str = "logit") -> np.ndarray:
-    """Loss and slope over the margin, two Axes. Columns: conflict, margin (in `unit`s), loss (nats), slope (a unit)."""
+    """Loss and derivative over the margin, two Axes. Columns: conflict, margin (in `unit`s), loss, derivative."""
     axes = np.array(new_axes(8.4, 3.4, 2, gap=0.3) if axes is None else axes)
-    for ax, column, name in zip(axes, ("loss", "slope"), ("loss (nats)", f"derivative (nats a {unit})"), strict=True):
+    for ax, column, per in zip(axes, ("loss", "derivative"), ("", f" a {unit}"), strict=True):
         for conflict, rows in table.groupby("conflict", sort=False):
             style = "-" if conflict == "none" else "--"  # both lines lie on one another at positive margins
             named = {"color": COLOURS[conflict], "label": conflict_name(conflict)}
             ax.plot(rows["margin"], rows[column], style, linewidth=2, **named)
         ax.axvline(0, color=GREY, linewidth=1)
-        finish(ax, f"margin of the preferred response ({unit}s)", name, 2 * (ax is axes[0]))
+        finish(ax, f"margin of the preferred response ({unit}s)", f"{column} (nats{per})", 2 * (ax is axes[0]))
     axes[1].axhline(0, color=GREY, linewidth=1)
     return axes
 
