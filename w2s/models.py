@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,12 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from w2s.batches import Batch, Layout
-from w2s.fast import cpu, packed
+from w2s.fast import cpu, lower, packed
 from w2s.files import digest as file_digest
 from w2s.losses import next_token_loss
 from w2s.params import Lora, ParameterError
 from w2s.sources import adapters, hub
-from w2s.sources.hub import ADAPTERS, LADDER, base_of, from_pretrained, resolve
+from w2s.sources.hub import ADAPTERS, LADDER, base_of, cut, from_pretrained, resolve
 
 UNIT_FILE = "reward_unit.safetensors"
 AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 1024}  # tokens whose logits are made at once: more of them take memory
@@ -35,7 +37,20 @@ def load_config(name: str):
             setattr(config, key, 0.0)
         if isinstance(value, str):
             setattr(config, key, GELU.get(value, value))
+    if (blocks := cut(name)[1]) is not None:
+        _keep_first(config.get_text_config(), blocks, name)
     return config
+
+
+def _keep_first(config, blocks: int, name: str) -> None:
+    """Cut a configuration to the first blocks, and with it what it lists for each block."""
+    n = config.num_hidden_layers
+    if not 1 <= blocks <= n:
+        raise ParameterError(f"model {name!r}: it has {n} blocks; write [:1] to [:{n}]")
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == n:
+            setattr(config, key, value[:blocks])
+    config.num_hidden_layers = blocks
 
 
 def load_tokenizer(name: str):
@@ -55,12 +70,33 @@ def matching_tokenizer(name: str):
     return tokenizer
 
 
-def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtype=torch.float32):
-    """The causal LM itself, dropout off; one whose logits are more than its head's output (soft-capped) is refused."""
+def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtype=torch.float32, trained_blocks=None):
+    """The causal LM itself, dropout off; one whose logits are more than its head's output (soft-capped) is refused.
+
+    With `trained_blocks`, its last blocks, its last norm and its head are trained alone, the head apart from the
+    embeddings that it may share.
+    """
     model = _load(AutoModelForCausalLM, name, lora, seed, dtype)
     if not _has_plain_head(model):
         raise ParameterError(f"model {name!r}: its logits are not its head's plain output; use it with method: reward")
+    if trained_blocks is not None:
+        _train_last(model, trained_blocks, name)
+        shared = model.get_output_embeddings()
+        model.set_output_embeddings(copy.deepcopy(shared).requires_grad_())
+        model.config.tie_word_embeddings = False
+        for part, parameter in model.base_model.named_parameters():
+            if "norm" in part or "ln_f" in part:
+                parameter.requires_grad_()
     return model
+
+
+def _train_last(model, trained_blocks: int, name: str) -> None:
+    """Have the last blocks of a model or a body trained alone, and those below computed once for each text."""
+    body = model.base_model
+    body.lower = lower.LowerBlocks(body, trained_blocks, name)
+    model.requires_grad_(False)
+    for block in body.lower.every[body.lower.n :]:
+        block.requires_grad_()
 
 
 @torch.no_grad()
@@ -88,7 +124,9 @@ def _load(loader, name: str, lora: Lora | None, seed: int, dtype: torch.dtype):
 
 def save(model, folder: str | Path) -> None:
     """Write a language model or a body as safetensors; of an adapted one, the adapters alone."""
-    model.save_pretrained(folder)
+    below = getattr(model.base_model, "lower", None)
+    with below.kept(0, len(below.every)) if below else nullcontext():
+        model.save_pretrained(folder)
     model.config.save_pretrained(folder)
     adapters.name_base(model, Path(folder))
 
@@ -105,12 +143,15 @@ class RewardModel(nn.Module):
         self.unit.weight.data.normal_(0.0, 0.02, generator=generator)
 
     @classmethod
-    def load(cls, name: str, seed: int = 0, lora: Lora | None = None, dtype=torch.float32) -> RewardModel:
+    def load(cls, name: str, seed=0, lora: Lora | None = None, dtype=torch.float32, trained_blocks=None) -> RewardModel:
         """The body of a pretrained model with a fresh unit drawn from `seed`, or a saved reward model.
 
-        With `lora`, frozen weights are in `dtype`; the unit is trained in float32 always.
+        With `lora`, frozen weights are in `dtype`; the unit is trained in float32 always. With `trained_blocks`, so
+        many of the last blocks are trained, and the unit.
         """
         model = cls(_load(AutoModel, name, lora, seed, dtype), seed)
+        if trained_blocks is not None:
+            _train_last(model.body, trained_blocks, name)
         saved = Path(resolve(name)) / UNIT_FILE
         if saved.is_file():
             model.unit.weight.data.copy_(load_file(saved)["weight"])
@@ -166,12 +207,26 @@ def n_adapter_parameters(name: str, lora: Lora) -> int:
 
 
 @lru_cache
+def n_last_parameters(name: str, blocks: int, head: bool) -> int:
+    """Parameters of so many blocks of a model (they are alike), and of its head, counted without loading them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(name))
+    own = model.get_output_embeddings().weight.numel() if head else 0
+    return own + blocks * sum(p.numel() for p in lower.blocks_of(model)[0].parameters())
+
+
+@lru_cache
 def fingerprint(name: str) -> str:
     """What identifies a model and its tokenizer: a hash of a local folder's files, or the hub's revision.
 
     The shipped ladder's hash leaves out how its one tokenizer names its special tokens, as its predictions' names do.
     """
+    whole, blocks = cut(name)
+    if blocks is not None:
+        return f"{fingerprint(whole)}[:{blocks}]"
     where = Path(resolve(name))
+    if where.parent == hub.hub_folder() / "gguf":  # named by the hash of the file that it was made of
+        return where.name
     if not where.is_dir():
         return f"{name}@{getattr(load_config(name), '_commit_hash', None)}"
     digest = hashlib.sha256()

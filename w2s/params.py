@@ -64,6 +64,10 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     weak_models: list[str] = about(WEAK, "supervisors", min_length=1)
     strong_models: list[str] = about(STRONG, "students and ceilings", min_length=1)
     intermediate_models: list[str] = about(STRONG[:1], "teachers between weak and strong, for bootstrapping")
+    model_pairs: Literal["larger", "all"] = about(
+        "larger", "each weak model with every larger strong one, or with all of them, itself included"
+    )
+    baseline: bool = about(False, "also score what the strong models prefer before any training, without a teacher")
     conflicts: list[Conflict] = about([*get_args(Conflict)], "conflicts of the students", min_length=1)
     seeds: list[Seed] = about([0], "one repetition of every run for each seed", min_length=1)
     n_gt: Count = about(1600, "pairs with gold labels, for weak models and ceilings")
@@ -90,6 +94,9 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     sft_learning_rate: Rate | None = about(None, "peak rate of the warm start; None: the same")
     sft_epochs: int | None = about(None, "passes of the warm start of dpo and simpo; None: 1", ge=1, le=1000)
     lora: Lora | None = about(None, "train low-rank adapters instead of all weights")
+    trained_blocks: int | None = about(
+        None, "train so many of the last blocks, and the reward unit or the head; None: all of the model", ge=0, le=1000
+    )
     batch_pairs: int = about(32, "pairs in one optimizer step", ge=1, le=10**6)
     max_length: int = about(512, "longest text in tokens; the beginning is cut", ge=8, le=10**6)
     tokens_per_batch: int = about(4096, "token budget of a forward pass; changes speed, not results", ge=8, le=10**9)
@@ -152,8 +159,13 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ValueError("conflicts: add none, the student that the others are compared with")
         if self.data == "pocket" and self.data_dir:
             raise ValueError("data_dir: the pocket world needs no folder; leave data_dir out, or set data to hh or cai")
+        if self.trained_blocks is not None and (self.lora or self.shards > 1):
+            other = "lora" if self.lora else f"shards = {self.shards}"
+            raise ValueError(f"trained_blocks = {self.trained_blocks}: not together with {other}; leave one out")
         if self.frozen and (train := [name for name in self.extensions if name in get_args(Training)]):
             raise ValueError(f"extensions = {train}: their runs do not ship; leave them out, or frozen")
+        if self.frozen and self.baseline:
+            raise ValueError("baseline = True: it does not ship; leave it out, or frozen")
         for key in METHOD_HAS_NO[self.method]:
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: method {self.method} has no {key}; leave it out")

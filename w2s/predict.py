@@ -64,15 +64,22 @@ def margins_of(table: pd.DataFrame, method: str, against_reference: bool = False
     """A run's margins (n,): logits for reward, nats for dpo (summed) and simpo (mean per token).
 
     `against_reference` (dpo alone) subtracts the reference's margin: without it, a model that learned nothing prefers
-    the shorter response, whose fewer tokens sum to more.
+    the shorter response, whose fewer tokens sum to more. A baseline, which has no log-probabilities, keeps its margin.
     """
     if method == "reward":
         return table["margin"].to_numpy()
+    if "margin" in table and table["chosen_logp"].isna().any():
+        return table["margin"].where(table["chosen_logp"].isna(), _made(table, method, against_reference)).to_numpy()
+    return _made(table, method, against_reference).to_numpy()
+
+
+def _made(table: pd.DataFrame, method: str, against_reference: bool) -> pd.Series:
+    """The margin of log-probabilities."""
     chosen, rejected = table["chosen_logp"], table["rejected_logp"]
     if method == "simpo":
-        return (chosen / table["chosen_tokens"] - rejected / table["rejected_tokens"]).to_numpy()
+        return chosen / table["chosen_tokens"] - rejected / table["rejected_tokens"]
     margin = chosen - rejected
-    return (margin - table["reference_margin"] if against_reference else margin).to_numpy()
+    return margin - table["reference_margin"] if against_reference else margin
 
 
 def sigmoid(margin) -> np.ndarray:

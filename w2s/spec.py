@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,7 @@ class RunSpec:
     learning_rate: float = 1e-3
     epochs: int = 1
     lora: Lora | None = None
+    trained_blocks: int | None = None  # of the last ones; None: all, and the embeddings
     batch_pairs: int = 32
     max_length: int = 512
     device: str = "cpu"
@@ -73,11 +75,11 @@ class RunSpec:
     def name(self) -> str:
         """A readable and unique folder name."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
-        parts = [Path(self.model).name, f"on-{self.split}"]
+        parts = [_in_folders(self.model), f"on-{self.split}"]
         if self.method != "reward":
             parts.insert(0, self.method)
         if self.teacher:
-            parts += ["from", Path(self.teacher.model).name, self.conflict]
+            parts += ["from", _in_folders(self.teacher.model), self.conflict]
         if self.lora:
             parts.append(f"lora{self.lora.rank}")
         return "-".join([*parts, f"s{self.seed}", digest])
@@ -91,6 +93,11 @@ class RunSpec:
     def depth(self) -> int:
         """How many runs stand behind this one, one needing the next."""
         return max((1 + run.depth for run in self.before), default=0)
+
+
+def _in_folders(model: str) -> str:
+    """A model as names of folders have it: org/gpt2[:6] is gpt2-first6."""
+    return re.sub(r"\[:(\d+)\]$", r"-first\1", Path(model).name)
 
 
 def _plain(value):

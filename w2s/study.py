@@ -18,7 +18,7 @@ from w2s.spec import SPLITS, RunSpec
 RESEED = 1000  # added to the seed of a student that differs from another by its seed alone
 NOISE, DOSES = (0.1, 0.2, 0.3), (0.0, 0.25, 0.5, 0.75, 1.0)  # of the labels; of the blind pairs
 LABELS = ("weak", "gold", "own", "shuffled", "random")
-SAME_NAME = ("learning_rate", "epochs", "lora", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
+SAME_NAME = ("learning_rate", "epochs", "lora", "trained_blocks", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
 SAME_NAME += ("gradient_checkpointing", "shards")  # parameters that are fields of a run under the same name
 OTHER = {"gt": "w2s", "w2s": "gt"}  # the split that the teacher of one on the other has not seen
 
@@ -125,6 +125,12 @@ class Study:
         """A reward model before its first step: the pretrained body with a fresh unit."""
         return self._spec(strong, "w2s", seed, epochs=0)
 
+    def baseline(self, model: str) -> RunSpec:
+        """What a language model prefers before any training: the response of the larger mean log-probability."""
+        fixed = {"learning_rate": 0.0, "batch_pairs": 1, "trained_blocks": None, "lora": None, "save_model": False}
+        fixed |= {"method": "baseline", "epochs": 0, "start": None, "beta": None, "gamma": None}
+        return replace(self._spec(model, "gt", 0), against_reference=False, **fixed)
+
     def _spec(self, model: str, split: str, seed: int, conflict="none", teacher=None, **changes) -> RunSpec:
         p = self.params
         fields = {name: getattr(p, name) for name in SAME_NAME} | {"save_model": p.save_models}
@@ -151,9 +157,14 @@ class Study:
 
     @property
     def model_pairs(self) -> list[tuple[str, str]]:
-        """Every (weak, strong) with weak smaller than strong, by parameters; a ParameterError where there is none."""
+        """Every (weak, strong) with weak smaller than strong, by parameters; a ParameterError where there is none.
+
+        With `model_pairs: all`, those of equal or falling size too.
+        """
         size = models.n_parameters
-        every = itertools.product(self.params.weak_models, self.params.strong_models)
+        every = list(itertools.product(self.params.weak_models, self.params.strong_models))
+        if self.params.model_pairs == "all":
+            return every
         rising = [(weak, strong) for weak, strong in every if size(weak) < size(strong)]
         if not rising:
             words = f"none is larger than a weak model of {self.params.weak_models}; name a larger one"
@@ -242,8 +253,11 @@ class Study:
         return {self.bootstrapped(*run): tags for run, tags in named.items()}
 
     def direct_runs(self) -> dict[RunSpec, dict]:
-        """Every run of notebooks 02 and 03: weak models, ceilings, and students of weak models."""
-        return self.gold_runs([*self.params.weak_models, *self.params.strong_models]) | self.student_runs()
+        """Every run of notebooks 02 and 03: weak models, ceilings, students of weak models, baselines if wanted."""
+        strong = self.params.strong_models if self.params.baseline else ()
+        baselines = {self.baseline(model): self._tags("baseline", 0, "none", model) for model in strong}
+        gold = self.gold_runs([*self.params.weak_models, *self.params.strong_models])
+        return gold | baselines | self.student_runs()
 
     def all_runs(self) -> dict[RunSpec, dict]:
         """Every run of the five notebooks."""

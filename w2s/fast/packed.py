@@ -43,16 +43,30 @@ def last_states(body: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | Non
 
     ids and mask (rows, length) are right-padded texts; a layout of None computes them with their padding.
     """
-    if layout is None or body.config._attn_implementation != NAME:
-        return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[text, at]
-    row, positions = ids.flatten()[layout.source], layout.source % ids.shape[1]
-    # Models hand on a mask of four dimensions as it is, and make none over the whole row, which this one stops.
-    unused, place = mask[None, None], layout.place[text, at]
+    layout = layout if packs(body) else None
+    if lower := getattr(body, "lower", None):
+        lower.give(ids, mask, layout)
+    if layout is None:
+        return run(body, ids, mask, None)[text, at]
+    place = layout.place[text, at]
     wanted = place.unique()
     one_each = len(wanted) == len(ids) and torch.equal(text, torch.arange(len(ids), device=text.device))
     layout = replace(layout, wanted=wanted, ends=at if one_each else None)
-    out = body(input_ids=row[None], position_ids=positions[None], attention_mask=unused, use_cache=False, packed=layout)
-    return out.last_hidden_state[0].index_select(0, place)
+    return run(body, ids, mask, layout)[0].index_select(0, place)
+
+
+def packs(body: nn.Module) -> bool:
+    """Whether a body takes packed rows."""
+    return body.config._attn_implementation == NAME
+
+
+def run(body: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:
+    """The last hidden states of right-padded texts (rows, length, width), or of their packed row (1, tokens, width)."""
+    if layout is None:
+        return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    where = {"input_ids": ids.flatten()[layout.source][None], "position_ids": (layout.source % ids.shape[1])[None]}
+    # Models hand on a mask of four dimensions as it is, and make none over the whole row, which this one stops.
+    return body(**where, attention_mask=mask[None, None], use_cache=False, packed=layout).last_hidden_state
 
 
 def attend(module, query, key, value, attention_mask, packed: Layout | None = None, **options):

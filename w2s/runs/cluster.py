@@ -114,7 +114,7 @@ def _comparable(study: Study, specs: dict[RunSpec, dict]) -> dict[RunSpec, dict]
     return {
         spec: tags
         for spec, tags in done.items()
-        if tags.get("role") in (None, "gold", "control") or has_both(spec, tags)
+        if tags.get("role") in (None, "gold", "control", "baseline") or has_both(spec, tags)
     }
 
 

@@ -21,7 +21,7 @@ from w2s.fast import packed
 from w2s.files import duration
 from w2s.models import AT_ONCE
 from w2s.params import Lora, ParameterError
-from w2s.runs import execute, sharded, store
+from w2s.runs import execute, sharded, states, store
 from w2s.spec import SPLITS, RunSpec
 
 GIB = 2**30
@@ -33,7 +33,7 @@ KEPT_OF_TEXTS = 4  # of the width: what attention takes out of a packed row, and
 HALF, FROZEN = 0.65, 0.75  # the share of these bytes with bfloat16, and with LoRA
 HEAP_SHARE, HEAP_LIMIT = 1.2, 1.1 * GIB  # what the C library's heap holds on to of them, in blocks below 32 MiB
 
-ALIKE = ("model_fingerprint", "data", "method", "lora", "batch_pairs", "max_length", "device", "dtype", "threads")
+ALIKE = ("model_fingerprint", "data", "method", "lora", "trained_blocks", "batch_pairs", "max_length", "device", "dtype", "threads")
 CHARACTERS = 4  # of a token, about
 EFFICIENCY = 0.6  # of the rate of one large matrix product, while a model trains
 RUN, STEP, START = 0.5, 0.018, 6.0  # seconds of each run, of each block of a step, and to start workers
@@ -47,7 +47,10 @@ def _config(spec: RunSpec):
 @lru_cache
 def _parameters(spec: RunSpec) -> tuple[int, int]:
     """How many parameters the model of a run has, and how many it trains."""
-    total = models.n_parameters(spec.model, head=spec.method != "reward")
+    head = spec.method != "reward"
+    total = models.n_parameters(spec.model, head)
+    if spec.trained_blocks is not None:
+        return total, models.n_last_parameters(spec.model, spec.trained_blocks, head)
     return total, models.n_adapter_parameters(spec.model, spec.lora) if spec.lora else total
 
 
@@ -79,6 +82,8 @@ def memory(spec: RunSpec, root: Path) -> dict[str, float]:
         once = 1 if spec.method == "sft" else (prompt + responses) / (2 * prompt + responses)
         kept = once * kept + 4 * KEPT_OF_TEXTS * config.hidden_size * layers * tokens
     heap = 0.0 if spec.device.startswith("cuda") else min(HEAP_SHARE * kept, HEAP_LIMIT)
+    if spec.trained_blocks is not None:
+        kept *= min(1.0, max(spec.trained_blocks, 1) / layers)
     if spec.gradient_checkpointing:  # of each layer its input, and one layer at a time the rest
         kept = 4 * tokens * config.hidden_size * layers + kept / layers
     if spec.method != "reward":  # log-probabilities of a block's responses, and of AT_ONCE tokens twice more
@@ -111,10 +116,11 @@ def check(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None =
     place = next(path for path in (root, *root.parents) if path.exists())
     if todo and not os.access(place, os.W_OK):
         raise ParameterError(f"{len(todo)} runs to train, and {place} may not be written; set output_dir to your own")
-    saved = [4 * _parameters(spec)[1] for spec in todo if spec.save_model]  # all warm starts, and with save_models all
+    saved = [4 * _parameters(s)[0 if s.trained_blocks is not None else 1] for s in todo if s.save_model]  # warm starts
+    saved += [size for _, size in states_to_make(todo, root).values()]
     if saved and sum(saved) > (free := shutil.disk_usage(place).free):
         raise ParameterError(
-            f"{root}: the models to save take about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "
+            f"{root}: what is to be saved takes about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "
             "set output_dir to another disk, or lora, or fewer models"
         )
 
@@ -158,6 +164,8 @@ def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, schedul
     else:
         rates = measured(root)
         seconds = {spec.name: run_seconds(spec, root, rates) for spec in todo}
+        for name, (more, _) in states_to_make(todo, root).items():
+            seconds[name] += more
         expected = f"about {duration(total_seconds(todo, seconds, workers))} on {workers} workers"
     by_model = {spec.model: [other for other in todo if other.model == spec.model] for spec in todo}
     lines = [_model_line(specs, seconds, root) for specs in by_model.values()]
@@ -167,7 +175,7 @@ def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, schedul
 def _model_line(specs: list[RunSpec], seconds: dict[str, float], root: Path) -> str:
     needs = {sum(memory(spec, root).values()): spec for spec in specs}
     total, trained = _parameters(needs[max(needs)])
-    adapters = f", {trained:,} of them trained" if trained < total else ""
+    adapters = f", {trained:,} of them trained" if trained != total else ""
     shards = f" on each of {specs[0].shards} shards" if specs[0].shards > 1 else ""
     each = f" of {duration(sum(seconds[s.name] for s in specs) / len(specs))} each" if seconds else ""
     need = f"about {max(needs) / GIB:.2f} GiB to train{shards}"
@@ -207,13 +215,46 @@ def run_seconds(spec: RunSpec, root: Path, rates: Mapping[str, float] | None = N
     return RUN + ((rates or {}).get(_alike(spec.identity)) or pair_seconds(spec, root)) * (trained + scored / 3)
 
 
+def states_to_make(todo: list[RunSpec], root: Path) -> dict[str, tuple[float, float]]:
+    """First run of each model that trains its last blocks -> seconds to compute what the others make of all texts, bytes.
+
+    Nothing for states of which some are there already: a study that was interrupted is expected to end sooner.
+    """
+    made: dict[str, tuple[float, float]] = {}
+    seen = set()
+    for spec in todo:
+        if spec.trained_blocks is not None:
+            n = _config(spec).num_hidden_layers - spec.trained_blocks
+            folder = states.folder_of(spec, n, root)
+            if n > 0 and (folder, spec.method == "reward") not in seen and not folder.exists():
+                seen.add((folder, spec.method == "reward"))
+                pairs = sum(len(store.pair_table(root, spec.data, split)) for split in SPLITS)
+                tokens = _pair_tokens(spec, root) * pairs
+                below = models.n_last_parameters(spec.model, n, head=False)
+                seconds = 2 * below * tokens / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads))
+                made[spec.name] = seconds, 4 * _config(spec).hidden_size * tokens * _twice(spec, root)
+    return made
+
+
 def pair_seconds(spec: RunSpec, root: Path) -> float:
     """About how long training on a pair takes: 6 operations for each weight and token, and what each step costs."""
-    tokens = min(sum(_characters(spec.data, root)) / CHARACTERS, 2 * spec.max_length)
+    tokens = _pair_tokens(spec, root)
     looked_up = _config(spec).vocab_size * _config(spec).hidden_size if spec.method == "reward" else 0
-    operations = 6 * (_parameters(spec)[0] - looked_up) * tokens
+    computed = _parameters(spec)[0] - looked_up if spec.trained_blocks is None else _parameters(spec)[1]
+    operations = 6 * computed * tokens
     blocks = max(1 / spec.batch_pairs, tokens / spec.tokens_per_batch)
     return operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads)) + STEP * blocks
+
+
+def _pair_tokens(spec: RunSpec, root: Path) -> float:
+    """About how many tokens a pair has, its prompt once."""
+    return min(sum(_characters(spec.data, root)) / CHARACTERS, 2 * spec.max_length)
+
+
+def _twice(spec: RunSpec, root: Path) -> float:
+    """How much more that is with the prompt in both texts."""
+    prompt, responses = _characters(spec.data, root)
+    return (2 * prompt + responses) / (prompt + responses)
 
 
 @lru_cache

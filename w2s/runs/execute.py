@@ -18,7 +18,7 @@ from w2s.files import write_json, write_table
 from w2s.losses import Clock
 from w2s.params import ParameterError
 from w2s.predict import margins_of, predict, predict_logps, predictions
-from w2s.runs import store
+from w2s.runs import states, store
 from w2s.runs.labels import labelled_pairs, reference_margins
 from w2s.runs.store import is_done, pair_table, split_table
 from w2s.spec import SPLITS, RunSpec
@@ -100,6 +100,8 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
     tokenizer, model = models.load_tokenizer(spec.model), team.load()
+    if spec.trained_blocks is not None:
+        _compute_states(spec, root, model, tokenizer)
     _train(team, model, tokenizer, folder, report)
     if spec.save_model:
         team.save(model, tokenizer, folder / "model")
@@ -108,6 +110,18 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
         table.insert(1, "split", split)
     if team.first:
         write_table(folder / "predictions.parquet", pd.concat(tables.values(), ignore_index=True))
+
+
+def _compute_states(spec: RunSpec, root: Path, model, tokenizer) -> None:
+    """Have what the blocks that are not trained make of every text of the run in the cache, and let the model use it."""
+    lower = (model.body if spec.method == "reward" else model.base_model).lower
+    if lower.n:
+        lower.find = states.States(states.folder_of(spec, lower.n, root), lower)
+        tables = {name: split_table(spec, root, name) for name in ("validation", *scored_splits(spec))}
+        end = spec.method != "reward"
+        for pairs in tables.values():
+            lower.find.need(PairTexts(pairs, tokenizer, spec.max_length, end), spec)
+        lower.find.need(training_texts(spec, labelled_pairs(spec, root), tokenizer), spec)
 
 
 def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
@@ -148,6 +162,8 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
 
 def scored_splits(spec: RunSpec) -> list[str]:
     """A warm start is the reference of its run on every split; a teacher labels the split it has not seen."""
+    if spec.method == "baseline":
+        return ["validation", "test"]
     if spec.method == "sft":
         return list(SPLITS)
     return [*(["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []), "validation", "test"]
@@ -162,7 +178,8 @@ def load_model(spec: RunSpec, root: Path):
     """The weights that a run starts from: the pretrained ones, or those of its warm start."""
     name = str(store.check_model(spec.start, root)) if spec.start else spec.model
     load = models.RewardModel.load if spec.method == "reward" else models.load_language_model
-    model = load(name, lora=spec.lora, seed=spec.seed, dtype=getattr(torch, spec.dtype))
+    how = {"lora": spec.lora, "seed": spec.seed, "dtype": getattr(torch, spec.dtype)}
+    model = load(name, **how, trained_blocks=spec.trained_blocks)
     if spec.gradient_checkpointing:
         body = model.body if spec.method == "reward" else model
         body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -181,5 +198,7 @@ def score(spec: RunSpec, model, pairs: pd.DataFrame, tokenizer, root: Path) -> p
     if spec.method == "dpo":
         table["reference_margin"] = reference_margins(spec, root, table["id"])
     method = "simpo" if spec.method == "simpo" else "dpo"  # a warm start is scored as its policy would be
+    if spec.method == "baseline":
+        return predictions(table["id"], margins_of(table, "simpo")).drop(columns="probability")
     of_margins = predictions(table["id"], margins_of(table, method, spec.against_reference))
     return of_margins.drop(columns="probability").merge(table, on="id")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +14,7 @@ from huggingface_hub import errors, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from w2s.params import PACKAGE, ParameterError, StudyParams, located, nearest
-from w2s.sources import LFS, TABLES
+from w2s.sources import LFS, TABLES, quantized
 
 LADDER, INDEX, ADAPTERS = PACKAGE / "ladder", "fetched.json", "adapter_config.json"
 GET = "w2s fetch PARAMS.yaml gets it where there is a network"
@@ -49,16 +50,26 @@ def split(name: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+def cut(name: str) -> tuple[str, int | None]:
+    """The whole model and the number of its first blocks: gpt2[:6] is cut from gpt2; None: it is not cut."""
+    found = re.fullmatch(r"(.+)\[:(\d+)\]", name)
+    return (found[1], int(found[2])) if found else (name, None)
+
+
 def resolve(name: str) -> str:
-    """Where a model's files are: the pocket ladder, a local folder, a fetched one, else its name on the hub."""
+    """Where a whole model's files are: the pocket ladder, a a local one, a fetched one, else its hub name."""
+    name, _ = cut(name)
     return str(_on_disk(name) or fetched("model", name) or name)
 
 
 def _on_disk(name: str) -> Path | None:
-    """The folder of a model on this machine that was not fetched."""
+    """The folder of a model on this machine that was not fetched; of a .gguf file, the one made of it."""
+    name, _ = cut(name)
     path = LADDER / name if name.startswith("pocket-") else located(name)
     if (path / "config.json").is_file():
         return path
+    if file := quantized.find(path):
+        return quantized.as_folder(file, hub_folder() / "gguf")
     if name.startswith("pocket-"):
         sizes = sorted(p.parent.name for p in LADDER.glob("*/config.json"))
         raise ParameterError(f"model {name!r}: not a size of the pocket ladder; {nearest(name, sizes)}")
@@ -72,6 +83,8 @@ def base_of(name: str) -> str:
     folder = _on_disk(name)
     if not folder or not (folder / ADAPTERS).is_file():
         return name
+    if cut(name)[1]:
+        raise ParameterError(f"model {name!r}: adapters are not cut; cut their base, and train adapters on it")
     try:
         base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
@@ -107,7 +120,8 @@ def fetched(kind: str, name: str) -> Path | None:
 
 def wanted(params: StudyParams) -> list[Wanted]:
     """What a study needs from the hub, fetched or not; of adapters in a local folder, their base."""
-    names = dict.fromkeys(map(base_of, (*params.weak_models, *params.strong_models, *params.intermediate_models)))
+    every = (*params.weak_models, *params.strong_models, *params.intermediate_models)
+    names = dict.fromkeys(cut(base_of(name))[0] for name in every)
     models = [Wanted("model", name, *split(name)) for name in names if not _on_disk(name)]
     return models + list(hub_parts(params).values())
 
@@ -145,10 +159,15 @@ def from_pretrained(loader, name: str, **options):
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     where = resolve(name)
     if not Path(where).is_absolute():
-        where, revision = split(name)
+        where, revision = split(where)
         options |= {"revision": revision} if revision else {}
+    if cut(name)[1]:
+        logging.set_verbosity_error()  # else it lists the weights of the blocks that are left out
     with explained(f"model {name!r}", "loaded", "check the name, or give a local folder or a pocket size"):
-        return load(loader, name, where, **options)
+        try:
+            return load(loader, name, where, **options)
+        finally:
+            logging.set_verbosity_warning()
 
 
 def load(loader, name: str, where: str, **options):

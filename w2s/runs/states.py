@@ -1,0 +1,119 @@
+"""What the lower blocks of a model make of texts, in files that all runs share: nothing is computed twice.
+
+One folder under runs/states for a model, a number of its blocks and a dtype; a text is found by its tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from w2s.batches import PairTexts
+from w2s.fast.lower import LowerBlocks
+from w2s.files import duration, write_atomic
+from w2s.models import autocast, fingerprint
+from w2s.params import ParameterError
+from w2s.runs import code, store
+from w2s.sources.hub import cut
+from w2s.spec import RunSpec
+
+DEPENDS_ON = ("models.py", "batches.py", "fast/packed.py", "fast/lower.py", "fast/cpu.py")
+AT_ONCE = 2**27  # numbers that are held in memory, 512 MiB, until they are written
+KEY = 16  # bytes
+
+
+def folder_of(spec: RunSpec, n: int, root: Path) -> Path:
+    """Where the states after the first `n` blocks stand; a model's slices share them."""
+    whole = fingerprint(cut(spec.model)[0]).replace("/", "_")
+    computed_by = blake2b("".join(code.IMPORTED[name] for name in DEPENDS_ON).encode(), digest_size=4).hexdigest()
+    return root / "runs" / "states" / f"{whole}-{n}-{spec.dtype}-{computed_by}"
+
+
+class States:
+    """The states that a folder holds, and the computing of those that it lacks by a model's lower blocks."""
+
+    def __init__(self, folder: Path, lower: LowerBlocks):
+        self.folder, self.lower = folder, lower
+        self.known: dict[bytes, tuple[Tensor, int, int]] = {}  # text -> where its states are: file, first row, end
+        self.read: set[Path] = set()
+
+    def __call__(self, rows: list[list[int]]) -> list[Tensor]:
+        """The states (tokens, width) of each text."""
+        found = (self.known[_key(row)] for row in rows)
+        return [states[first:end] for states, first, end in found]
+
+    def need(self, texts: PairTexts, spec: RunSpec) -> None:
+        """Have the states of all these texts, of which those that no file holds are computed and written now."""
+        if not self._lacks(texts):
+            return
+        with store.locked(self.folder, "another process is computing its states"):
+            index = self._lacks(texts)
+            started, done, held = time.monotonic(), 0, []
+            for batch in texts.batches(np.array(index, dtype=int), 2 * spec.tokens_per_batch):
+                batch = batch.to(self.lower.body.device)
+                with autocast(batch.input_ids.device, getattr(torch, spec.dtype)):
+                    held += self._compute(batch)
+                done += len(batch.index)
+                if sum(states.numel() for _, states in held) > AT_ONCE or done == len(index):
+                    self._write(held)
+                    held = []
+                    left = (time.monotonic() - started) * (len(index) - done) / done
+                    print(f"{self.folder.name}: {done} of {len(index)} pairs, {duration(left)} left", flush=True)
+        self._read()
+
+    def _lacks(self, texts: PairTexts) -> list[int]:
+        """The row numbers of the pairs with a text that no file holds, of equal ones the first."""
+        self._read()
+        lacking: dict[tuple, int] = {}
+        for i in reversed(range(len(texts))):
+            keys = tuple(_key(rows[i]) for rows, _ in texts.sides)
+            if any(key not in self.known for key in keys):
+                lacking[keys] = i
+        return sorted(lacking.values())
+
+    def _compute(self, batch) -> list[tuple[bytes, Tensor]]:
+        layout = batch.layout if self.lower.packs else None
+        states = self.lower.run(batch.input_ids, batch.attention_mask, layout).float()
+        states = (states if layout is None else states[0][layout.place]).cpu()
+        lengths = batch.attention_mask.sum(1).tolist()
+        rows = zip(batch.input_ids.tolist(), states, lengths, strict=True)
+        return [(_key(ids[:n]), of_text[:n].clone()) for ids, of_text, n in rows]
+
+    def _write(self, held: list[tuple[bytes, Tensor]]) -> None:
+        keys = torch.frombuffer(bytearray(b"".join(key for key, _ in held)), dtype=torch.uint8).view(-1, KEY)
+        tensors = {"keys": keys, "lengths": torch.tensor([len(states) for _, states in held])}
+        tensors["states"] = torch.cat([states for _, states in held])
+        name = blake2b(keys.numpy().tobytes(), digest_size=8).hexdigest()
+        write_atomic(self.folder / f"{name}.safetensors", lambda path: save_file(tensors, path))
+
+    def _read(self) -> None:
+        """Take up the files that have come since."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path not in self.read:
+                self.read.add(path)
+                keys, ends, states = _file(path, path.stat().st_mtime_ns)
+                for key, first, end in zip(keys, [0, *ends[:-1]], ends, strict=True):
+                    self.known[key] = states, first, end
+
+
+@lru_cache
+def _file(path: Path, written: int) -> tuple[list[bytes], list[int], Tensor]:
+    """The texts of a file, where the states of each end, and the states, which stay on the disk until they are used."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ParameterError(f"{path}: cannot be read ({error}); delete it, and it is computed again") from None
+    keys = [row.tobytes() for row in tensors["keys"].numpy()]
+    return keys, tensors["lengths"].cumsum(0).tolist(), tensors["states"]
+
+
+def _key(ids: list[int]) -> bytes:
+    return blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=KEY).digest()

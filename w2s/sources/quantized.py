@@ -1,0 +1,56 @@
+"""A .gguf file as a model folder: its weights turned into float32, once, beside what was fetched from the hub."""
+
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from w2s.files import digest
+from w2s.params import ParameterError
+
+GGUF = ".gguf"
+
+
+def find(path: Path) -> Path | None:
+    """The .gguf file that a path names, or the only one in the folder that it names."""
+    if path.suffix == GGUF and path.is_file():
+        return path
+    files = sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise ParameterError(f"model {str(path)!r}: this folder holds {len(files)} {GGUF} files; name one of them")
+    return files[0] if files else None
+
+
+@lru_cache
+def as_folder(file: Path, parent: Path) -> Path:
+    """The model folder of a .gguf file under `parent`, named by the file's hash; made when it is first asked for.
+
+    ParameterError: the package gguf is missing, or the file cannot be read.
+    """
+    folder = parent / digest(file)[:16]
+    if not (folder / "config.json").is_file():
+        try:
+            import gguf  # noqa: F401, which transformers needs for it
+        except ImportError:
+            raise ParameterError(f"model {str(file)!r}: reading {GGUF} needs a package: pip install gguf") from None
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        print(f"{file.name}: its {GGUF} weights are turned into float32, once, under {folder}", flush=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=parent))
+        try:
+            where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+            AutoTokenizer.from_pretrained(**where, trust_remote_code=False).save_pretrained(part)
+            read = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype="float32")
+            read.config.__dict__.pop("quantization_config", None)
+            plain = AutoModelForCausalLM.from_config(read.config)  # the other is marked as quantized, and is not saved
+            plain.load_state_dict(read.state_dict())
+            plain.save_pretrained(part)
+            os.replace(part, folder)
+        except (ValueError, KeyError, NotImplementedError, IndexError) as error:
+            what = " ".join(str(error).split())[:160]
+            raise ParameterError(f"model {str(file)!r}: cannot be read as {GGUF} ({what}); get it again") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
