@@ -182,7 +182,9 @@ def test_too_little_disk_for_the_models_to_save(spec, study, monkeypatch):
     saved = [replace(spec, save_model=True), replace(spec, seed=1)]
     estimate.check(saved, study.root, workers=1)
     adapted = replace(spec, seed=2, save_model=True, lora=LORA)
-    with pytest.raises(ParameterError, match="models to save take about .* set output_dir to another disk, or lora"):
+    with pytest.raises(
+        ParameterError, match="models and states to save take about .* set output_dir to another disk, or lora"
+    ):
         estimate.check([*saved, adapted], study.root, workers=1)
 
 

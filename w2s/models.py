@@ -92,8 +92,10 @@ def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtyp
 
 def _train_last(model, trained_blocks: int, name: str) -> None:
     """Have the last blocks of a model or a body trained alone, and those below computed once for each text."""
-    body = model.base_model
-    body.lower = lower.LowerBlocks(body, trained_blocks, name)
+    body, n = model.base_model, len(lower.blocks_of(model))
+    if trained_blocks > n:
+        raise ParameterError(f"trained_blocks = {trained_blocks}: model {name!r} has {n} blocks; lower it")
+    body.lower = lower.LowerBlocks(body, trained_blocks)
     model.requires_grad_(False)
     for block in body.lower.every[body.lower.n :]:
         block.requires_grad_()

@@ -15,7 +15,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from w2s.batches import Layout
 from w2s.fast import packed
-from w2s.params import ParameterError
 
 
 class Skipped(nn.Module):
@@ -40,14 +39,11 @@ class LowerBlocks:
     """Takes all but the last `trained` blocks out of a body, which then needs their states for each text (`give`).
 
     `find` gives the stored states of texts, lists of token ids, each (tokens, width); None: they are computed anew.
-    ParameterError, with the model's `name`: it has fewer blocks.
     """
 
-    def __init__(self, body: nn.Module, trained: int, name: str):
+    def __init__(self, body: nn.Module, trained: int):
         self.body, self.blocks = body, blocks_of(body)
         self.every, self.n = list(self.blocks), len(self.blocks) - trained
-        if self.n < 0:
-            raise ParameterError(f"trained_blocks = {trained}: model {name!r} has {len(self.blocks)} blocks; lower it")
         self.find: Callable[[list[list[int]]], list[Tensor]] | None = None
         self.skipped: list[Skipped] = []
         first = self._first_output(torch.tensor([[0, 1]], device=body.device))

@@ -43,7 +43,7 @@ def last_states(body: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | Non
 
     ids and mask (rows, length) are right-padded texts; a layout of None computes them with their padding.
     """
-    layout = layout if packs(body) else None
+    layout = layout if layout and packs(body) else None
     if lower := getattr(body, "lower", None):
         lower.give(ids, mask, layout)
     if layout is None:

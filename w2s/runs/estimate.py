@@ -33,7 +33,18 @@ KEPT_OF_TEXTS = 4  # of the width: what attention takes out of a packed row, and
 HALF, FROZEN = 0.65, 0.75  # the share of these bytes with bfloat16, and with LoRA
 HEAP_SHARE, HEAP_LIMIT = 1.2, 1.1 * GIB  # what the C library's heap holds on to of them, in blocks below 32 MiB
 
-ALIKE = ("model_fingerprint", "data", "method", "lora", "trained_blocks", "batch_pairs", "max_length", "device", "dtype", "threads")
+ALIKE = (
+    "model_fingerprint",
+    "data",
+    "method",
+    "lora",
+    "trained_blocks",
+    "batch_pairs",
+    "max_length",
+    "device",
+    "dtype",
+    "threads",
+)
 CHARACTERS = 4  # of a token, about
 EFFICIENCY = 0.6  # of the rate of one large matrix product, while a model trains
 RUN, STEP, START = 0.5, 0.018, 6.0  # seconds of each run, of each block of a step, and to start workers
@@ -49,6 +60,8 @@ def _parameters(spec: RunSpec) -> tuple[int, int]:
     """How many parameters the model of a run has, and how many it trains."""
     head = spec.method != "reward"
     total = models.n_parameters(spec.model, head)
+    if not spec.epochs:
+        return total, 0
     if spec.trained_blocks is not None:
         return total, models.n_last_parameters(spec.model, spec.trained_blocks, head)
     return total, models.n_adapter_parameters(spec.model, spec.lora) if spec.lora else total
@@ -94,6 +107,8 @@ def memory(spec: RunSpec, root: Path) -> dict[str, float]:
 
 def _kept(spec: RunSpec) -> float:
     """Bytes that the layers keep of a block of padded texts for the backward pass, without checkpointing."""
+    if not spec.epochs:
+        return 0.0
     config = _config(spec)
     sizes = (getattr(config, key, None) for key in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"))
     mlp = next(filter(None, sizes), 4 * config.hidden_size)
@@ -119,10 +134,8 @@ def check(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None =
     saved = [4 * _parameters(s)[0 if s.trained_blocks is not None else 1] for s in todo if s.save_model]  # warm starts
     saved += [size for _, size in states_to_make(todo, root).values()]
     if saved and sum(saved) > (free := shutil.disk_usage(place).free):
-        raise ParameterError(
-            f"{root}: what is to be saved takes about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; "
-            "set output_dir to another disk, or lora, or fewer models"
-        )
+        need = f"the models and states to save take about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free"
+        raise ParameterError(f"{root}: {need}; set output_dir to another disk, or lora, or fewer models")
 
 
 def _check_memory(spec: RunSpec, root: Path, workers: int) -> None:
@@ -175,10 +188,10 @@ def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, schedul
 def _model_line(specs: list[RunSpec], seconds: dict[str, float], root: Path) -> str:
     needs = {sum(memory(spec, root).values()): spec for spec in specs}
     total, trained = _parameters(needs[max(needs)])
-    adapters = f", {trained:,} of them trained" if trained != total else ""
+    adapters = f", {trained:,} of them trained" if 0 < trained != total else ""
     shards = f" on each of {specs[0].shards} shards" if specs[0].shards > 1 else ""
     each = f" of {duration(sum(seconds[s.name] for s in specs) / len(specs))} each" if seconds else ""
-    need = f"about {max(needs) / GIB:.2f} GiB to train{shards}"
+    need = f"about {max(needs) / GIB:.2f} GiB{' to train' * (trained > 0)}{shards}"
     return f"  {Path(specs[0].model).name}: {total:,} parameters{adapters}, {need}, {len(specs)} runs{each}"
 
 
@@ -216,9 +229,9 @@ def run_seconds(spec: RunSpec, root: Path, rates: Mapping[str, float] | None = N
 
 
 def states_to_make(todo: list[RunSpec], root: Path) -> dict[str, tuple[float, float]]:
-    """First run of each model that trains its last blocks -> seconds to compute what the others make of all texts, bytes.
+    """First run of a model that trains its last blocks -> seconds to compute what the others make of all texts, bytes.
 
-    Nothing for states of which some are there already: a study that was interrupted is expected to end sooner.
+    Nothing where some of these states are there: a study that was interrupted is expected to end sooner.
     """
     made: dict[str, tuple[float, float]] = {}
     seen = set()
@@ -240,7 +253,7 @@ def pair_seconds(spec: RunSpec, root: Path) -> float:
     """About how long training on a pair takes: 6 operations for each weight and token, and what each step costs."""
     tokens = _pair_tokens(spec, root)
     looked_up = _config(spec).vocab_size * _config(spec).hidden_size if spec.method == "reward" else 0
-    computed = _parameters(spec)[0] - looked_up if spec.trained_blocks is None else _parameters(spec)[1]
+    computed = _parameters(spec)[0] - looked_up if spec.trained_blocks is None else max(1, _parameters(spec)[1])
     operations = 6 * computed * tokens
     blocks = max(1 / spec.batch_pairs, tokens / spec.tokens_per_batch)
     return operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads)) + STEP * blocks

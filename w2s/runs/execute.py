@@ -113,7 +113,7 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
 
 
 def _compute_states(spec: RunSpec, root: Path, model, tokenizer) -> None:
-    """Have what the blocks that are not trained make of every text of the run in the cache, and let the model use it."""
+    """Have in the cache what the blocks that are not trained make of the run's texts, and let the model use it."""
     lower = (model.body if spec.method == "reward" else model.base_model).lower
     if lower.n:
         lower.find = states.States(states.folder_of(spec, lower.n, root), lower)

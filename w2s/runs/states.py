@@ -22,7 +22,6 @@ from w2s.files import duration, write_atomic
 from w2s.models import autocast, fingerprint
 from w2s.params import ParameterError
 from w2s.runs import code, store
-from w2s.sources.hub import cut
 from w2s.spec import RunSpec
 
 DEPENDS_ON = ("models.py", "batches.py", "fast/packed.py", "fast/lower.py", "fast/cpu.py")
@@ -32,7 +31,7 @@ KEY = 16  # bytes
 
 def folder_of(spec: RunSpec, n: int, root: Path) -> Path:
     """Where the states after the first `n` blocks stand; a model's slices share them."""
-    whole = fingerprint(cut(spec.model)[0]).replace("/", "_")
+    whole = fingerprint(spec.model).partition("[:")[0].replace("/", "_")
     computed_by = blake2b("".join(code.IMPORTED[name] for name in DEPENDS_ON).encode(), digest_size=4).hexdigest()
     return root / "runs" / "states" / f"{whole}-{n}-{spec.dtype}-{computed_by}"
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from w2s.files import digest
@@ -30,10 +31,8 @@ def as_folder(file: Path, parent: Path) -> Path:
     """
     folder = parent / digest(file)[:16]
     if not (folder / "config.json").is_file():
-        try:
-            import gguf  # noqa: F401, which transformers needs for it
-        except ImportError:
-            raise ParameterError(f"model {str(file)!r}: reading {GGUF} needs a package: pip install gguf") from None
+        if not find_spec("gguf"):
+            raise ParameterError(f"model {str(file)!r}: reading {GGUF} needs a package: pip install 'w2s[gguf]'")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         print(f"{file.name}: its {GGUF} weights are turned into float32, once, under {folder}", flush=True)
@@ -47,8 +46,10 @@ def as_folder(file: Path, parent: Path) -> Path:
             plain = AutoModelForCausalLM.from_config(read.config)  # the other is marked as quantized, and is not saved
             plain.load_state_dict(read.state_dict())
             plain.save_pretrained(part)
+            for path in (part, *part.iterdir()):
+                path.chmod(0o755 if path == part else 0o644)  # for every user of a shared folder
             os.replace(part, folder)
-        except (ValueError, KeyError, NotImplementedError, IndexError) as error:
+        except Exception as error:  # the packages behind it have no common one
             what = " ".join(str(error).split())[:160]
             raise ParameterError(f"model {str(file)!r}: cannot be read as {GGUF} ({what}); get it again") from error
         finally:
