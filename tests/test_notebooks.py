@@ -42,7 +42,7 @@ CHANGED = {
     "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2, "workers": 3,
     "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models": True,
     "frozen": True, "also": ["a.yaml"], "extensions": ["controls"], "show_text": False, "output_dir": "elsewhere",
-    "read_from": "shared",
+    "read_from": "shared", "trained_blocks": 2, "model_pairs": "all", "baseline": True,
 }  # fmt: skip
 OTHERS = {  # besides a study of reward models
     "dpo": {"weak_filter": "confidence", "threshold": 0.5, "confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}},
@@ -98,13 +98,13 @@ def test_no_cell_binds_a_parameter_or_hides_an_import(path):
 
 
 @each
-@pytest.mark.parametrize("left_out", ["frozen", "extensions"])
+@pytest.mark.parametrize("left_out", ["frozen trained_blocks", "extensions baseline lora shards"])  # no study has both
 def test_every_parameter_reaches_the_study(path, left_out, monkeypatch, capsys):
     """Those that the cell does not name as well: papermill adds them."""
     monkeypatch.setattr(Lab, "open", classmethod(lambda cls, params: cls(params)))
     monkeypatch.setattr("w2s.data.load", lambda params: SimpleNamespace(gt=World().pairs("gt", 3)))
     assert CHANGED.keys() == FIELDS.keys() and not [key for key in FIELDS if CHANGED[key] == FIELDS[key].default]
-    given = {key: value for key, value in CHANGED.items() if key != left_out}
+    given = {key: value for key, value in CHANGED.items() if key not in left_out.split()}
     names: dict = {}
     for source in given_cells(path, given):
         exec(source, names)
