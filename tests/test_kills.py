@@ -35,7 +35,8 @@ WHOLE = (sys.executable, "-m", "w2s.app.cli", "run")
 TRAIN = (sys.executable, "-c", """if __name__ == "__main__":
     import sys
     from pathlib import Path
-    from w2s.params import StudyParams, read_yaml
+    from w2s.files import read_yaml
+    from w2s.params import StudyParams
     from w2s.runs import cluster
     from w2s.study import Study
     study = Study.open(StudyParams.check(read_yaml(Path(sys.argv[1]).read_text(encoding="utf-8"))))

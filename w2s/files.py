@@ -6,14 +6,17 @@ import io
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import psutil
+import yaml
 
 PACKAGE = Path(__file__).resolve().parent
 # The checkout with notebooks/ and params/; the current folder when the package stands alone.
@@ -96,3 +99,32 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML without surprises: 0100, yes, 1:30, 1_000 and 2026-01-01 are the texts that they look like."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"the key {key!r} stands there {keys.count(key)} times; leave one")
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"), ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
+    ("float", r"[-+]?(\d+\.\d*|\.\d+|(0|[1-9]\d*)(?=[eE]))([eE][-+]?\d+)?", "-+.0123456789"),
+):  # fmt: skip
+    _Strict.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), list(_first))
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text says; ValueError on one line for one that cannot be read, or has a key twice."""
+    try:
+        return yaml.load(text, _Strict)
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None

@@ -8,12 +8,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from w2s.files import HOME, PACKAGE, located
+from w2s.files import HOME, PACKAGE, located, read_yaml
 
 WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-60", "pocket-64"]
 Training = Literal["controls", "mitigations", "preference", "turned_round"]  # notebooks 06, 07, 12, 13
@@ -253,35 +252,6 @@ def differences(results: Iterable[Mapping], now: Mapping, leave_out: Iterable[st
         if others:
             words.append(f"{key} = {' or '.join(sorted(others))} (now {now.get(key)})")
     return ", ".join(words)
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML without surprises: 0100, yes, 1:30, 1_000 and 2026-01-01 are the texts that they look like."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"the key {key!r} stands there {keys.count(key)} times; leave one")
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _form, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"), ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
-    ("float", r"[-+]?(\d+\.\d*|\.\d+|(0|[1-9]\d*)(?=[eE]))([eE][-+]?\d+)?", "-+.0123456789"),
-):  # fmt: skip
-    _Strict.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), list(_first))
-
-
-def read_yaml(text: str) -> Any:
-    """What a YAML text says; ValueError on one line for one that cannot be read, or has a key twice."""
-    try:
-        return yaml.load(text, _Strict)
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from w2s import __version__
 from w2s.app.headless import execute, log_error, plan
-from w2s.files import located, spell_out, write_atomic
-from w2s.params import HOME, ParameterError, StudyParams, nearest, read_yaml
+from w2s.files import located, read_yaml, spell_out, write_atomic
+from w2s.params import HOME, ParameterError, StudyParams, nearest
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # fails what was asked rightly
 REMEDIES = {errno.ENOSPC: "; free some, or set output_dir to another disk", errno.EDQUOT: "; set output_dir elsewhere"}
