@@ -1,6 +1,7 @@
 """Models cut to their first blocks, .gguf files, training of the last blocks alone, the baseline without a teacher."""
 
 import json
+import re
 
 import architectures
 import gguf
@@ -92,15 +93,19 @@ def of_last(tiny_models, folder, **changes) -> Study:
 
 
 @pytest.mark.parametrize("method", ["reward", "dpo"])
-def test_a_study_computes_what_is_below_once_and_saves_whole_models(method, tiny_models, tmp_path, capsys):
-    study = of_last(tiny_models, tmp_path, method=method, save_models=True, baseline=True)
+def test_a_study_computes_what_is_below_once_and_saves_whole_models(method, tiny_models, tmp_path, capsys, monkeypatch):
+    study = of_last(tiny_models, tmp_path, tokens_per_batch=1024, method=method, save_models=True, baseline=True)
     model, seeds = tiny_models[1], (0, 1)
     runs = [study.gold(model, seed) for seed in seeds]
     store.store_data(study.root, study.data)
     todo = cluster.pending(runs, study.root)
     more = estimate.states_to_make(todo, study.root)
     assert list(more) == [todo[0].name] and "2 wanted" in estimate.forecast(todo, 2, study.root, 1)
+    monkeypatch.setattr(states, "EVERY", -1)
     cluster.run_all(runs[:1], study.root)
+    said = capsys.readouterr().out
+    assert re.search(r"what the first 1 blocks of tiny-16 make of texts: \d+ of 48 pairs, 1 s left", said)
+    assert "make of texts: 48 of 48 pairs\n" in said
     folder = states.folder_of(runs[0], 1, study.root)
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(written) > 1 and not estimate.states_to_make(runs[1:], study.root)

@@ -247,6 +247,11 @@ class Study:
         each = itertools.product(self.params.seeds, dict.fromkeys(names))
         return {self.gold(model, seed): self._tags("gold", seed, "none", model) for seed, model in each}
 
+    def baseline_runs(self) -> dict[RunSpec, dict]:
+        """What each strong model prefers before any training, if the study asks for it."""
+        strong = self.params.strong_models if self.params.baseline else ()
+        return {self.baseline(model): self._tags("baseline", 0, "none", model) for model in strong}
+
     def student_runs(self) -> dict[RunSpec, dict]:
         """One student for every pair of models, conflict and seed; a ParameterError where helpful pairs are missing."""
         p = self.params
@@ -264,10 +269,8 @@ class Study:
 
     def direct_runs(self) -> dict[RunSpec, dict]:
         """Every run of notebooks 02 and 03: weak models, ceilings, students of weak models, baselines if wanted."""
-        strong = self.params.strong_models if self.params.baseline else ()
-        baselines = {self.baseline(model): self._tags("baseline", 0, "none", model) for model in strong}
         gold = self.gold_runs([*self.params.weak_models, *self.params.strong_models])
-        return gold | baselines | self.student_runs()
+        return gold | self.baseline_runs() | self.student_runs()
 
     def all_runs(self) -> dict[RunSpec, dict]:
         """Every run of the five notebooks."""

@@ -25,7 +25,7 @@ from w2s.runs import code, store
 from w2s.spec import RunSpec
 
 DEPENDS_ON = ("models.py", "batches.py", "fast/packed.py", "fast/lower.py", "fast/cpu.py")
-AT_ONCE = 2**27  # numbers that are held in memory, 512 MiB, until they are written
+EVERY = 60  # seconds: then what was computed is written, and a line says how far it is
 KEY = 16  # bytes
 
 
@@ -56,16 +56,18 @@ class States:
         with store.locked(self.folder, "another process is computing its states"):
             index = self._lacks(texts)
             started, done, held = time.monotonic(), 0, []
+            written = started
             for batch in texts.batches(np.array(index, dtype=int), 2 * spec.tokens_per_batch):
                 batch = batch.to(self.lower.body.device)
                 with autocast(batch.input_ids.device, getattr(torch, spec.dtype)):
                     held += self._compute(batch)
                 done += len(batch.index)
-                if sum(states.numel() for _, states in held) > AT_ONCE or done == len(index):
+                if time.monotonic() - written > EVERY or done == len(index):
                     self._write(held)
-                    held = []
-                    left = (time.monotonic() - started) * (len(index) - done) / done
-                    print(f"{self.folder.name}: {done} of {len(index)} pairs, {duration(left)} left", flush=True)
+                    held, written = [], time.monotonic()
+                    left = f", {duration((written - started) * (len(index) - done) / done)} left" * (done < len(index))
+                    below = f"what the first {self.lower.n} blocks of {Path(spec.model).name} make of texts"
+                    print(f"{below}: {done} of {len(index)} pairs{left}", flush=True)
         self._read()
 
     def _lacks(self, texts: PairTexts) -> list[int]:
