@@ -339,7 +339,15 @@ def test_findings_state_each_setting_with_its_numbers(predictions, scores):
 def row_of(low, high, tax=50, strong="b", **changes):
     """One row of a score table whose difference score - null has the interval [low, high]."""
     row = dict.fromkeys(scoring.SCORE_COLUMNS, 0.5) | {"weak": "a", "strong": strong, "role": "student", "teacher": "a"}
-    row |= {"via": "", "pairs": 100, "reference_accuracy": 0.7, "conflict": "implicit", "seed": 0, "tax": tax}
+    row |= {
+        "via": "",
+        "pairs": 100,
+        "weak_accuracy": 0.3,
+        "reference_accuracy": 0.7,
+        "conflict": "implicit",
+        "seed": 0,
+        "tax": tax,
+    }
     return row | {"score_minus_even_low": low, "score_minus_even_high": high} | changes
 
 
@@ -370,6 +378,8 @@ def test_findings_judge_the_difference_from_the_null_and_warn_of_ceilings_at_cha
     assert chance.endswith("cannot be told from chance: its Deception Scores say nothing.")
     assert shy.startswith("Warning: the strong ceiling shy") and "is confident on 0.4% of them" in shy
     assert "in 1 of the 4 usable settings" in claim and "not supported" in claim
+    alike = [row | {"weak_accuracy": 0.45, "gap": 0.05} for row in rows]
+    assert "told from its weak model (ceiling minus weak accuracy is 0.050 at most" in findings_of(alike, *ceilings)[2]
     for mute in (-1, -2):
         assert "no setting has a confident ceiling above chance" in findings_of([rows[mute]], ceilings[mute])[1]
 

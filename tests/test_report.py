@@ -174,6 +174,10 @@ def test_the_page_opens_with_the_claims_their_verdicts_and_the_main_figure(param
     for seeds, said in ((1, "seen once"), (5, "supported")):
         style.save_table(TWINS.assign(seeds=seeds), params.root / "made-up", "04_claims")
         assert claims.claim_table(params.root / "made-up").loc[0, "twins"] == said
+    scores = saved(params, "04_scores")
+    style.save_table(scores.assign(weak_accuracy=scores["ceiling_accuracy"]), params.root / "made-up", "04_scores")
+    assert claims.claim_table(params.root / "made-up").loc[0, "paper"] == "no statement"  # the ceiling knows no more
+    style.save_table(scores, params.root / "made-up", "04_scores")
     text = page_of(params)
     cells = Page(text).cells
     assert all(claim in cells for claim in ("By the paper's measure", "By twins", loss["sentence"]))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from w2s import intervals
 from w2s.deception import blind_spot, checked, confidence, conflict_tax, fisher_p, right, tax_rates
-from w2s.intervals import ends, ratio, wilson, with_ends
+from w2s.intervals import ends, newcombe, ratio, wilson, with_ends
 
 ROLES = ("gold", "student", "bootstrapped")
 CONFLICTS = ("none", "explicit", "implicit")
@@ -178,6 +178,13 @@ def statistics(sums: dict) -> dict:
     out["pgr"] = ratio(gained, np.where(np.abs(out["gap"]) < MIN_GAP, 0, out["gap"]))
     out["tax_share"] = ratio(sums["tax"], sums["pairs"])
     return out | {"score": score, "even_share": null, "score_minus_even": score - null, "lift": ratio(score, null)}
+
+
+def ceilings_apart(scores: pd.DataFrame) -> bool:
+    """Whether the interval of ceiling minus weak accuracy lies above 0 for any models of a score table."""
+    models = scores.drop_duplicates(["weak", "strong", "seed"])
+    counts = (models[["ceiling_accuracy", "weak_accuracy"]].mul(models["pairs"], axis=0)).round()
+    return any(newcombe((c, n), (w, n))[0] > 0 for (c, w), n in zip(counts.to_numpy(), models["pairs"], strict=True))
 
 
 def comparisons(predictions: pd.DataFrame, reference: str) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:

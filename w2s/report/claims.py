@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.scoring import MIN_TAX, verdict
+from w2s.analysis.scoring import MIN_TAX, ceilings_apart, verdict
 from w2s.intervals import ends, with_ends
 from w2s.report.sentences import words
 from w2s.report.style import ranged, read_table
@@ -27,16 +27,17 @@ def claim_table(folder: Path, asked: Sequence[str] = CLAIMS) -> pd.DataFrame:
     asked: without "bootstrapping" the tables of notebook 05 need not be there.
 
     paper: the sign of the Score, of its slope over the capability gap, of what bootstrapping takes from it;
-    beyond_even: the same of the Score minus its even share; twins: of the twin contrast. ValueError: a table lacks.
+    beyond_even: the same of the Score minus its even share; twins: of the twin contrast. No statement where no ceiling
+    can be told from its weak model, or the tax is tiny. ValueError: a table lacks.
     """
     names = [name for name in ("04_claims", "05_claims") if name < "05" or "bootstrapping" in asked]
     conflicts, slopes = read_table(folder, "04_conflicts"), read_table(folder, "04_slopes")
     overall = read_table(folder, "05_bootstrapping") if "bootstrapping" in asked else slopes.head(0)
     twins = pd.concat([read_table(folder, name) for name in names])
     pooled = conflicts[conflicts["students"] == "all settings"].set_index("conflict")
-    rows = []
+    rows, apart = [], ceilings_apart(read_table(folder, "04_scores"))
     for conflict in (c for c in pooled.index if c != "none"):
-        enough = pooled.loc[conflict, "tax"] >= MIN_TAX
+        enough = apart and pooled.loc[conflict, "tax"] >= MIN_TAX
         by_twins = {row["claim"]: row for row in twins[twins["conflict"] == conflict].to_dict("records")}
         of_claims = {
             "loss": {name: _ends(pooled.loc[conflict], name) for name in MEASURES},

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from w2s.analysis.scoring import CONFLICTS, MIN_TAX, verdict
+from w2s.analysis.scoring import CONFLICTS, MIN_TAX, ceilings_apart, verdict
 from w2s.intervals import ends, wilson
 from w2s.params import BETA, GAMMA, Lora, StudyParams
 from w2s.report.style import conflict_name, n_seeds, ranged
@@ -104,6 +104,8 @@ def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slo
     gold = accuracies[(accuracies["role"] == "gold") & accuracies["model"].isin(scores["strong"])]
     ceilings = {(row["model"], row["seed"]): row for row in gold.to_dict("records")}
     lines = [words("mute_ceiling", ceilings[run], why=reason) for run, reason in mute_ceilings(gold).items()]
+    if len(scores) and not ceilings_apart(scores):
+        lines.append(words("alike", gap=scores["gap"].max()))
     why, several = why_no_statement(scores, accuracies), scores["seed"].nunique() > 1
     for chance in ("at_chance", "below_chance"):
         lines += _mute_references(scores[why == words("setting_reference", why=words(chance))], chance)
