@@ -8,11 +8,12 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from w2s import files, zoo
 from w2s.params import StudyParams
-from w2s.report import style
 from w2s.study import Study
 
 plt.switch_backend("Agg")
@@ -71,31 +72,11 @@ def close_figures():
     plt.close("all")
 
 
-def shown(ax: Axes) -> list:
-    """All text objects of an Axes that are drawn: labels, title, annotations, ticks and legend."""
-    ax.figure.canvas.draw()
-    parts = [ax.xaxis.label, ax.yaxis.label, ax.title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()]
-    return [part for part in parts + (ax.get_legend().get_texts() if ax.get_legend() else []) if part.get_text()]
+def shown(part: Axes | Figure) -> list[Text]:
+    """All texts that are drawn: labels, titles, annotations, ticks and legends."""
+    part.figure.canvas.draw()
+    return [text for text in part.findobj(Text) if text.get_visible() and text.get_text()]
 
 
-def texts(ax: Axes) -> str:
-    return "\n".join(part.get_text() for part in shown(ax))
-
-
-def smallest(ax: Axes) -> float:
-    """Size in points of the smallest text that is drawn."""
-    return min(part.get_fontsize() for part in shown(ax))
-
-
-def assert_own_axes(draw) -> None:
-    """`draw` opens one figure of its own and returns its Axes."""
-    before = len(plt.get_fignums())
-    assert isinstance(draw(), Axes)
-    assert len(plt.get_fignums()) == before + 1
-
-
-def assert_same_picture(draw, folder: Path, name: str) -> None:
-    """Drawing and saving twice gives the same bytes."""
-    png, svg = zip(*(style.save(draw(), folder / part, name) for part in "ab"))
-    for one, two in (png, svg):
-        assert one.read_bytes() == two.read_bytes() and one.stat().st_size > 1000
+def texts(part: Axes | Figure) -> str:
+    return "\n".join(text.get_text() for text in shown(part))

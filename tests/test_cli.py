@@ -33,8 +33,6 @@ def executed(monkeypatch):
     ("content", "options", "words"),
     [
         ("treshold: 0.8", [], ["treshold", "0.8", "'threshold'"]),
-        ("threshold: 3", [], ["threshold", "3"]),
-        ("seeds: [0", [], ["YAML"]),
         ("alpha: 0.5", ["--set", "alpah=1"], ["alpah", "'alpha'"]),
         ("alpha: 0.5", ["--set", "alpha"], ["key=value"]),
         ("alpha: 0.5", ["--set", "alpha=[1"], ["alpha=[1"]),
@@ -47,6 +45,7 @@ def executed(monkeypatch):
         ("n_test: 100000", [], ["n_test", "100000"]),
         ("device: cuda:7", [], ["cuda:7", "auto"]),
         ("also: [p.yaml]", [], ["p.yaml", "`also` itself"]),
+        ("also: [no.yaml]", [], ["no.yaml", "no such"]),
         ("also: [other.yaml]", [], ["study = 'pocket'", "each needs its own folder"]),
     ],
 )
@@ -59,11 +58,6 @@ def test_wrong_input_is_one_line_and_status_2(tmp_path, capsys, executed, conten
     assert "\n" not in line and line.startswith("w2s: ")
     assert all(word in line for word in words), line
     assert not (tmp_path / "out" / "pocket").exists() and not executed
-
-
-def test_a_missing_file_is_named(capsys, executed):
-    assert cli.main(["run", "params/nowhere.yaml"]) == 2
-    assert "params/nowhere.yaml" in capsys.readouterr().err and not executed
 
 
 def test_options_that_only_the_benchmark_may_know(tmp_path, monkeypatch, capfd):

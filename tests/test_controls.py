@@ -1,19 +1,16 @@
 """Notebook 06: other labels, other strengths of the conflict, no training."""
 
-import itertools
 import os
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import small_params, texts
+from conftest import small_params
 
 from w2s import files
-from w2s.analysis.pooled import pooled_table, stack
 from w2s.models import RewardModel, load_tokenizer
 from w2s.params import ParameterError
 from w2s.predict import predict
-from w2s.report import plots_extensions
 from w2s.runs import cluster, estimate, store
 from w2s.runs.labels import labelled_pairs, relabelled, weak_labels
 from w2s.study import LABELS, Study
@@ -126,31 +123,3 @@ def test_the_exchanged_study_has_runs_and_pairs_of_its_own(small_study):
     assert swapped.gold(weak, 0).name != small_study.gold(weak, 0).name
     again = Study.open(swapped.params.model_copy(update={"target": "harmless"}))
     assert again.gold(weak, 0).name == small_study.gold(weak, 0).name
-
-
-def pooled_rows(**columns) -> pd.DataFrame:
-    """Rows as `pooled_table` makes them, one a combination of the values of `columns`."""
-    ends = {"": 0.5, "_low": 0.4, "_high": 0.6, "_seed_min": 0.3, "_seed_max": 0.7}
-    measured = {m + end: value for m in ("tax_share", "score", "student_accuracy") for end, value in ends.items()}
-    assert set(measured) <= set(pooled_table(stack([])).columns)
-    usual = {"pairs": 77, "tax": 30, "even_share": 0.4, "seeds": 2} | measured
-    return pd.DataFrame([dict(zip(columns, row, strict=True)) | usual for row in itertools.product(*columns.values())])
-
-
-def test_the_figure_of_controls_shows_every_kind_with_its_sample_size(close_figures):
-    rows = pooled_rows(labels=LABELS, conflict=("none", "explicit", "implicit"))
-    rows.loc[rows["labels"] == "gold", "tax"] = 9
-    tax, score = plots_extensions.plot_controls(rows)
-    assert "77" in texts(tax) and set(LABELS) <= set(texts(score).split("\n")) and "explicit conflict" in texts(tax)
-    hollow = [line for line in score.lines if line.get_markerfacecolor() == "white"]
-    assert [line.get_xdata().tolist() for line in hollow] == [[pytest.approx(0.9)], [pytest.approx(1.1)]]
-    assert not [line for line in tax.lines if line.get_markerfacecolor() == "white"]
-
-
-def test_the_figure_of_strengths_has_a_panel_a_conflict(close_figures):
-    alphas, shares = (pooled_rows(labels=("weak", "gold"), **{by: (0.0, 1.0)}) for by in ("alpha", "times"))
-    (alone,) = plots_extensions.plot_strength(alphas)
-    assert all(words in texts(alone) for words in ("gold labels", "weak labels", "chance", "77", "alpha"))
-    left, right = plots_extensions.plot_strength(alphas, shares)
-    assert "alpha" in texts(left) and "pairs of the implicit conflict" in texts(right)
-    assert left.get_ylim() == right.get_ylim() and len(right.collections) == 4  # error bars and bands of two lines

@@ -203,14 +203,15 @@ def test_the_truth_is_what_a_huge_study_finds():
 
 
 def p_values(inside: float, level: float, studies: int, n: int = 1280) -> np.ndarray:
-    """`even_tax_p` of studies whose pairs at risk are lost with a rate of logit `level`, plus `inside` in the area."""
+    """`fisher_p` of studies whose pairs at risk are lost with a rate of logit `level`, plus `inside` in the area."""
     rng, world = np.random.default_rng(5), World()
     models = world.pairs(world.seeds((studies, 1), rng), (studies, 1, n), rng)
     sure = {name: np.where(models[name][:, 0], 0.9, 0.6) for name in ("ceiling", "weak")}
     reference = np.where(models["reference"][:, 0], 0.9, 0.1)
     lost = rng.random((studies, n)) < expit(level + inside * models["area"][:, 0])
-    rows = zip(reference, np.where(lost, 0.1, reference), sure["ceiling"], sure["weak"], strict=True)
-    return np.array([d.even_tax_p(*row) for row in rows])
+    at_risk, blind, tax = reference > 0.5, (sure["ceiling"] > 0.75) & (sure["weak"] < 0.75), (reference > 0.5) & lost
+    counts = (values.sum(axis=1) for values in (tax & blind, at_risk, at_risk & blind, tax))
+    return np.array([d.fisher_p(*row) for row in zip(*counts, strict=True)])
 
 
 @pytest.mark.parametrize("level", [-3.0, slow(-1.0), slow(1.0)])

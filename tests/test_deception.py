@@ -83,7 +83,7 @@ def test_tax_score_and_null_by_hand():
 
 def test_scores_are_nan_without_tax_and_without_anything_at_risk():
     no_tax = (REFERENCE, REFERENCE, CEILING, WEAK)
-    assert np.isnan(d.deception_score(*no_tax)) and np.isnan(d.even_tax_p(*no_tax))
+    assert np.isnan(d.deception_score(*no_tax)) and np.isnan(d.fisher_p(0, 7, 3, 0))
     assert np.isnan(d.null_score(np.zeros(8), CEILING, WEAK)) and np.isnan(d.deception_score([], [], [], []))
 
 
@@ -103,12 +103,11 @@ def test_tax_rates_by_hand():
     assert table.loc[BLIND, "share"] == 1
 
 
-def test_even_tax_p_by_hand():
+def test_fisher_p_by_hand():
     # 7 at risk, 3 of them blind (1, 2, 3), 4 tax pairs, 2 of them blind: C(7,4) = 35 choices.
     chances = np.array([1, 12, 18, 4]) / 35  # C(3,k) C(4,4-k) for k = 0..3; 18 is the likeliest
-    assert d.even_tax_p(*FOUR) == pytest.approx(1)
-    moved = np.where(np.arange(8) == 4, 0.9, np.where(np.arange(8) == 3, 0.1, STUDENT))  # tax 1, 2, 3, 5: 3 blind
-    assert d.even_tax_p(REFERENCE, moved, CEILING, WEAK) == pytest.approx(chances[[0, 3]].sum())
+    assert d.fisher_p(blind_tax=2, at_risk=7, blind_at_risk=3, tax=4) == pytest.approx(1)
+    assert d.fisher_p(blind_tax=3, at_risk=7, blind_at_risk=3, tax=4) == pytest.approx(chances[[0, 3]].sum())
 
 
 def test_wilson_by_hand():
@@ -180,7 +179,8 @@ def test_score_table_agrees_with_the_measures(predictions, scores):
     tax = d.conflict_tax(reference, student)
     assert row["tax"] == tax.sum() > 10 and row["tax_share"] == tax.mean() and row["pairs"] == 240
     assert row["score"] == d.deception_score(*four) and row["even_share"] == d.null_score(reference, ceiling, weak)
-    assert row["p"] == d.even_tax_p(*four)
+    at_risk, blind = d.right(reference), d.areas(ceiling, weak) == BLIND
+    assert row["p"] == d.fisher_p((tax & blind).sum(), at_risk.sum(), (at_risk & blind).sum(), tax.sum())
     assert row["lift"] == pytest.approx(row["score"] / row["even_share"])
     assert row["score_minus_even"] == pytest.approx(row["score"] - row["even_share"])
     accuracies = [d.right(p).mean() for p in (weak, ceiling, reference, student)]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from w2s.analysis import yardsticks
-from w2s.app import cli, headless
+from w2s.app import headless
 from w2s.params import HOME, ParameterError, StudyParams
 from w2s.report.claims import CLAIMS
 from w2s.report.style import ranged
@@ -129,15 +129,3 @@ def test_packing_keeps_what_analyses_read(small_study, tmp_path):
     assert len(joined) == len(rows) == len(shipped)
     assert (joined["margin"] - joined["margin_shipped"]).abs().max() <= frozen.STEP
     pd.testing.assert_series_equal(joined["margin_shipped"] > 0, joined["correct"], check_names=False)
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [("b", ["study", "'pocket'", "own folder"]), ("c", ["c.yaml", "also", "itself"]), ("no", ["no.yaml", "no such"])],
-)
-def test_wrong_lists_of_other_studies(tmp_path, capsys, other, words):
-    for name, content in (("a", f"also: [{other}.yaml]"), ("b", ""), ("c", "study: other\nalso: [b.yaml]")):
-        (tmp_path / f"{name}.yaml").write_text(content or "study: pocket")
-    assert cli.main(["run", str(tmp_path / "a.yaml"), "--output-dir", str(tmp_path)]) == 2
-    line = capsys.readouterr().err.strip()
-    assert "\n" not in line and all(word in line for word in words), line

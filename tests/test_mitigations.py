@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import assert_own_axes, small_params, texts
+from conftest import small_params
 from torch import nn
 
 from w2s import data, train
 from w2s.analysis import remedies as tables
 from w2s.analysis.pooled import Counts
 from w2s.losses import reverse_loss, reward_loss
-from w2s.report import plots_extensions, sentences_extensions
+from w2s.report import sentences_extensions
 from w2s.runs import cluster, execute, remedies, store
 from w2s.runs.labels import even_weights, labelled_pairs, mean_chance, reliability_weights, weak_labels
 from w2s.study import Study
@@ -306,10 +306,3 @@ def test_a_remedy_that_is_bad_without_conflict_is_named_first(results):
     (line,) = sentences_extensions.remedy_warnings(results)
     assert line.startswith("Warning:") and line.endswith("say nothing: bad anyway (0.00).")
     assert sentences_extensions.remedy_warnings(results[results["remedy"].isin(["nothing", "better"])]) == []
-
-
-def test_the_tradeoff_names_every_remedy_and_both_sample_sizes(close_figures, results):
-    (ax,) = plots_extensions.plot_tradeoff(results)
-    assert set(STUDENTS) - {"better"} <= set(texts(ax).split("\n")) and "better (gold)" in texts(ax)
-    assert str(N) in texts(ax) and "50" in texts(ax) and "explicit conflict" in texts(ax)
-    assert_own_axes(lambda: plots_extensions.plot_tradeoff(results)[0])

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -143,20 +142,6 @@ def test_the_readme_names_every_parameter_file():
     named = {name for word in written for name in expanded(word)}
     files = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "params").glob("*.yaml")}
     assert set(files) <= named | {other for name in named & set(files) for other in files[name].get("also", [])}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_are_committed_clean_with_a_tagged_parameters_cell(path):
-    # The index is read, not the file: who steps through a notebook and saves it breaks no test.
-    name = path.relative_to(ROOT).as_posix()
-    shown = subprocess.run(["git", "-C", str(ROOT), "show", f":{name}"], capture_output=True, encoding="utf-8")
-    notebook = json.loads(path.read_text(encoding="utf-8") if shown.returncode else shown.stdout)
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-    tagged = [number for number, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])]
-    assert tagged == [0], "exactly one cell, the first with code, is tagged parameters"
-    # python3 is the kernel of whichever environment runs it: .venv, conda or plain pip.
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_speed_of_ten_settings_with_five_seeds():
     assert time.perf_counter() - start < 10
 
 
-def test_even_tax_p_is_fishers_and_that_of_the_score_table(one):
+def test_p_is_fishers_and_that_of_the_score_table(one):
     scores = scoring.score_table(one, bootstrap=100)
     row = scores.query("conflict == 'explicit'").iloc[0]
     assert np.isnan(scores["p"].iloc[0])  # without conflict
@@ -334,6 +334,7 @@ def test_a_reference_at_chance_silences_its_scores(one):
 
 def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(three, counts, scores):
     conflicts, settings = (pooled.pooled_table(counts, by, 100) for by in (["conflict"], pooled.POOLED))
+    conflicts = conflicts.assign(students="all settings")
     others = pooled.slope_table(counts, 100), settings
     lines = sentences.findings(scores, scoring.accuracy_table(three), conflicts, *others)
     row = conflicts.set_index("conflict").loc["explicit"]

@@ -242,7 +242,7 @@ def test_small_p_and_a_tax_without_an_even_one_are_said_in_words(params):
 def test_the_findings_open_with_the_pooled_lift(params):
     table = predictions().query("role != 'bootstrapped'")
     scores, accuracies = scoring.score_table(table, bootstrap=100), scoring.accuracy_table(table)
-    conflicts = pooled.pooled_table(pooled.count_students(table), ["conflict"], 100)
+    conflicts = pooled.by_conflict(pooled.count_students(table), 100)
     save_findings(sentences.findings(scores, accuracies, conflicts), params.root / "made-up", "04")
     row = conflicts.set_index("conflict").loc["explicit"]
     opening = listed(page_of(params).split('<section id="findings">')[1])[0]

@@ -1,10 +1,6 @@
 """The run cache: identity, atomic folders, locks, resume after a kill, the same bytes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -158,35 +154,6 @@ def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(
     saved, tokenizer = (load(str(folder / "model")) for load in (models.RewardModel.load, models.load_tokenizer))
     scores, kept = predict(saved, small_study.data.test, tokenizer, 512, 8192), store.load_predictions(spec, root)
     np.testing.assert_allclose(scores.margin, kept[kept.split == "test"].margin, atol=1e-6)
-
-
-SCRIPT = """import sys
-from w2s.params import StudyParams
-from w2s.runs import cluster
-from w2s.study import Study
-study = Study.open(StudyParams.load(sys.argv[1]))
-cluster.results(study, study.direct_runs())"""
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_started_again(finished, tiny_models, tmp_path):
-    """kill -9 while a run is under way: the finished ones stay, the rest is redone, with the same tables."""
-    params, file = small_params(tiny_models, tmp_path / "out"), tmp_path / "params.yaml"
-    file.write_text(json.dumps(params.model_dump()))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT, str(file)], start_new_session=True, **quiet)
-    done = lambda: sorted((tmp_path / "out" / "runs").glob("*/DONE"))  # noqa: E731
-    deadline = time.monotonic() + 120
-    while not done():
-        assert child.poll() is None and time.monotonic() < deadline, "the study ended or hung before the kill"
-        time.sleep(0.01)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    kept, again = {path: path.stat().st_mtime_ns for path in done()}, Study.open(params)
-    assert 0 < len(kept) < len(again.direct_runs())
-    result, table = cluster.results(again, again.direct_runs()), finished[1]
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    pd.testing.assert_frame_equal(result, table[table.role != "bootstrapped"].reset_index(drop=True))
 
 
 def test_a_study_without_pairs_of_models_or_helpful_pairs(tiny_models, tmp_path):

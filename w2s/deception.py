@@ -69,21 +69,13 @@ def null_score(reference, ceiling, weak, threshold=0.75, known_by="confidence") 
     return float(ratio((at_risk & blind_spot(ceiling, weak, threshold, known_by)).sum(), at_risk.sum()))
 
 
-def even_tax_p(reference, conflicted, ceiling, weak, threshold=0.75, known_by="confidence") -> float:
+def fisher_p(blind_tax: int, at_risk: int, blind_at_risk: int, tax: int) -> float:
     """The exact two-sided p of the Score if the tax fell evenly on the pairs that the reference has right.
 
     Every choice of as many tax pairs among those at risk is then equally likely: the number in S-known/W-unknown is
     hypergeometric. p adds up all numbers that are no likelier than the observed one (Fisher's exact test); nan when
     there is no tax. Pairs count as exchangeable, training as given. How often it rejects: docs/measurements.md.
     """
-    checked(reference=reference, conflicted=conflicted, ceiling=ceiling, weak=weak)
-    at_risk, blind = right(reference), blind_spot(ceiling, weak, threshold, known_by)
-    tax = conflict_tax(reference, conflicted)
-    return fisher_p((tax & blind).sum(), at_risk.sum(), (at_risk & blind).sum(), tax.sum())
-
-
-def fisher_p(blind_tax: int, at_risk: int, blind_at_risk: int, tax: int) -> float:
-    """`even_tax_p` of four counts of pairs."""
     if tax == 0:
         return np.nan
     counts = stats.hypergeom(at_risk, blind_at_risk, tax)

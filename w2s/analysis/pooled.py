@@ -99,20 +99,19 @@ def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFra
     the share of samples without a Score; _seed_min and _seed_max are those of the seeds' own estimates; turned is the
     number of runs whose student turned round, lift_max what the lift could be at most (see `scoring.score_table`).
     """
-    sums, rows, ends = counts.sums(), [], ("", "_low", "_high", "_seed_min", "_seed_max")
-    drawn = resample(counts.indicators, bootstrap) if len(counts.settings) else {}
+    rows, ends = [], ("", "_low", "_high", "_seed_min", "_seed_max")
     for row, runs in counts.groups(by):
-        seeds, tax = counts.settings["seed"].to_numpy()[runs], counts.indicators["tax"][runs]
-        pooled = over_runs(seeds, *({name: of[..., runs] for name, of in every.items()} for every in (sums, drawn)))
-        each = _added_up({name: of[runs] for name, of in sums.items()}, seeds == np.unique(seeds)[:, None])
+        group = counts.rows(runs)
+        sums, pooled, seeds = group.sums(), measured(group, bootstrap), group.settings["seed"].to_numpy()
+        each = _added_up(sums, seeds == np.unique(seeds)[:, None])
+        tax = group.indicators["tax"]
         row |= {"runs": len(runs), "seeds": len(set(seeds)), "pairs": tax.shape[1], "tax": tax.sum()}
         row |= {"covers": "pairs" if row["seeds"] == 1 else "pairs and seeds"}
         row |= {name: pooled[name].estimates[0] for name in MEANS}
         row["undefined"] = np.isnan(pooled["score"].drawn[:, 0]).mean()
-        of_runs = {name: values[runs] for name, values in sums.items()}
-        row |= {"turned": int(turned(of_runs).sum()), "lift_max": float(ratio(of_runs["reference"].sum(), row["tax"]))}
-        total = {name: values.sum() for name, values in (of_runs | {"even_tax": even_tax(of_runs)}).items()}
-        of_itself = not total["tax"] and set(counts.settings["conflict"].iloc[runs]) == {"none"}
+        row |= {"turned": int(turned(sums).sum()), "lift_max": float(ratio(sums["reference"].sum(), row["tax"]))}
+        total = {name: values.sum() for name, values in (sums | {"even_tax": even_tax(sums)}).items()}
+        of_itself = not total["tax"] and set(group.settings["conflict"]) == {"none"}
         certain = extremes(total, of_itself, len(runs), int(tax.any(axis=0).sum()))
         for name in ESTIMATES:
             estimate, *interval, _ = over_seeds(pooled[name], SCALE.get(name, "plain"))
@@ -125,12 +124,13 @@ def pooled_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFra
 
 def by_conflict(counts: Counts, bootstrap=2000) -> pd.DataFrame:
     """`pooled_table` by conflict, and again without the students that turned round, where there are any."""
-    table = pooled_table(counts, ["conflict"], bootstrap).assign(students="all settings")
-    with_turned = counts.settings["conflict"].isin(table.loc[table["turned"] > 0, "conflict"])
+    tables = [pooled_table(counts, ["conflict"], bootstrap).assign(students="all settings")]
+    with_turned = counts.settings["conflict"].isin(tables[0].loc[tables[0]["turned"] > 0, "conflict"])
     rest = counts.where(with_turned & ~turned(counts.sums()))
-    return pd.concat(
-        [table, pooled_table(rest, ["conflict"], bootstrap).assign(students="without students that turned round")]
-        if len(rest.settings) else [table], ignore_index=True)  # fmt: skip
+    if len(rest.settings):
+        rest = pooled_table(rest, ["conflict"], bootstrap)
+        tables.append(rest.assign(students="without students that turned round"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def ratio_table(counts: Counts, parts: Parts, less=(), by=tuple(POOLED), bootstrap=2000, **scales) -> pd.DataFrame:
@@ -154,11 +154,7 @@ def ratio_table(counts: Counts, parts: Parts, less=(), by=tuple(POOLED), bootstr
 
 def measured(counts: Counts, samples: int = 2000, parts: Parts | None = None) -> dict[str, Resampled]:
     """The `statistics` pooled over runs (or the ratios of `parts`) by name, of which `over_seeds` makes intervals."""
-    return over_runs(counts.settings["seed"].to_numpy(), counts.sums(), resample(counts.indicators, samples), parts)
-
-
-def over_runs(seeds: np.ndarray, sums: Sums, drawn: Sums, parts: Parts | None = None) -> dict[str, Resampled]:
-    """As `measured`, of the seeds (runs,) and the sums over pairs as they are (runs,), and drawn (samples, runs)."""
+    seeds, sums, drawn = counts.settings["seed"].to_numpy(), counts.sums(), resample(counts.indicators, samples)
     weights, of_seed = leaving_out(seeds), seeds == np.unique(seeds)[:, None]
     sizes = {name: bottom for name, (_, bottom) in parts(sums).items()} if parts else {}
     sizes |= {name: sums["tax"] for name in BY_TAX if "tax" in sums}

@@ -39,7 +39,7 @@ def calibration_bins(p, bins: int = 10) -> pd.DataFrame:
 
 
 def score_table(predictions, threshold=0.75, known_by="confidence", reference="none", bootstrap=2000) -> pd.DataFrame:
-    """Accuracy, PGR, tax, Deception Score, even_share, lift (their ratio) and p (of `even_tax_p`) of every student.
+    """Accuracy, PGR, tax, Deception Score, even_share, lift (their ratio) and p (of `fisher_p`) of every student.
 
     A student that `turned` round (accuracy below 1/2) has lost nearly all that was at risk: its lift cannot exceed
     lift_max = pairs at risk / tax, since the area's tax is at most its pairs at risk.

@@ -20,7 +20,7 @@ from w2s.intervals import with_ends
 from w2s.params import SECOND
 
 TWINS = ["weak", "other", "strong", "middle", "conflict"]
-RATES = ["own_when_blind", "own_when_seeing", "other_when_blind", "other_when_seeing"]
+RATES = ["one_blind_rate", "one_seeing_rate", "other_blind_rate", "other_seeing_rate"]
 STRATA = 5  # of equal size, by the P of the student without conflict
 POWER = 0.8
 APART = 0.05  # of accuracy, at most, between twins
@@ -80,10 +80,8 @@ def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="c
     counted = {"one_blind": at_risk & ~sees & sees_too, "other_blind": at_risk & sees & ~sees_too}
     places = dict(counted)
     for who, of in {"one": one, "other": other}.items():
-        for how, which in {
-            "lost": right(of["reference"]) & ~right(of["student"]),
-            "gained": ~right(of["reference"]) & right(of["student"]),
-        }.items():
+        before, after = right(of["reference"]), right(of["student"])
+        for how, which in {"lost": before & ~after, "gained": ~before & after}.items():
             counted |= {f"{who}_{how}_{where}": which & blind for where, blind in places.items()}
     return counted | {"pairs": np.ones(len(at_risk), dtype=bool)}
 
@@ -162,13 +160,9 @@ def permuted(counts: Counts, resamples: int = 9999) -> float:
     if not telling.any():
         return 1.0
     data = tuple(share[who][telling] for who in ("one", "other"))
-    options = {"permutation_type": "samples", "vectorized": True, "n_resamples": resamples}
-    test = stats.permutation_test(data, _sum_of_differences, **options, rng=np.random.default_rng(0))
+    options = {"permutation_type": "samples", "vectorized": True, "n_resamples": resamples, "rng": 0}
+    test = stats.permutation_test(data, lambda one, other, axis: (one - other).sum(axis=axis), **options)
     return float(test.pvalue)
-
-
-def _sum_of_differences(one, other, axis=-1):
-    return (one - other).sum(axis=axis)
 
 
 def twin_table(counts: Counts, by=tuple(TWINS), bootstrap: int = 2000) -> pd.DataFrame:
@@ -186,8 +180,7 @@ def twin_table(counts: Counts, by=tuple(TWINS), bootstrap: int = 2000) -> pd.Dat
         row |= {f"{name}_rate": float(values.estimates[0]) for name, values in rates.items()}
         row |= dict(zip(with_ends("contrast"), over_seeds(contrast)))
         rows.append(row | {"p": permuted(group), "seen_from": smallest_effect(contrast)})
-    rates = [f"{who}_{how}_rate" for who in ("one", "other") for how in ("blind", "seeing")]
-    columns = [*by, "runs", "seeds", "pairs_one", "pairs_other", *rates, *with_ends("contrast"), "p", "seen_from"]
+    columns = [*by, "runs", "seeds", "pairs_one", "pairs_other", *RATES, *with_ends("contrast"), "p", "seen_from"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -246,10 +239,8 @@ def odds_indicators(p: dict[str, np.ndarray], threshold=0.75, known_by="confiden
 
     Among the pairs that the ceiling knows and the reference has right.
     """
-    at_risk, blind = (
-        known(p["ceiling"], threshold, known_by) & right(p["reference"]),
-        ~known(p["weak"], threshold, known_by),
-    )
+    at_risk = known(p["ceiling"], threshold, known_by) & right(p["reference"])
+    blind = ~known(p["weak"], threshold, known_by)
     lost, counted = ~right(p["student"]), {"pairs": np.ones(len(at_risk), dtype=bool)}
     ranks = stats.rankdata(np.where(at_risk, p["reference"], np.inf), method="ordinal") - 1
     stratum = ranks * STRATA // max(at_risk.sum(), 1)
@@ -264,24 +255,23 @@ def _odds(sums: dict) -> dict:
     """Numerator and denominator of Mantel and Haenszel's (1959) pooled odds ratio."""
     top, bottom = 0.0, 0.0
     for k in range(STRATA):
-        lost, kept, lost_seeing, kept_seeing = (
-            sums[f"{name}_{k}"] for name in ("lost_blind", "kept_blind", "lost_seeing", "kept_seeing")
-        )
+        lost, kept = (sums[f"{name}_blind_{k}"] for name in ("lost", "kept"))
+        lost_seeing, kept_seeing = (sums[f"{name}_seeing_{k}"] for name in ("lost", "kept"))
         n = np.maximum(lost + kept + lost_seeing + kept_seeing, 1)
         top, bottom = top + lost * kept_seeing / n, bottom + kept * lost_seeing / n
     return {"odds_ratio": (top, bottom)}
 
 
-def odds_table(
-    predictions: pd.DataFrame, by=("weak", "strong", "conflict"), bootstrap=2000, threshold=0.75, known_by="confidence"
-):
+def odds_table(predictions: pd.DataFrame, by, bootstrap=2000, threshold=0.75, known_by="confidence") -> pd.DataFrame:
     """The odds of losing a pair where the teacher is blind against where it sees, within strata of sureness."""
-    rows = [
-        (s, odds_indicators(p, threshold, known_by))
-        for s, p in comparisons(predictions, "none")
-        if s["role"] == "student" and s["conflict"] not in ("none", SECOND)
-    ]
-    return ratio_table(stack(rows), _odds, by=by, bootstrap=bootstrap, odds_ratio="log")
+    counts = stack((s, odds_indicators(p, threshold, known_by)) for s, p in comparisons(predictions, "none"))
+    return ratio_table(_under_conflict(counts), _odds, by=by, bootstrap=bootstrap, odds_ratio="log")
+
+
+def _under_conflict(counts: Counts) -> Counts:
+    """The direct students under a conflict, or with a known answer."""
+    conflicts = counts.settings["conflict"]
+    return counts.where((counts.settings["role"] == "student") & ~conflicts.isin(["none", SECOND]))
 
 
 def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, threshold=0.75, known_by="confidence"):
@@ -290,9 +280,8 @@ def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, thre
     Columns: `by`, seeds, tax, student_accuracy, tax_share, score, even_share, lift, odds_ratio and contrast, with their
     intervals, and p, seen_from.
     """
-    counts = count_students(predictions, threshold, known_by)
-    counts = counts.where((counts.settings["role"] == "student") & ~counts.settings["conflict"].isin(["none", SECOND]))
-    shown = [*with_ends("student_accuracy", "tax_share", "score", "even_share", "lift")]
+    counts = _under_conflict(count_students(predictions, threshold, known_by))
+    shown = with_ends("student_accuracy", "tax_share", "score", "even_share", "lift")
     scores = pooled_table(counts, by, bootstrap)[[*by, "seeds", "tax", *shown]]
     odds = odds_table(predictions, by, bootstrap, threshold, known_by)[[*by, *with_ends("odds_ratio")]]
     table = scores.merge(odds, on=list(by), how="left")

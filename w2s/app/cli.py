@@ -94,14 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("sizes", nargs="*", help="such as pocket-40a; all when none is named")
     build.add_argument("--output-dir", type=Path, help="where the folders go (default: over the shipped ones)")
     build.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    build.add_argument(
-        "--workers",
-        type=int,
-        choices=range(1, 65),
-        metavar="N",
-        default=1,
-        help="sizes at once, each on one core (default: 1)",
-    )
+    help_ = "sizes at once, each on one core (default: 1)"
+    build.add_argument("--workers", type=int, choices=range(1, 65), metavar="N", default=1, help=help_)
     build.set_defaults(command=build_zoo)
 
     bench = commands.add_parser("bench", help="time and memory beside TRL and a research loop", add_help=False)
@@ -179,9 +173,7 @@ def read_grid(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any
         each = argparse.Namespace(set=[*values, f"study={study}"], output_dir=args.output_dir)
         studies.append(read_params(each, args.params))
         if studies[-1][0].also:
-            raise ParameterError(
-                f"--grid: {args.params} names other files under `also`; --set 'also=[]' leaves them out"
-            )
+            raise ParameterError(f"--grid: {args.params} has a list `also`; --set 'also=[]' leaves it out")
     return studies
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from w2s.files import ANSWERS, HEADLESS, duration, sweep, write_json, write_table
+from w2s.files import ANSWERS, HEADLESS, digest, duration, sweep, write_json, write_table
 from w2s.params import HOME, PACKAGE, ParameterError, StudyParams, differences
 
 NOTEBOOKS = HOME / "notebooks"
@@ -36,11 +36,7 @@ QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # no notice about loopback TCP, or
 
 
 def plan(given: dict[str, Any]) -> list[Path]:
-    """The notebooks that a study with the given parameters is made of, in their order.
-
-    Raises:
-        ParameterError: no notebooks.
-    """
+    """The notebooks that a study with the given parameters is made of, in their order; a ParameterError if none."""
     wanted = [f"{number:02}_*" for number in range(1, 6)] + [f"*_{name}" for name in given.get("extensions", [])]
     paths = sorted(path for pattern in wanted for path in NOTEBOOKS.glob(f"{pattern}.ipynb"))
     if not paths:
@@ -49,10 +45,7 @@ def plan(given: dict[str, Any]) -> list[Path]:
 
 
 def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> int:
-    """Execute every notebook of a study whose results do not stand already (`again`: all), then write report.html.
-
-    Returns 0, or 1 when a notebook failed.
-    """
+    """Execute a study's notebooks whose results do not stand (`again`: all), then write report.html; 1: one failed."""
     from w2s.runs import store
     from w2s.study import Study
 
@@ -196,14 +189,14 @@ class Executed:
     def key(self, notebook: Path, parameters: Mapping[str, Any]) -> str:
         """The notebook's key; ask in the order in which notebooks are executed."""
         given = json.dumps(parameters, sort_keys=True)
-        self.last = _digest(self.last, notebook.name, _content(notebook), given)
+        self.last = _digest(self.last, notebook.name, digest(notebook), given)
         return self.last
 
     def holds(self, name: str, key: str) -> bool:
         """Whether an executed notebook and all its files stand as they were written for this key."""
         entry = self.record.get(name, {"key": None})
         files = [(self.folder / file, content) for file, content in entry.get("files", {}).items()]
-        return entry["key"] == key and all(path.is_file() and _content(path) == content for path, content in files)
+        return entry["key"] == key and all(path.is_file() and digest(path) == content for path, content in files)
 
     def written(self) -> dict[str, int]:
         """When each file of the study's folder was last written (ns), to be compared by `add`.
@@ -218,7 +211,7 @@ class Executed:
         """Record an execution and the files that it wrote since `before`."""
         changed = [file for file, when in self.written().items() if before.get(file) != when]
         earlier = self.record.pop(name, {"files": {}})["files"]
-        files = {file: _content(self.folder / file) for file in sorted(changed)}
+        files = {file: digest(self.folder / file) for file in sorted(changed)}
         self.record[name] = {"key": key, "files": files, "given": self.given}
         self._remove(earlier)
 
@@ -245,11 +238,7 @@ class Executed:
 def _code() -> str:
     """A hash of the package's modules, templates, texts and shipped predictions."""
     paths = sorted(path for kind in ("*.py", "*.html", "*.yaml", "frozen/*") for path in PACKAGE.rglob(kind))
-    return _digest(*(f"{path.relative_to(PACKAGE).as_posix()} {_content(path)}" for path in paths))
-
-
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _digest(*(f"{path.relative_to(PACKAGE).as_posix()} {digest(path)}" for path in paths))
 
 
 def _digest(*parts: str) -> str:

@@ -126,11 +126,8 @@ def check_resting_margin(answer: float | None, label: float, alpha: float) -> An
     """Notebook 03: is `answer` the negative margin, in logits, at which the loss with the explicit term is flat?"""
     p = label / (1 + alpha)
     if answer is not None and p >= 0.5:
-        return Answer(
-            "resting_margin",
-            False,
-            exercises()["resting_margin"]["undefined"].format(label=label, bound=(1 + alpha) / 2),
-        )
+        undefined = exercises()["resting_margin"]["undefined"].format(label=label, bound=(1 + alpha) / 2)
+        return Answer("resting_margin", False, undefined)
     slips = {"no conflict": special.logit(label), "chance": p, "sign": -special.logit(p)}
     return _compare("resting_margin", answer, special.logit(p), slips)
 
@@ -170,9 +167,8 @@ def check_null_score(answer: Callable[..., Any]) -> Answer:
     at_risk, blind = deception.right(p["reference"]), deception.areas(p["ceiling"], p["weak"]) == BLIND
     both = at_risk & blind
     slips = {"of all": blind.mean(), "not at risk": both.mean(), "accuracy": both.sum() / blind.sum(), "quarter": 0.25}
-    return _compare(
-        "null_score", answer(p["reference"], p["ceiling"], p["weak"]), both.sum() / at_risk.sum(), slips, 1e-9
-    )
+    given = answer(p["reference"], p["ceiling"], p["weak"])
+    return _compare("null_score", given, both.sum() / at_risk.sum(), slips, atol=1e-9)
 
 
 def check_chain_splits(answer: Sequence[str] | None) -> Answer:

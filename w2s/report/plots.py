@@ -1,4 +1,4 @@
-"""Figures of the tables of `w2s.analysis`, with their 95% intervals: plot_x(table, ax=None) -> Axes, new or given."""
+"""Figures of the tables of `w2s.analysis`, with their 95% intervals: plot_x(table) -> Axes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PATH = ["weak", "strong", "role", "teacher", "via", "seed"]
 ON_LINES = [name.replace("/", "\n") for name in AREAS]
 
 
-def plot_accuracy(accuracies: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_accuracy(accuracies: pd.DataFrame) -> Axes:
     """Accuracy of weak model, students and ceiling, one row a weak-strong pair, with intervals and the chance line."""
     students, gold = (accuracies[accuracies["role"] == role] for role in ("student", "gold"))
     pairs = _settings(students, ["teacher", "model", "seed"])
-    ax = ax or style.new_axes(6.2, 1.4 + 0.5 * len(pairs))
+    ax = style.new_axes(6.2, 1.4 + 0.5 * len(pairs))
     for k, (conflict, colour) in enumerate(COLOURS.items()):
         rows = students[students["conflict"] == conflict].merge(pairs)
         if len(rows):
@@ -74,12 +74,12 @@ def plot_areas(ceiling, weak, at_risk, tax, threshold=0.75, known_by="confidence
     return finish(ax, f"weak model: {what} (n = {risk.sum()} pairs at risk)", f"strong ceiling: {what}")
 
 
-def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_tax_by_area(area_table: pd.DataFrame) -> Axes:
     """Tax rate in each area, one colour a conflict, for ONE weak-strong pair of `area_table`, else ValueError."""
     several = ", ".join(name for name in PATH if name in area_table and area_table[name].nunique() > 1)
     if several:
         raise ValueError(f"area_table: several values of {several}; draw one figure for each, on its own rows")
-    ax = ax or style.new_axes(6.4, 3.8)
+    ax = style.new_axes(6.4, 3.8)
     taxed = area_table.groupby("conflict")["tax"].sum()
     conflicts = [c for c in COLOURS if taxed.get(c, 0) > 0]
     ax.axvspan(0.5, 1.5, color=style.AREA_COLOURS[1], alpha=0.25, linewidth=0, label="strong sees, weak is blind")
@@ -87,7 +87,7 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         rows = area_table[area_table["conflict"] == conflict].set_index("area").loc[list(AREAS)]
         bars = {"color": COLOURS[conflict], "edgecolor": "black", "linewidth": 0.5, "yerr": style.spread(rows, "rate")}
         at = np.arange(len(AREAS)) + 0.3 * (k - (len(conflicts) - 1) / 2)
-        round_too = ", turned round" if "turned" in rows and rows["turned"].any() else ""
+        round_too = ", turned round" if rows["turned"].any() else ""
         ax.bar(at, rows["rate"], 0.28, capsize=3, label=f"{conflict} ({taxed[conflict]} tax pairs{round_too})", **bars)
     if not conflicts:
         ax.text(0.5, 0.5, "no tax", transform=ax.transAxes, ha="center")
@@ -97,26 +97,24 @@ def plot_tax_by_area(area_table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return finish(ax, "area (n = pairs that the reference has right)", "tax rate (share of n; 95% interval)", 2)
 
 
-def plot_area_shares(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot_area_shares(table: pd.DataFrame) -> Axes:
     """Shares of the areas, one bar a confidence. Columns: confidence, pairs (of one run), each of AREAS (0 to 1)."""
-    ax = ax or style.new_axes(6.8, 1.2 + 0.6 * len(table))
+    ax = style.new_axes(6.8, 1.2 + 0.6 * len(table))
     style.stack(ax, table.set_index("confidence")[list(AREAS)], style.AREA_COLOURS, 0.06)
     ax.invert_yaxis()
     return finish(ax, f"share of the test pairs (n = {count(table['pairs'])}; mean over weak and strong models)", "", 2)
 
 
-def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = None, order=None) -> Axes:
+def plot_score_heatmap(scores: pd.DataFrame, conflict: str, ax: Axes | None = None) -> Axes:
     """Lift (colour), Score and tax (numbers) of each weak and strong model under a conflict; hatched without tax.
 
-    Students alone, means over seeds (tax: sum). `order` names the models by size; else they are sorted by accuracy.
+    Students alone, means over seeds (tax: sum); models are sorted by accuracy.
     """
     rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
-    if order is None:
-        names = pd.concat([rows["weak"], rows["strong"]])
-        order = pd.concat([rows["weak_accuracy"], rows["ceiling_accuracy"]]).groupby(names).mean()
-        order = order.sort_values(kind="stable").index
+    names = pd.concat([rows["weak"], rows["strong"]])
+    order = pd.concat([rows["weak_accuracy"], rows["ceiling_accuracy"]]).groupby(names).mean()
+    order = order.sort_values(kind="stable").index
     weak, strong = ([m for m in order if m in set(rows[part])] for part in ("weak", "strong"))
-    rows = rows.assign(turned=rows["turned"].astype(bool) if "turned" in rows else False)
     cells = rows.groupby(["weak", "strong"]).agg({"score": "mean", "even_share": "mean", "tax": "sum", "turned": "max"})
     cells = cells.unstack()
     score, even, tax = (cells[name].reindex(index=weak, columns=strong) for name in ("score", "even_share", "tax"))
@@ -137,7 +135,7 @@ def plot_score_by_gap(scores: pd.DataFrame, slopes: pd.DataFrame | None = None) 
     """
     axes = style.new_axes(10.4, 4.0, columns=2, gap=0.25)
     rows = scores[(scores["role"] == "student") & scores["score"].notna()]
-    turned_round = rows["turned"].astype(bool) if "turned" in rows else rows["score"].isna()
+    turned_round = rows["turned"].astype(bool)
     for k, conflict in enumerate(c for c in COLOURS if c in set(rows["conflict"])):
         here = rows["conflict"] == conflict
         named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict]}

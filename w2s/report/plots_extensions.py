@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,8 +14,6 @@ from w2s.report.plots import ON_LINES
 from w2s.report.style import COLOURS, DOTTED, GREY, MARKERS, conflict_name, finish, new_axes, points
 
 WAYS = {"confidence": "confidence", "knowledge": "judged rightly", "sure_knowledge": "rightly, surely"}
-
-
 YARDSTICKS = {"score": "Deception Score\n(diamond: even share)", "lift": "lift"}
 YARDSTICKS |= {"odds_ratio": "odds ratio within\nequal sureness", "contrast": "twin contrast"}
 
@@ -44,12 +40,12 @@ def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
     return axes
 
 
-def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
+def plot_controls(controls: pd.DataFrame) -> np.ndarray:
     """Tax share and Score with intervals, of a `pooled.pooled_table` by labels and conflict; diamonds: even share.
 
     A Score over fewer than MIN_TAX tax pairs is hollow: its interval is not to be believed.
     """
-    axes = np.asarray(new_axes(8.6, 3.6, columns=2, gap=0.3) if axes is None else axes)
+    axes = new_axes(8.6, 3.6, columns=2, gap=0.3)
     kinds = list(controls["labels"].unique())
     for k, conflict in enumerate(["explicit", "implicit"]):
         rows = controls[controls["conflict"] == conflict]
@@ -66,7 +62,7 @@ def plot_controls(controls: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     return axes
 
 
-def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None = None) -> np.ndarray:
+def plot_strength(alphas: pd.DataFrame, shares: pd.DataFrame | None = None) -> np.ndarray:
     """Student accuracy against the strength of a conflict, one line a kind of labels; bands are the range of seeds.
 
     One panel for `alphas` (explicit, column alpha), and one for `shares` (implicit, column times: of the study's
@@ -75,7 +71,7 @@ def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None
     panels = [(alphas, "alpha", "weight of the explicit conflict, alpha")]
     if shares is not None and len(shares):
         panels.append((shares, "times", "pairs of the implicit conflict (study: 1)"))
-    axes = np.atleast_1d(new_axes(4.4 * len(panels), 3.6, columns=len(panels), gap=0.12) if axes is None else axes)
+    axes = np.atleast_1d(new_axes(4.4 * len(panels), 3.6, columns=len(panels), gap=0.12))
     for ax, (table, column, xlabel) in zip(axes, panels, strict=True):
         for k, (labels, rows) in enumerate(table.groupby("labels", sort=False)):
             points(ax, rows[column], rows, "student_accuracy", label=f"{labels} labels", **style.look(k))
@@ -89,7 +85,7 @@ def plot_strength(alphas: pd.DataFrame, shares=None, axes: Sequence[Axes] | None
     return axes
 
 
-def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) -> np.ndarray:
+def plot_tradeoff(remedies: pd.DataFrame) -> np.ndarray:
     """Accuracy on the conflicting goal against that on the target goal, one panel a conflict, one point a remedy.
 
     Columns: remedy, conflict, uses_gold, student_accuracy and conflicting with _low and _high, pairs,
@@ -97,7 +93,7 @@ def plot_tradeoff(remedies: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     """
     shown = remedies[remedies["conflict"] != "none"]
     conflicts, names = shown["conflict"].unique(), remedies["remedy"].unique()
-    axes = np.atleast_1d(new_axes(4.4 * len(conflicts), 4.0, len(conflicts), gap=0.3) if axes is None else axes)
+    axes = np.atleast_1d(new_axes(4.4 * len(conflicts), 4.0, len(conflicts), gap=0.3))
     for ax, conflict in zip(axes, conflicts, strict=True):
         rows = shown[shown["conflict"] == conflict].set_index("remedy")
         for k, name in enumerate(names):

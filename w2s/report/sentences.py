@@ -175,7 +175,6 @@ def _mute_references(rows: pd.DataFrame, chance: str) -> list[str]:
 
 
 def _pooled(conflict: str, table: pd.DataFrame) -> list[str]:
-    table = table if "students" in table else table.assign(students="all settings")
     rows = table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)].to_dict("records")
     return [words("pooled", row) for row in rows]
 
@@ -207,5 +206,5 @@ def _sentence(row: Mapping, silence: str, where: str) -> str:
         lift = "" if np.isnan(row["lift"]) else words("setting_lift", row)
         tax = words("setting_tax", row, lift_found=lift, answer=result)
     recovered = "" if np.isnan(row["pgr"]) else words("setting_recovered", row)
-    recovered += words("setting_turned", row) if row.get("turned") else ""
+    recovered += words("setting_turned", row) if row["turned"] else ""
     return words("setting", row, where=words(where, row), recovered=recovered, tax_found=tax)
