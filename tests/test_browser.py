@@ -1,12 +1,12 @@
 """The browser of test pairs: outcomes by hand, every text escaped, nothing from the network, hidden texts hidden."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from test_pooled import runs_of, seeded
+from test_report import Page
 
 from w2s.report import browser
 from w2s.runs import judges
@@ -28,25 +28,6 @@ def pairs(table):
     ids = table["id"].unique()[::-1]  # another order than the predictions
     texts = {"prompt": f"\n\nHuman: {EVIL}\n\nAssistant:", "rejected": '" onmouseover="alert(1)'}
     return pd.DataFrame({"id": ids, **texts}).assign(chosen=[f"chosen of {i}" for i in ids])
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.rows, self.names = [], [], set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.names |= {name for name, _ in attrs}
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        if self.rows and self.rows[-1] and self.tags[-1] != "script":
-            self.rows[-1][-1] += data.strip()
 
 
 def test_outcomes_and_areas_by_hand(table, pairs):
@@ -78,20 +59,21 @@ def test_every_text_is_escaped_nothing_comes_from_the_network_and_the_table_need
     text = browser.page(browser.rows(table, SETTING, pairs=pairs), EVIL, EVIL)
     page = Page(text)
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4 + 2
-    assert page.tags.count("script") == 1 and not any(name.startswith("on") for name in page.names)
+    assert len(page.all("script")) == 1 and not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert not re.findall(r"https?:|src=|@import|url\(|fetch\(|XMLHttp", text)
-    page = Page(re.sub(r"<script>.*?</script>", "", text))  # the table is complete without JavaScript
+    page = Page(re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))  # it is complete without JavaScript
     header = ["pair", "area", "outcome", "P weak", "P ceiling", "P no conflict", "P conflict"]
-    assert page.rows[0] == [*header, "prompt", "chosen", "rejected"]
-    assert ["test-1", "S-known/W-unknown", "tax", "0.600", "0.900", "0.900", "0.100"] in [r[:7] for r in page.rows]
-    assert len(page.rows) == 5 and page.rows[1][7] == f"Human: {EVIL}"
-    assert not {"input", "select", "button", "form"} & set(page.tags)  # the script makes them
+    assert page.cells[:10] == [*header, "prompt", "chosen", "rejected"] and len(page.all("tr")) == 5
+    at = page.cells.index("test-1")
+    assert page.cells[at + 1 : at + 7] == ["S-known/W-unknown", "tax", "0.600", "0.900", "0.900", "0.100"]
+    assert page.cells[at + 7].strip() == f"Human: {EVIL}"
+    assert not {"input", "select", "button", "form"} & {tag for tag, _ in page.tags}  # the script makes them
 
 
 def test_hidden_texts_do_not_stand_anywhere_on_the_page(table):
     text = browser.page(browser.rows(table, SETTING), "t", browser.HIDDEN)
     assert browser.HIDDEN in text and "chosen of" not in text and '<th scope="col">prompt' not in text
-    assert len(Page(text).rows) == 5
+    assert len(Page(text).all("tr")) == 5
 
 
 def test_texts_come_from_the_study_or_the_world_or_not_at_all(tmp_path, pairs):

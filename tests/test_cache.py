@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import small_params
+from test_structure import needed_by
 
 from w2s import files
 from w2s.params import PACKAGE, ParameterError
@@ -43,18 +44,10 @@ def test_comments_and_docstrings_do_not_change_code_and_everything_else_does():
 
 def test_what_a_run_depends_on_is_in_its_code():
     """Every module that training a run imports computes it, or is known to change no result."""
-    script = "import sys; from w2s.runs import sharded; print(*[m for m in sys.modules if m.startswith('w2s.')])"
-    imported = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    used = {f"{name.removeprefix('w2s.').replace('.', '/')}.py" for name in imported} & {
-        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")
-    }
+    used = {f"{name.removeprefix('w2s.').replace('.', '/')}.py" for name in needed_by("w2s.runs.sharded")}
     no_result = {"params.py", "files.py", "spec.py", "world.py", "runs/store.py", "runs/code.py"}
-    no_result |= {
-        "sources/hub.py",
-        "sources/quantized.py",
-        "sources/pairs.py",
-        "sources/audit.py",
-    }  # data and models have fingerprints
+    no_result |= {f"sources/{name}.py" for name in ("hub", "quantized", "pairs", "audit")}  # these have fingerprints
+    no_result |= {"sources.py"}
     assert used - no_result == set(code.COMPUTES)
 
 

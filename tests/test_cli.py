@@ -13,7 +13,7 @@ from conftest import small_params
 
 from w2s.app import cli, headless
 from w2s.report import claims, compare, html
-from w2s.runs import execute, store
+from w2s.runs import execute, judges, store
 from w2s.study import Study
 
 
@@ -167,10 +167,11 @@ def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
     assert out.count("to do") == 11 and f"1 of 12 runs are in {tmp_path / 'runs'}" in out
 
 
-def test_zoo_list_shows_the_ladder(capsys):
+def test_zoo_list_shows_the_ladder(capsys, monkeypatch):
+    monkeypatch.setattr(judges, "judge", lambda name, pairs: pd.DataFrame({"correct": pairs["id"] > ""}))
     assert cli.main(["zoo", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 6 and lines[0].split()[:3] == ["size", "parameters", "knowledge"]
+    assert len(lines) >= 6 and lines[0].split()[:3] == ["size", "parameters", "knowledge"] and "1.000" in lines[1]
 
 
 def test_importing_the_package_does_no_work():

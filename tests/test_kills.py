@@ -200,16 +200,6 @@ def test_a_killed_worker_costs_its_run_a_second_start_alone(tiny_models, tmp_pat
     kit.nothing_is_left()
 
 
-def test_workers_end_with_a_main_process_that_is_killed(tiny_models, tmp_path):
-    kit = Kit(tiny_models, tmp_path, workers=2, epochs=30)
-    process = kit.start()
-    kit.wait_for(lambda: list(kit.root.glob(WITH_WORKERS)), process)
-    assert sum("spawn_main" in " ".join(other.cmdline()) for other in kit.processes()) == 2
-    process.kill()
-    process.wait(10)
-    kit.nothing_is_left()
-
-
 def test_without_its_scheduler_a_study_ends_in_a_line_and_goes_on_later(tiny_models, tmp_path):
     kit = Kit(tiny_models, tmp_path, epochs=30)
     script = "import time; from distributed import LocalCluster; c = LocalCluster(n_workers=1, threads_per_worker=1)"

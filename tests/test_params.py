@@ -233,7 +233,7 @@ def same_as_meant(value, text) -> bool:
     return value == text
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.slow)])
 def test_parameter_files(examples, tmp_path, capsys):
     @settings(
         max_examples=examples, suppress_health_check=[*HealthCheck], deadline=None, derandomize=True, database=None

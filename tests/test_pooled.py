@@ -339,7 +339,7 @@ def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(
     lines = sentences.findings(scores, scoring.accuracy_table(three), conflicts, *others)
     row = conflicts.set_index("conflict").loc["explicit"]
     interval = f"lift {row['lift']:.2f} [{row['lift_low']:.2f}, {row['lift_high']:.2f}] over {row['tax']} tax pairs"
-    assert any(x.startswith(f"explicit conflict, all settings: {interval} of 12 runs, 3 seeds") for x in lines)
+    assert lines[0].startswith(f"explicit conflict, all settings: {interval} of 12 runs, 3 seeds")
     assert any("for each 0.1 of capability gap the Deception Score changes by" in x and "9 runs" in x for x in lines)
     assert any(x.startswith("explicit conflict, m-8 -> m-128, 3 seeds: student accuracy") for x in lines)
     assert "by Student's t, and are wide where these are few (3 here)" in lines[-1]

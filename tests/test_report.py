@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from inspect import getsource
 
@@ -21,7 +19,7 @@ KNOWLEDGE = {"m-8": 0.4, "m-16": 0.6, "m-32": 0.9}
 EVIL = "<script>alert(1)</script>"
 TWINS = {"claim": ["loss", "gap"], "conflict": "explicit", "seeds": 5, "estimate": [0.2, 0.01], "low": [0.1, -0.02]}
 TWINS = pd.DataFrame(TWINS | {"high": [0.3, 0.04], "seen_from": 0.05})
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 def predictions(knowledge=KNOWLEDGE, n=240):
@@ -111,13 +109,15 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells.append(data)
+        if {"td", "th"} & {*self.open}:
+            self.cells[-1] += data
 
     def all(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
@@ -239,16 +239,6 @@ def test_small_p_and_a_tax_without_an_even_one_are_said_in_words(params):
     assert table["Deception Score"][2].endswith("(no interval)")
 
 
-def test_the_findings_open_with_the_pooled_lift(params):
-    table = predictions().query("role != 'bootstrapped'")
-    scores, accuracies = scoring.score_table(table, bootstrap=100), scoring.accuracy_table(table)
-    conflicts = pooled.by_conflict(pooled.count_students(table), 100)
-    save_findings(sentences.findings(scores, accuracies, conflicts), params.root / "made-up", "04")
-    row = conflicts.set_index("conflict").loc["explicit"]
-    opening = listed(page_of(params).split('<section id="findings">')[1])[0]
-    assert opening.startswith(f"explicit conflict, all settings: lift {row.lift:.2f} [{row.lift_low:.2f}, ")
-
-
 def test_accuracies_show_how_often_the_shorter_response_is_preferred(params):
     shorter = saved(params, "05_shorter")
     shares, accuracies = shorter.set_index("run")["shorter"], saved(params, "05_accuracy")
@@ -257,24 +247,6 @@ def test_accuracies_show_how_often_the_shorter_response_is_preferred(params):
     assert [row[at] for row in rows] == [f"{shares[run]:.2f}" for run in accuracies["run"]]
     assert shares.nunique() > 5
     assert "the truly preferred one is the shorter in 0.75 of them" in page_of(params).replace("\n", " ")
-
-
-def test_the_settings_say_how_the_runs_were_trained(params):
-    changed = {"method": "dpo", "confidence": "calibrated", "lora": {"rank": 8, "alpha": 16.0}}
-    for changes in ({}, changed | {"weak_filter": "confidence"}):
-        params = StudyParams.check({"study": "made-up", "output_dir": str(params.root)} | changes)
-        terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page_of(params).split('<section id="settings"')[1])
-        assert {term: text.replace("&#39;", "'") for term, text in terms} == sentences.setup(params)
-
-
-def test_adapters_are_the_first_finding(params):
-    caveats = sentences.caveats(StudyParams.check({"lora": {"rank": 8, "alpha": 16.0}}))
-    for number in ("04", "05"):
-        lines = caveats + list(saved(params, f"{number}_findings")["sentence"])
-        save_findings(lines, params.root / "made-up", number)
-    text = page_of(params)
-    assert text.count("Trained by low-rank adapters (rank 8), not by full fine-tuning.") == 1
-    assert listed(text)[0].startswith("Trained by low-rank adapters")
 
 
 def test_findings_are_shown_once_with_summaries_before_settings(params):
@@ -322,6 +294,8 @@ def test_every_setting_is_shown_with_its_meaning_and_the_parameter_file_gives_th
         assert cells[cells.index(key) + 2].replace("\n", " ") == field.description
     assert cells[cells.index("study") + 1] == "made-up" and cells[cells.index("data_dir") + 1] == "null"
     assert "[none, explicit, implicit]" in cells
+    terms = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.split('<section id="settings"')[1])
+    assert {term: words.replace("&#39;", "'") for term, words in terms} == sentences.setup(params)
     lines = text[text.index("<summary>Parameter file</summary>") :].split("<pre>\n")[1].split("</pre>")[0]
     (tmp_path / "again.yaml").write_text(lines)
     assert StudyParams.load(tmp_path / "again.yaml") == params
@@ -332,12 +306,6 @@ def test_the_audit_leaves_out_what_is_zero_everywhere_and_cuts_hashes(params):
     assert rows[""] == ["gt", "test"] and rows["rows read"] == ["60", "40"]
     assert "malformed" not in rows
     assert rows["sha256"] == ["abababababab", "cdcdcdcdcdcd"]
-
-
-def test_nothing_that_trains_is_imported():
-    modules = "html, browser, style, plots, plots_training, plots_extensions, sentences, sentences_extensions"
-    code = f"import sys; from w2s.report import {modules}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_each_text_is_used_and_each_of_its_fields_is_a_name_of_the_rules():

@@ -150,7 +150,7 @@ def test_two_processes_train_score_and_save_as_one(trained, kind):
     assert_alike(specs[kind], *roots)
 
 
-@pytest.mark.parametrize("kind", ["teacher", "simpo"])
+@pytest.mark.parametrize("kind", ["simpo", pytest.param("teacher", marks=pytest.mark.slow)])
 def test_a_single_rank_trains_scores_and_saves_as_a_process_alone(tiny_models, tmp_path, monkeypatch, kind):
     specs, *_ = wanted(tiny_models, tmp_path / "alone"), wanted(tiny_models, tmp_path / "rank")
     with socket.socket() as probe:

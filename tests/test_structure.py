@@ -58,6 +58,15 @@ def between_rooms() -> dict[str, set[str]]:
     return {name: used - {name} for name, used in graph.items() if name != "w2s"}
 
 
+def needed_by(module: str) -> set[str]:
+    """A module and all that it imports, however indirectly."""
+    found, todo = set(), [module]
+    while todo:
+        found.add(name := todo.pop())
+        todo += imports()[name] - found
+    return found
+
+
 def floors(graph: dict[str, set[str]]) -> int:
     """The longest way down; a circle is an error that names it."""
     heights: dict[str, int] = {}
@@ -111,9 +120,9 @@ def test_one_run_enters_at_most_ten_rooms(small_study, monkeypatch):
         raise Reached
 
     def watch(frame, event, arg):
-        path = Path(frame.f_code.co_filename)
-        if event == "call" and PACKAGE in path.parents:
-            here = room(dotted(path))
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(str(PACKAGE)):
+            here = room(dotted(Path(file)))
             if entered[-1:] != [here]:
                 entered.append(here)
 

@@ -1,7 +1,6 @@
 """Opening a study: what is checked and said before anything is trained; and the walkthrough of notebook 00."""
 
 import json
-import shutil
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -9,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import small_params
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from w2s.analysis import scoring
 from w2s.app.headless import Executed
@@ -42,20 +40,6 @@ def test_a_response_longer_than_the_context_is_named(tiny_models, tmp_path):
     study_of(*how, max_length=41)
     study_of(*how, max_length=32, bad_pairs="drop")
     study_of(tiny_models, tmp_path, " yes, try" * 4, max_length=32)  # 36 bytes; each word is one token
-
-
-def test_a_tokenizer_of_another_model_is_named(tiny_models, tmp_path):
-    wrong = tmp_path / "wrong"
-    shutil.copytree(tiny_models[1], wrong)
-    GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=128, n_embd=8, n_layer=1, n_head=1)).save_pretrained(wrong)
-    with pytest.raises(ParameterError, match="tokenizer of .*wrong.* tokens, its model only 100"):
-        Study.open(small_params([tiny_models[0], str(wrong)], tmp_path))
-
-
-def test_offline_names_what_has_to_be_fetched(tiny_models, tmp_path):
-    with pytest.raises(ParameterError, match="'some/model'.*not fetched.*w2s fetch"):
-        Study.open(small_params([tiny_models[0], "some/model"], tmp_path, offline=True))
-    Study.open(small_params(tiny_models, tmp_path, offline=True))
 
 
 @pytest.fixture

@@ -99,16 +99,16 @@ def shared_table(counts: Counts, by=tuple(POOLED), bootstrap=2000) -> pd.DataFra
     return ratio_table(counts, parts, less, by, bootstrap)
 
 
-def variance_table(predictions, kept: pd.DataFrame, by=("conflict",), bootstrap=2000) -> pd.DataFrame:
+def variance_table(predictions, kept: pd.DataFrame, bootstrap=2000) -> pd.DataFrame:
     """How well variance over seeds predicts which pairs at risk become tax in ANOTHER seed: AUC, 0.5 for no use at all.
 
     Predicted are the direct students under a conflict that are rows of `kept` (SETTING) and have two others of their
     setting there: their tax among what the student without conflict has right, by the variance of P over the OTHER
     seeds, of students under conflict and without, and by the weak model's uncertainty 1 - max(P, 1-P) in its own seed.
-    One row a group of `by` and predictor; auc is the mean over runs. Its interval covers test pairs (a bootstrap of at
+    One row a conflict and predictor; auc is the mean over runs. Its interval covers test pairs (a bootstrap of at
     most AUC_SAMPLES) and the seeds that are predicted, not those that predict.
     """
-    each, rows, keys = [], [], [*by, "predictor"]
+    each, rows, keys = [], [], ["conflict", "predictor"]
     for setting, at_risk, tax, predictors in _predictors(predictions, kept):
         stays = at_risk & ~tax
         drawn = np.vstack([np.ones_like(tax), draws(len(tax), min(bootstrap, AUC_SAMPLES))], dtype=np.float32)

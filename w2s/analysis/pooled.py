@@ -33,6 +33,7 @@ POOLED = SETTING[:-1]  # a setting without its seed
 SLOPES = ("score", "score_minus_even")
 BY_TAX = ("score", "even_share", "score_minus_even", "lift")  # over runs, each counts by its tax
 SCALE = dict.fromkeys(("student_accuracy", "tax_share", "score", "even_share"), "logit") | {"lift": "log"}
+HITS = {"student_accuracy": "student", "accuracy": "student", "tax_share": "tax"}  # shares of the pairs
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 THRESHOLDS = ["weak_threshold", "strong_threshold"]
 
@@ -201,21 +202,22 @@ def difference(counts: Counts, first: dict, second: dict, bootstrap=2000) -> pd.
 def contrast(first: Counts, second: Counts, bootstrap=2000) -> pd.DataFrame:
     """As `difference`, of two groups of runs with the same seeds, each pooled."""
     one, other = measured(first, bootstrap), measured(second, bootstrap)
-    stuck = no_score(first.sums(), second.sums())
-    n_seeds, columns = first.settings["seed"].nunique(), ["estimate", "low", "high", "undefined"]
-    rows = [(name, *over_seeds(one[name].minus(other[name])), n_seeds) for name in ESTIMATES]
-    table = pd.DataFrame(rows, columns=["difference", *columns, "seeds"])
-    table.loc[table["difference"].isin(OF_SCORE if stuck else ()), ["low", "high"]] = np.nan
-    for measure, hits in (("student_accuracy", "student"), ("tax_share", "tax")):
-        where = (table["difference"] == measure) & table["low"].isna()
-        table.loc[where, ["low", "high"]] = alike(first.sums(), second.sums(), hits)
-    return table
+    sums, n_seeds = (first.sums(), second.sums()), first.settings["seed"].nunique()
+    rows = [(name, *compared(name, one[name].minus(other[name]), *sums), n_seeds) for name in ESTIMATES]
+    return pd.DataFrame(rows, columns=["difference", "estimate", "low", "high", "undefined", "seeds"])
 
 
-def alike(first: Sums, second: Sums, hits: str) -> tuple[float, float]:
-    """The interval of a difference of shares that is the same in every bootstrap sample, by `intervals.newcombe`."""
-    shares = ((of[hits].sum() / len(of[hits]), of["pairs"].sum() / len(of[hits])) for of in (first, second))
-    return newcombe(*shares)
+def compared(measure: str, delta: Resampled, first: Sums, second: Sums) -> tuple[float, float, float, float]:
+    """As `over_seeds` of a difference; no interval where Scores cannot be compared (`no_score`).
+
+    That of shares which differ by the same in every bootstrap sample is `intervals.newcombe`.
+    """
+    estimate, low, high, undefined = over_seeds(delta)
+    if measure in OF_SCORE and no_score(first, second):
+        low = high = np.nan
+    elif measure in HITS and np.isnan(low) and np.isfinite(estimate):
+        low, high = newcombe(*((of[HITS[measure]].mean(), of["pairs"].mean()) for of in (first, second)))
+    return estimate, low, high, undefined
 
 
 def both_ways(counts: Counts) -> tuple[Counts, Counts]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.pooled import Counts, Sums, alike, measured, pooled_table, ratio_table, stack
-from w2s.analysis.scoring import OF_SCORE, indicators, no_score
-from w2s.analysis.seeds import over_seeds, with_seeds
+from w2s.analysis.pooled import Counts, Sums, compared, measured, pooled_table, ratio_table, stack
+from w2s.analysis.scoring import indicators
+from w2s.analysis.seeds import with_seeds
 
 NOTHING, WEIGHTS, CONTROL = "nothing", "reliability weights", "even weights (control)"
 MEASURES = {"accuracy": 1, "conflicting": 1, "tax_share": -1, "score_minus_even": -1}  # which way is better
-HITS = {"accuracy": "student", "tax_share": "tax"}
 BY = ("remedy", "conflict")
 
 
@@ -54,11 +53,7 @@ def differences(counts: Counts, goal: Counts, samples: int, base: str = NOTHING)
     for remedy, conflict in [key for key in measures if key[0] != base]:
         for measure in MEASURES:
             delta = measures[remedy, conflict][measure].minus(measures[base, conflict][measure])
-            ends = over_seeds(delta)[:3]
-            if measure in OF_SCORE and no_score(sums[remedy, conflict], sums[base, conflict]):
-                ends = ends[0], np.nan, np.nan
-            elif np.isnan(ends[1]) and np.isfinite(ends[0]) and measure in HITS:
-                ends = ends[0], *alike(sums[remedy, conflict], sums[base, conflict], HITS[measure])
+            *ends, _ = compared(measure, delta, sums[remedy, conflict], sums[base, conflict])
             p = bootstrap_p(with_seeds(delta)) if np.isfinite(ends[1]) else np.nan
             rows.append((remedy, conflict, measure, *ends, p))
     table = pd.DataFrame(rows, columns=[*BY, "measure", "estimate", "low", "high", "p"])

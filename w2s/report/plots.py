@@ -100,7 +100,11 @@ def plot_tax_by_area(area_table: pd.DataFrame) -> Axes:
 def plot_area_shares(table: pd.DataFrame) -> Axes:
     """Shares of the areas, one bar a confidence. Columns: confidence, pairs (of one run), each of AREAS (0 to 1)."""
     ax = style.new_axes(6.8, 1.2 + 0.6 * len(table))
-    style.stack(ax, table.set_index("confidence")[list(AREAS)], style.AREA_COLOURS, 0.06)
+    bars = {"edgecolor": "black", "linewidth": 0.5, "width": 0.8, "color": style.AREA_COLOURS}
+    table.set_index("confidence")[list(AREAS)].plot.barh(stacked=True, ax=ax, legend=False, **bars)
+    for part in ax.containers:
+        ax.bar_label(part, fmt=lambda x: f"{x:.2f}" if x > 0.06 else "", label_type="center", fontsize=SMALL)
+    ax.set_xlim(0, 1)
     ax.invert_yaxis()
     return finish(ax, f"share of the test pairs (n = {count(table['pairs'])}; mean over weak and strong models)", "", 2)
 

@@ -76,15 +76,6 @@ def name_rows(ax: Axes, labels: list[str]) -> None:
     ax.locator_params(axis="x", nbins=6)
 
 
-def stack(ax: Axes, shares: pd.DataFrame, colours: list, least: float) -> None:
-    """Stacked bars, one a row of `shares` and one colour a column, with the numbers of those above `least`."""
-    edges = {"edgecolor": "black", "linewidth": 0.5, "width": 0.8}
-    shares.plot.barh(stacked=True, ax=ax, color=colours, legend=False, **edges)
-    for bars in ax.containers:
-        ax.bar_label(bars, fmt=lambda x: f"{x:.2f}" if x > least else "", label_type="center", fontsize=SMALL)
-    ax.set_xlim(0, 1)
-
-
 def heat(ax: Axes, grid: pd.DataFrame, empty: np.ndarray = (), word: str = "", **more) -> None:
     """seaborn's heat map; cells that are `empty` (bool, as the grid) are grey and hatched, and may say a word."""
     shown = {"fmt": "", "annot_kws": {"fontsize": SMALL}, "xticklabels": True, "yticklabels": True, "cbar": False}

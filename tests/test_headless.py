@@ -1,4 +1,4 @@
-"""Notebooks executed without a screen: which kernel, what happens when it dies, what an earlier study leaves behind."""
+"""Notebooks executed without a screen: which kernel, what happens when it dies, and which ones stand already."""
 
 import json
 import os
@@ -11,11 +11,13 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from conftest import small_params
 
 from w2s import files
 from w2s.app import headless
 from w2s.app.headless import Executed
 from w2s.params import PACKAGE
+from w2s.runs import workers
 
 
 def notebook(folder, code: str, name="01_one.ipynb"):
@@ -107,16 +109,19 @@ def test_a_damaged_record_is_named_and_executes_again(tmp_path, capsys, content)
     assert f"{tmp_path / '.executed.json'} is damaged" in capsys.readouterr().out
 
 
-def test_a_worker_prints_what_its_terminal_lacks():
-    script = "from w2s.runs.workers import _Prepare; _Prepare().setup(None); print('run of ü😀')"
+def test_what_a_terminal_lacks_is_spelt_out_by_workers_too(monkeypatch):
+    script = "from w2s.files import spell_out; spell_out(); print('run of ü😀')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     assert subprocess.check_output([sys.executable, "-c", script], env=environment) == b"run of \\xfc\\U0001f600\n"
+    called = []
+    monkeypatch.setattr(workers, "spell_out", lambda: called.append("spelt"))
+    monkeypatch.setattr(workers.cpu, "keep_memory", lambda: called.append("kept"))
+    workers._Prepare().setup(None)
+    assert sorted(called) == ["kept", "spelt"]
 
 
 @pytest.mark.slow
 def test_a_terminal_of_few_characters_and_a_path_of_many_do(tiny_models, tmp_path):
-    from conftest import small_params
-
     place = tmp_path / "kit {x} ü😀"
     place.mkdir()
     file = place / "p.yaml"
@@ -128,3 +133,64 @@ def test_a_terminal_of_few_characters_and_a_path_of_many_do(tiny_models, tmp_pat
     assert (place / "out{study}" / "small" / "report.html").exists() and "\\U0001f600" in result.stdout
     status = subprocess.run([*run[:3], "status", str(file)], env=environment, capture_output=True, check=True)
     assert b"12 of 12 runs" in status.stdout
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A study's folder and notebook 1, executed once: it wrote a table, and itself."""
+    (tmp_path / "one.ipynb").write_text("source")
+    folder = tmp_path / "study"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "older.txt").write_text("from another notebook")
+    record = Executed(folder, ["run-a"])
+    key, before = record.key(tmp_path / "one.ipynb", {"alpha": 1}), record.written()
+    (folder / "tables" / "t.csv").write_text("1")
+    (folder / "one.ipynb").write_text("executed")
+    record.add("one.ipynb", key, before)
+    return folder
+
+
+def stands(folder, depends_on=("run-a",), alpha=1):
+    record = Executed(folder, depends_on)
+    return record.holds("one.ipynb", record.key(folder.parent / "one.ipynb", {"alpha": alpha}))
+
+
+def test_it_stands_when_nothing_changed_that_it_wrote(folder):
+    assert stands(folder)
+    assert sorted(Executed(folder, []).record["one.ipynb"]["files"]) == ["one.ipynb", "tables/t.csv"]
+    (folder / "older.txt").write_text("changed")
+    assert stands(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "tables" / "t.csv").write_text("2"),
+        lambda folder: (folder / "tables" / "t.csv").unlink(),
+        lambda folder: (folder / "one.ipynb").write_text("edited by hand"),
+        lambda folder: (folder.parent / "one.ipynb").write_text("another source"),
+        lambda folder: (folder / ".executed.json").unlink(),
+    ],
+    ids=["table edited", "table gone", "copy edited", "source edited", "record gone"],
+)
+def test_it_does_not_stand_after_a_change_of_files(folder, change):
+    change(folder)
+    assert not stands(folder)
+
+
+def test_it_does_not_stand_for_other_parameters_runs_libraries_or_code(folder, monkeypatch):
+    assert not stands(folder, alpha=2) and not stands(folder, depends_on=["run-b"])
+    for name, value in {"version": lambda library: "0.0.1", "_code": lambda: "edited"}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(f"w2s.app.headless.{name}", value)
+            assert not stands(folder)
+    assert stands(folder)
+
+
+def test_a_notebook_depends_on_those_before_it(folder):
+    keys = set()
+    for alpha in (1, 2):
+        record = Executed(folder, [])
+        record.key(folder.parent / "one.ipynb", {"alpha": alpha})
+        keys.add(record.key(folder.parent / "one.ipynb", {}))
+    assert len(keys) == 2
