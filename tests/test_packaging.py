@@ -204,34 +204,25 @@ def checkout(tmp_path):
     return Checkout(tmp_path)
 
 
+TARGETS = {
+    "study": '.venv/bin/w2s run "params/pocket.yaml"',
+    "study STUDY=params/hh_offline.yaml": '.venv/bin/w2s run "params/hh_offline.yaml"',
+    "test": '.venv/bin/python -m pytest -m "not slow"', "test-slow": ".venv/bin/python -m pytest -m slow",
+    "lab": "-m jupyterlab", "book": '.venv/bin/python docs/book.py "params/pocket.yaml"',
+    "lint": ".venv/bin/python -m ruff check .", "clean": "rm -rf .venv",
+}  # fmt: skip
+
+
 @needs_make
-def test_make_alone_lists_every_target(checkout):
+def test_make_alone_lists_every_target_and_each_runs_its_command(checkout):
     done = checkout.make()
     assert done.returncode == 0, done.stderr
     targets = re.findall(r"^  ([a-z-]+) ", done.stdout, re.MULTILINE)
-    named = ["help", "study", "test", "lab", "book", "lint", "clean"]
-    assert [name for name in targets if name != "test-slow"] == named
-    assert checkout.log() == []
-
-
-@needs_make
-@pytest.mark.parametrize(
-    ("target", "command"),
-    [
-        (["study"], '.venv/bin/w2s run "params/pocket.yaml"'),
-        (["study", "STUDY=params/hh_offline.yaml"], '.venv/bin/w2s run "params/hh_offline.yaml"'),
-        (["test"], ".venv/bin/python -m pytest"),
-        (["lab"], "-m jupyterlab"),
-        (["book"], '.venv/bin/python docs/book.py "params/pocket.yaml"'),
-        (["lint"], ".venv/bin/python -m ruff check ."),
-        (["clean"], "rm -rf .venv"),
-    ],
-)
-def test_make_targets_run_their_commands(checkout, target, command):
-    done = checkout.make("--dry-run", *target)
-    assert done.returncode == 0, done.stderr
-    assert command in done.stdout
-    assert ("pip install" in done.stdout) == (target != ["clean"])
+    assert set(targets) == {"help", *(target.split()[0] for target in TARGETS)} and checkout.log() == []
+    for target, command in TARGETS.items():
+        done = checkout.make("--dry-run", *target.split())
+        assert done.returncode == 0 and command in done.stdout, done.stderr
+        assert ("pip install" in done.stdout) == (target != "clean")
 
 
 @needs_make

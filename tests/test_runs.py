@@ -129,16 +129,6 @@ def test_a_dask_scheduler_takes_the_runs_and_marks_those_that_fail(finished, tin
         assert_failed_runs_are_marked(again, tiny_models[:1])
 
 
-@pytest.mark.slow
-def test_workers_give_the_same_bytes_as_one_process_and_mark_those_that_fail(finished, tiny_models, tmp_path, capsys):
-    again = Study.open(small_params(tiny_models, tmp_path, workers=2))
-    specs = [again.gold(tiny_models[1], 0), again.student(*tiny_models[:2], "none", 0)]
-    cluster.results(again, {spec: {} for spec in specs})
-    assert "3 runs to train, 2 wanted: about" in capsys.readouterr().out
-    assert_same_bytes(finished[0], again, *specs)
-    assert_failed_runs_are_marked(again, tiny_models[:2])
-
-
 def test_a_second_process_waits_for_the_first_and_a_saved_model_scores_the_same(small_study, capfd):
     root, spec = small_study.root, small_study.gold(small_study.params.weak_models[0], 0)
     store.store_data(root, small_study.data)
