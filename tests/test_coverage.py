@@ -9,7 +9,7 @@ level is 0.4 to 2 logits, the tax 26 to 1131 of 1280 pairs, its correlation over
 
 The estimands. With one seed: of that trained run, over pairs. With several: over pairs and seeds. Always ratios of
 expectations: tax share E[tax], Score E[tax in the area] / E[tax], lift E[tax in the area] / E[even tax], where the
-even tax of a seed is its E[tax] times the area's share of what its reference has right; Score minus null is the
+even tax of a seed is its E[tax] times the area's share of what its reference has right; Score minus even share is the
 difference of these numerators over E[tax]. The truth integrates over pairs by Gauss-Hermite quadrature, and averages
 over 12,000 seeds.
 """
@@ -166,7 +166,7 @@ def test_intervals_of_a_difference_cover_the_truth(seeds):
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_intervals_of_the_slope_cover_the_truth(seeds):
-    """Five weak models of rising skill, one ceiling; the slope of Score (less null) over the gap of all runs."""
+    """Five weak models of rising skill, one ceiling; the slope of Score (less even share) over the gap."""
     world, rng, studies, skills = World(), np.random.default_rng(seeds), 200, np.linspace(-0.9, 0.3, 5)
 
     def taught(shape: tuple) -> dict:  # effects (..., skills, seeds) as (..., skills * seeds)

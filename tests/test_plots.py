@@ -187,11 +187,11 @@ def test_heatmap_hatches_cells_without_tax_and_leaves_absent_pairs_blank():
     assert set(ticks(plots.plot_score_heatmap(SCORES, "none").texts)) == {"no tax"}
 
 
-def test_score_by_gap_leaves_out_nan_and_shows_the_null_and_the_line_of_a_slope():
+def test_score_by_gap_leaves_out_nan_and_shows_the_even_share_and_the_line_of_a_slope():
     ax, difference = plots.plot_score_by_gap(SCORES)
     assert "even share" in texts(ax) and "no conflict" not in texts(ax)
-    null = next(line for line in ax.lines if line.get_label() == "even share")
-    assert set(null.get_ydata()) == {0.3} and len(null.get_xdata()) == SCORES.query("role == 'student'").score.count()
+    even = next(line for line in ax.lines if line.get_label() == "even share")
+    assert set(even.get_ydata()) == {0.3} and len(even.get_xdata()) == SCORES.query("role == 'student'").score.count()
     assert [line.get_ydata()[0] for line in difference.lines if line.get_linestyle() == ":"] == [0]
     assert "no tax" in texts(plots.plot_score_by_gap(SCORES.assign(score=np.nan))[0])
     slope = {"conflict": "implicit", "measure": "score", "slope": 2.0, "mean_gap": 0.2, "mean": 0.5}

@@ -196,9 +196,7 @@ class Study:
         size = models.n_parameters
         for couple in reversed(self.twins):
             larger = [
-                strong
-                for strong in self.params.strong_models
-                if all((weak, strong) in self.model_pairs for weak in couple)
+                strong for weak, strong in self.model_pairs if weak == couple[0] and size(strong) > size(couple[1])
             ]
             if larger:
                 return couple, max(larger, key=size)
