@@ -185,9 +185,9 @@ def test_slope_table_is_that_of_the_score_table(counts, scores):
 def test_speed_of_ten_settings_with_five_seeds():
     models = tuple(f"m-{k}" for k in (8, 16, 32, 64, 128))
     counts = pooled.count_students(seeded([study(models, 1280, seed=k, middle=None) for k in range(5)]))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(pooled.pooled_table(counts)) == 30
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_p_is_fishers_and_that_of_the_score_table(one):
