@@ -86,7 +86,7 @@ def test_the_budgets_of_lines():
     assert core <= 2495 and everything <= 9330, (core, everything)  # on the way to 7,000
     assert {str(path): lines(path) for path in MODULES if lines(path) > 300} == {}
     tests = Path(__file__).parent
-    assert sum(map(lines, tests.glob("*.py"))) <= 10006  # on the way to 5,000
+    assert sum(map(lines, tests.glob("*.py"))) <= 10008  # on the way to 5,000
     assert {path.name: lines(path) for path in tests.rglob("*.py") if lines(path) > 440} == {}  # on the way to 400
 
 
