@@ -90,11 +90,15 @@ def load_language_model(name: str, lora: Lora | None = None, seed: int = 0, dtyp
     return model
 
 
+def _check_blocks(model, name: str, blocks: int) -> None:
+    if blocks > (n := len(lower.blocks_of(model))):
+        raise ParameterError(f"trained_blocks = {blocks}: model {name!r} has {n} blocks; lower it")
+
+
 def _train_last(model, trained_blocks: int, name: str) -> None:
     """Have the last blocks of a model or a body trained alone, and those below computed once for each text."""
-    body, n = model.base_model, len(lower.blocks_of(model))
-    if trained_blocks > n:
-        raise ParameterError(f"trained_blocks = {trained_blocks}: model {name!r} has {n} blocks; lower it")
+    body = model.base_model
+    _check_blocks(model, name, trained_blocks)
     body.lower = lower.LowerBlocks(body, trained_blocks)
     model.requires_grad_(False)
     for block in body.lower.every[body.lower.n :]:
@@ -213,6 +217,7 @@ def n_last_parameters(name: str, blocks: int, head: bool) -> int:
     """Parameters of so many blocks of a model (they are alike), and of its head, counted without loading them."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(name))
+    _check_blocks(model, name, blocks)
     own = model.get_output_embeddings().weight.numel() if head else 0
     return own + blocks * sum(p.numel() for p in lower.blocks_of(model)[0].parameters())
 

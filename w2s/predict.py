@@ -68,18 +68,11 @@ def margins_of(table: pd.DataFrame, method: str, against_reference: bool = False
     """
     if method == "reward":
         return table["margin"].to_numpy()
-    if "margin" in table and table["chosen_logp"].isna().any():
-        return table["margin"].where(table["chosen_logp"].isna(), _made(table, method, against_reference)).to_numpy()
-    return _made(table, method, against_reference).to_numpy()
-
-
-def _made(table: pd.DataFrame, method: str, against_reference: bool) -> pd.Series:
-    """The margin of log-probabilities."""
     chosen, rejected = table["chosen_logp"], table["rejected_logp"]
     if method == "simpo":
-        return chosen / table["chosen_tokens"] - rejected / table["rejected_tokens"]
-    margin = chosen - rejected
-    return margin - table["reference_margin"] if against_reference else margin
+        chosen, rejected = chosen / table["chosen_tokens"], rejected / table["rejected_tokens"]
+    margin = chosen - rejected - (table["reference_margin"] if against_reference else 0)
+    return (margin.where(chosen.notna(), table["margin"]) if "margin" in table else margin).to_numpy()
 
 
 def sigmoid(margin) -> np.ndarray:

@@ -18,18 +18,12 @@ from w2s.spec import SPLITS, RunSpec
 RESEED = 1000  # added to the seed of a student that differs from another by its seed alone
 NOISE, DOSES = (0.1, 0.2, 0.3), (0.0, 0.25, 0.5, 0.75, 1.0)  # of the labels; of the blind pairs
 LABELS = ("weak", "gold", "own", "shuffled", "random")
-SAME_NAME = (
-    "learning_rate",
-    "epochs",
-    "lora",
+SAME_NAME = ("learning_rate", "epochs", "lora", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
+SAME_NAME += (
     "trained_blocks",
-    "batch_pairs",
-    "max_length",
-    "dtype",
-    "threads",
-    "tokens_per_batch",
-)
-SAME_NAME += ("gradient_checkpointing", "shards")  # parameters that are fields of a run under the same name
+    "gradient_checkpointing",
+    "shards",
+)  # parameters that are fields of a run under the same name
 OTHER = {"gt": "w2s", "w2s": "gt"}  # the split that the teacher of one on the other has not seen
 
 

@@ -45,18 +45,19 @@ class LowerBlocks:
         self.body, self.blocks = body, blocks_of(body)
         self.every, self.n = list(self.blocks), len(self.blocks) - trained
         self.find: Callable[[list[list[int]]], list[Tensor]] | None = None
-        self.skipped: list[Skipped] = []
-        first = self._first_output(torch.tensor([[0, 1]], device=body.device))
+        first = self._output(0, torch.tensor([[0, 1]], device=body.device), None, None)
         self.skipped = [Skipped(isinstance(first, tuple)) for _ in self.every]
         self._keep(self.n, len(self.every))
 
     @torch.no_grad()
-    def _first_output(self, ids: Tensor):
-        """What a block gives: states, or a tuple that begins with them."""
+    def _output(self, block: int, ids: Tensor, mask: Tensor | None, layout: Layout | None):
+        """What a block gives of texts: their states, or a tuple that begins with them."""
         outputs: list = []
-        watch = self.every[0].register_forward_hook(lambda block, inputs, output: outputs.append(output))
-        self.body(input_ids=ids, use_cache=False)
-        watch.remove()
+        watch = self.every[block].register_forward_hook(lambda block, inputs, output: outputs.append(output))
+        try:
+            packed.run(self.body, ids, mask, layout)
+        finally:
+            watch.remove()
         return outputs[0]
 
     @property
@@ -77,19 +78,15 @@ class LowerBlocks:
         finally:
             self._keep(self.n, len(self.every))
 
-    @torch.no_grad()
     def run(self, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:
         """The states of right-padded texts (rows, length, width), or of their packed row (1, tokens, width)."""
-        outputs: list = []
-        watch = self.every[self.n - 1].register_forward_hook(lambda block, inputs, output: outputs.append(output))
         if layout is not None:
             layout = replace(layout, wanted=torch.arange(len(layout.source), device=ids.device), ends=None)
         for skipped in self.skipped:
             skipped.states = None
         with self.kept(0, self.n):
-            packed.run(self.body, ids, mask, layout)
-        watch.remove()
-        return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+            output = self._output(self.n - 1, ids, mask, layout)
+        return output[0] if isinstance(output, tuple) else output
 
     def give(self, ids: Tensor, mask: Tensor, layout: Layout | None) -> None:
         """Hand the body the states of the texts that it is called with next."""

@@ -10,15 +10,8 @@ from w2s.params import PACKAGE, ParameterError
 
 # Whatever a margin depends on, given the pairs, the models and the RunSpec.
 COMPUTES = ("losses.py", "batches.py", "models.py", "predict.py", "train.py", "data.py", "sources/adapters.py")
-COMPUTES += (
-    "fast/packed.py",
-    "fast/lower.py",
-    "fast/cpu.py",
-    "runs/states.py",
-    "runs/labels.py",
-    "runs/execute.py",
-    "runs/sharded.py",
-)
+COMPUTES += ("fast/packed.py", "fast/lower.py", "fast/cpu.py")
+COMPUTES += ("runs/states.py", "runs/labels.py", "runs/execute.py", "runs/sharded.py")
 
 
 def read() -> dict[str, str]:

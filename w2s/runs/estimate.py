@@ -33,18 +33,8 @@ KEPT_OF_TEXTS = 4  # of the width: what attention takes out of a packed row, and
 HALF, FROZEN = 0.65, 0.75  # the share of these bytes with bfloat16, and with LoRA
 HEAP_SHARE, HEAP_LIMIT = 1.2, 1.1 * GIB  # what the C library's heap holds on to of them, in blocks below 32 MiB
 
-ALIKE = (
-    "model_fingerprint",
-    "data",
-    "method",
-    "lora",
-    "trained_blocks",
-    "batch_pairs",
-    "max_length",
-    "device",
-    "dtype",
-    "threads",
-)
+ALIKE = ("model_fingerprint", "data", "method", "lora", "trained_blocks")
+ALIKE += ("batch_pairs", "max_length", "device", "dtype", "threads")
 CHARACTERS = 4  # of a token, about
 EFFICIENCY = 0.6  # of the rate of one large matrix product, while a model trains
 RUN, STEP, START = 0.5, 0.018, 6.0  # seconds of each run, of each block of a step, and to start workers
@@ -233,19 +223,18 @@ def states_to_make(todo: list[RunSpec], root: Path) -> dict[str, tuple[float, fl
 
     Nothing where some of these states are there: a study that was interrupted is expected to end sooner.
     """
-    made: dict[str, tuple[float, float]] = {}
-    seen = set()
-    for spec in todo:
-        if spec.trained_blocks is not None:
-            n = _config(spec).num_hidden_layers - spec.trained_blocks
-            folder = states.folder_of(spec, n, root)
-            if n > 0 and (folder, spec.method == "reward") not in seen and not folder.exists():
-                seen.add((folder, spec.method == "reward"))
-                pairs = sum(len(store.pair_table(root, spec.data, split)) for split in SPLITS)
-                tokens = _pair_tokens(spec, root) * pairs
-                below = models.n_last_parameters(spec.model, n, head=False)
-                seconds = 2 * below * tokens / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads))
-                made[spec.name] = seconds, 4 * _config(spec).hidden_size * tokens * _twice(spec, root)
+    first: dict[tuple, tuple[RunSpec, int]] = {}
+    for spec in (s for s in todo if s.trained_blocks is not None):
+        n = _config(spec).num_hidden_layers - spec.trained_blocks
+        folder = states.folder_of(spec, n, root)
+        if n > 0 and not folder.exists():
+            first.setdefault((folder, spec.method == "reward"), (spec, n))  # reward models read no end token
+    made = {}
+    for spec, n in first.values():
+        tokens = _pair_tokens(spec, root) * sum(len(store.pair_table(root, spec.data, split)) for split in SPLITS)
+        operations = 2 * models.n_last_parameters(spec.model, n, head=False) * tokens
+        seconds = operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads))
+        made[spec.name] = seconds, 4 * _config(spec).hidden_size * tokens * _twice(spec, root)
     return made
 
 

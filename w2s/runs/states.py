@@ -1,10 +1,11 @@
 """What the lower blocks of a model make of texts, in files that all runs share: nothing is computed twice.
 
-One folder under runs/states for a model, a number of its blocks and a dtype; a text is found by its tokens.
+One folder under runs/states for a model, a number of its blocks, a device and a dtype; a text is found by its tokens.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from functools import lru_cache
 from hashlib import blake2b
@@ -33,7 +34,7 @@ def folder_of(spec: RunSpec, n: int, root: Path) -> Path:
     """Where the states after the first `n` blocks stand; a model's slices share them."""
     whole = fingerprint(spec.model).partition("[:")[0].replace("/", "_")
     computed_by = blake2b("".join(code.IMPORTED[name] for name in DEPENDS_ON).encode(), digest_size=4).hexdigest()
-    return root / "runs" / "states" / f"{whole}-{n}-{spec.dtype}-{computed_by}"
+    return root / "runs" / "states" / f"{whole}-{n}-{spec.device.partition(':')[0]}-{spec.dtype}-{computed_by}"
 
 
 class States:
@@ -53,6 +54,10 @@ class States:
         """Have the states of all these texts, of which those that no file holds are computed and written now."""
         if not self._lacks(texts):
             return
+        for old in self.folder.parent.glob(f"{self.folder.name.rpartition('-')[0]}-*"):
+            if old.is_dir() and old != self.folder:
+                print(f"{old}: computed by code that has changed since, removed", flush=True)
+                shutil.rmtree(old, ignore_errors=True)
         with store.locked(self.folder, "another process is computing its states"):
             index = self._lacks(texts)
             started, done, held = time.monotonic(), 0, []

@@ -57,7 +57,7 @@ def cut(name: str) -> tuple[str, int | None]:
 
 
 def resolve(name: str) -> str:
-    """Where a whole model's files are: the pocket ladder, a a local one, a fetched one, else its hub name."""
+    """Where a whole model's files are: the pocket ladder, a local one, a fetched one, else its hub name."""
     name, _ = cut(name)
     return str(_on_disk(name) or fetched("model", name) or name)
 
@@ -161,13 +161,14 @@ def from_pretrained(loader, name: str, **options):
     if not Path(where).is_absolute():
         where, revision = split(where)
         options |= {"revision": revision} if revision else {}
+    before = logging.get_verbosity()
     if cut(name)[1]:
         logging.set_verbosity_error()  # else it lists the weights of the blocks that are left out
-    with explained(f"model {name!r}", "loaded", "check the name, or give a local folder or a pocket size"):
-        try:
+    try:
+        with explained(f"model {name!r}", "loaded", "check the name, or give a local folder or a pocket size"):
             return load(loader, name, where, **options)
-        finally:
-            logging.set_verbosity_warning()
+    finally:
+        logging.set_verbosity(before)
 
 
 def load(loader, name: str, where: str, **options):

@@ -7,6 +7,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from filelock import FileLock
+
 from w2s.files import digest
 from w2s.params import ParameterError
 
@@ -30,28 +32,38 @@ def as_folder(file: Path, parent: Path) -> Path:
     ParameterError: the package gguf is missing, or the file cannot be read.
     """
     folder = parent / digest(file)[:16]
-    if not (folder / "config.json").is_file():
-        if not find_spec("gguf"):
-            raise ParameterError(f"model {str(file)!r}: reading {GGUF} needs a package: pip install 'w2s[gguf]'")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        print(f"{file.name}: its {GGUF} weights are turned into float32, once, under {folder}", flush=True)
-        parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=parent))
-        try:
-            where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-            AutoTokenizer.from_pretrained(**where, trust_remote_code=False).save_pretrained(part)
-            read = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype="float32")
-            read.config.__dict__.pop("quantization_config", None)
-            plain = AutoModelForCausalLM.from_config(read.config)  # the other is marked as quantized, and is not saved
-            plain.load_state_dict(read.state_dict())
-            plain.save_pretrained(part)
-            for path in (part, *part.iterdir()):
-                path.chmod(0o755 if path == part else 0o644)  # for every user of a shared folder
-            os.replace(part, folder)
-        except Exception as error:  # the packages behind it have no common one
-            what = " ".join(str(error).split())[:160]
-            raise ParameterError(f"model {str(file)!r}: cannot be read as {GGUF} ({what}); get it again") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    if (folder / "config.json").is_file():
+        return folder
+    if not find_spec("gguf"):
+        raise ParameterError(f"model {str(file)!r}: reading {GGUF} needs a package: pip install gguf")
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock", mode=0o666):  # for every user of a shared folder
+        if not folder.exists():
+            print(f"{file.name}: its {GGUF} weights are turned into float32, once, under {folder}", flush=True)
+            part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=parent))
+            try:
+                _convert(file, part)
+                os.replace(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        read = AutoModelForCausalLM.from_pretrained(**where, dtype="float32")
+    except Exception as error:  # the packages behind it have no common one
+        what = " ".join(str(error).split())[:160]
+        raise ParameterError(f"model {str(file)!r}: cannot be read as {GGUF} ({what}); get it again") from error
+    read.config.__dict__.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(read.config)  # the other is marked as quantized, and is not saved
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
