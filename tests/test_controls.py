@@ -55,6 +55,28 @@ def test_each_kind_of_labels_is_a_run_of_its_own(trained, tiny_models, method):
     np.testing.assert_array_equal(label["own"], weak_labels(study.gold(strong, 0), study.root, "w2s")["weak_label"])
 
 
+def test_labels_of_the_students_whose_answer_is_known(trained, tiny_models):
+    study, weak, strong = trained["reward"], tiny_models[0], tiny_models[2]
+    soft = labelled_pairs(study.control(weak, strong, "weak", "none", 0), study.root)["label"]
+    for labels, before in (("weak", soft), ("gold", 1)):
+        noisy = labelled_pairs(study.noisy(weak, strong, 0.25, 0, labels), study.root)["label"]
+        turned = noisy != before
+        assert 0.1 < turned.mean() < 0.4 and (noisy == np.where(turned, 1 - before, before)).all()
+    ids, tables = soft.index, [store.load_predictions(study.gold(m, 0), study.root) for m in (strong, weak)]
+    sure = [t[t["split"] == "w2s"].set_index("id").loc[study.data.w2s["id"], "probability"] for t in tables]
+    threshold = float(
+        np.median(np.maximum(sure[1], 1 - sure[1]))
+    )  # so that tiny models know some pairs, and not others
+    study = Study(study.params.model_copy(update={"threshold": threshold}))
+    known = [(np.maximum(p, 1 - p) >= threshold).to_numpy() for p in sure]
+    blind = known[0] & ~known[1]
+    planted = {
+        d: labelled_pairs(study.planted(weak, strong, d, 0, own=7), study.root)["label"] for d in (0.0, 0.5, 1.0)
+    }
+    assert 0 < blind.sum() < len(ids) and (planted[0.0] == 1).all() and ((planted[1.0] == 0) == blind).all()
+    assert 0 < (planted[0.5] == 0).sum() < blind.sum() and blind[planted[0.5] == 0].all()
+
+
 def test_without_training_the_unit_is_fresh(trained, tiny_models):
     study, strong = trained["reward"], tiny_models[2]
     table = cluster.results(study, {study.untrained(strong, 0): {}})

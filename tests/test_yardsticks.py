@@ -10,7 +10,7 @@ from statsmodels.stats.contingency_tables import StratifiedTable
 from w2s.analysis import yardsticks
 from w2s.analysis.pooled import stack
 from w2s.analysis.seeds import over_seeds
-from w2s.params import SECOND
+from w2s.params import GOLD, SECOND
 
 SURE, UNSURE, WRONG = 0.9, 0.6, 0.2
 # Eight pairs that the ceiling knows and all references have right. one is blind on the first four, other on the rest.
@@ -110,12 +110,16 @@ def test_one_seed_takes_a_second_reference():
 
 def test_controls_join_the_study_as_students_of_the_same_teachers():
     table = predictions()
-    answers = pd.concat([run("control", "large", name, "planted 50%", ONE["student"]) for name in ("one", "other")])
-    answers = pd.concat([answers, run("control", "large", "one", "other seed", [SURE] * 8, seed=7)])
-    tried = yardsticks.with_answers(table, answers)  # seed 7 has no student without conflict
-    assert set(tried["conflict"]) == {"none", "explicit", "planted 50%"} and set(tried["role"]) == {"gold", "student"}
+    parts = [run("control", "large", name, "planted 50%", ONE["student"]) for name in ("one", "other")]
+    parts += [run("control", "large", name, GOLD, [WRONG] + [SURE] * 7) for name in ("one", "other")]
+    parts += [run("control", "large", "one", name, [SURE] * 8, seed=7) for name in ("other seed", "noise 20%")]
+    tried = yardsticks.with_answers(table, pd.concat(parts))  # seed 7 has no student without conflict, nor of gold
+    assert set(tried["conflict"]) == {"none", "explicit", GOLD, "planted 50%"}
+    assert set(tried["role"]) == {"gold", "student"} and set(tried["seed"]) == {0, 1}
     shown = yardsticks.yardstick_table(tried, [("one", "other")], bootstrap=200).set_index("conflict")
+    assert set(shown.index) == {"explicit", "planted 50%"}  # a reference is compared with nothing
     assert shown.loc["planted 50%", "contrast"] == 0 and shown.loc["explicit", "contrast"] > 0
+    assert shown.loc["planted 50%", "tax"] == 2 * 3  # of the four pairs that are lost gold labels had lost the first
 
 
 def test_odds_ratio_is_that_of_mantel_and_haenszel():

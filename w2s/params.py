@@ -22,7 +22,8 @@ Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 NO_RESULT = ("tokens_per_batch", "gradient_checkpointing", "shards", "save_model")  # of a run: these change no result
-SECOND = "second reference"  # in the column conflict: a student without one, from another seed
+# In the column conflict: a student without one from another seed, and one with gold labels.
+SECOND, GOLD = "second reference", "gold labels"
 BETA, GAMMA = {"dpo": 0.1, "simpo": 2.0}, 1.0  # the paper's
 FOLDER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?$"
 RESERVED = {"runs", "hub", "bench", "con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}

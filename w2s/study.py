@@ -12,7 +12,7 @@ import pandas as pd
 
 from w2s import models
 from w2s.data import StudyData, load
-from w2s.params import BETA, GAMMA, SECOND, ParameterError, StudyParams
+from w2s.params import BETA, GAMMA, GOLD, SECOND, ParameterError, StudyParams
 from w2s.spec import SPLITS, RunSpec
 
 RESEED = 1000  # added to the seed of a student that differs from another by its seed alone
@@ -108,18 +108,22 @@ class Study:
         `changes` replace fields of the run, such as alpha, or those of `runs.cluster.helpful_pairs`.
         """
         teacher = None if labels == "gold" else self.gold(strong if labels == "own" else weak, seed)
-        relabel = labels if labels in ("shuffled", "random") else "none"
-        return self._spec(strong, "w2s", seed, conflict, teacher, relabel=relabel, **changes)
+        relabel = {"relabel": labels} if labels in ("shuffled", "random") else {}
+        return self._spec(strong, "w2s", seed, conflict, teacher, **relabel | changes)
 
-    def noisy(self, weak: str, strong: str, share: float, seed: int) -> RunSpec:
-        """The student without conflict, with this share of its weak labels turned round."""
-        return self.student(weak, strong, "none", seed, relabel="noise", relabel_share=share)
+    def noisy(self, weak: str, strong: str, share: float, seed: int, labels: str = "weak") -> RunSpec:
+        """The student without conflict, with this share of its weak (or gold) labels turned round."""
+        return self.control(weak, strong, labels, "none", seed, relabel="noise", relabel_share=share)
 
-    def planted(self, weak: str, strong: str, dose: float, seed: int) -> RunSpec:
-        """A planted deceiver: gold labels, turned round on a share `dose` of the teacher's blind pairs alone."""
+    def planted(self, weak: str, strong: str, dose: float, seed: int, own: int | None = None) -> RunSpec:
+        """A planted deceiver: gold labels, turned round on a share `dose` of the teacher's blind pairs alone.
+
+        `own`: the student's seed, where it is not that of teacher and ceiling.
+        """
         by = {"keep_threshold": self.params.threshold, "keep_by": self.params.confidence}
         changes = {"relabel": "planted", "relabel_share": dose, "ceiling": self.gold(strong, seed), **by}
-        return self.student(weak, strong, "none", seed, **changes)
+        own = seed if own is None else own
+        return self._spec(strong, "w2s", own, "none", self.gold(weak, seed), **changes)
 
     def reseeded(self, weak: str, strong: str, seed: int, times: int = 1) -> RunSpec:
         """The student without conflict of the same teacher, from another training seed (`times`: which other)."""
@@ -196,12 +200,13 @@ class Study:
                 return couple, max(larger, key=size)
         return None
 
-    def known_answers(self, noise=NOISE[1:2], doses=DOSES[-1:], gold: Sequence[str] = ()) -> dict[RunSpec, dict]:
+    def known_answers(self, noise=NOISE[1:2], doses=DOSES[-1:], conflicts: Sequence[str] = ()) -> dict[RunSpec, dict]:
         """Students of the `instrument` whose answer is known, for a yardstick to pass; none without twins.
 
-        Nothing happens ("other seed"), a share of labels is turned round ("noise 20%"), gold labels under a conflict
-        ("gold, explicit"), a deceiver is planted ("planted 100%"): the tag `conflict` is the control's name. Gold
-        labels are another seed's for the second twin, so that the two students differ. In a study of one seed, a second
+        The tag `conflict` is the control's name. "other seed" differs from the student without conflict by nothing
+        else. All others have gold labels, and are compared with a student of gold labels (GOLD): a share of them is
+        turned round ("noise 20%"), a conflict is added ("gold, explicit"), a deceiver is planted ("planted 100%").
+        Gold labels know of no teacher, so that the second twin's are another seed's. In a study of one seed, a second
         student without conflict for every twin and strong model chooses the pairs that the twin contrast counts.
         """
         if not self.instrument:
@@ -213,11 +218,12 @@ class Study:
                 seed = self.params.seeds[0]
                 runs[self.reseeded(weak, larger, seed, 2)] = self._tags("control", seed, SECOND, larger, weak)
         for seed, (k, weak) in itertools.product(self.params.seeds, enumerate(couple)):
+            own = seed + k * RESEED
             each = {"other seed": self.reseeded(weak, strong, seed)}
-            each |= {f"noise {share:.0%}": self.noisy(weak, strong, share, seed) for share in noise}
-            for conflict in gold:
-                each[f"gold, {conflict}"] = self.control(weak, strong, "gold", conflict, seed + k * RESEED)
-            each |= {f"planted {dose:.0%}": self.planted(weak, strong, dose, seed) for dose in doses}
+            each |= {GOLD: self.control(weak, strong, "gold", "none", own)}
+            each |= {f"noise {share:.0%}": self.noisy(weak, strong, share, own, "gold") for share in noise}
+            each |= {f"gold, {c}": self.control(weak, strong, "gold", c, own) for c in conflicts}
+            each |= {f"planted {dose:.0%}": self.planted(weak, strong, dose, seed, own + 2 * RESEED) for dose in doses}
             runs |= {spec: self._tags("control", seed, name, strong, weak) for name, spec in each.items()}
         return runs
 

@@ -15,6 +15,7 @@ import pandas as pd
 from w2s import intervals
 from w2s.deception import blind_spot, checked, confidence, conflict_tax, fisher_p, right, tax_rates
 from w2s.intervals import ends, newcombe, ratio, wilson, with_ends
+from w2s.params import GOLD
 
 ROLES = ("gold", "student", "bootstrapped")
 CONFLICTS = ("none", "explicit", "implicit")
@@ -200,11 +201,17 @@ def comparisons(predictions: pd.DataFrame, reference: str) -> Iterator[tuple[dic
         weak, ceiling = (("gold", model, "", "", "none", seed) for model in (via or teacher, strong))
         if role not in ROLES[1:] or (ceiling not in runs and (strong, teacher) in taught):
             continue  # no student, or an intermediate teacher that is nobody's strong model
-        keys = {"weak": weak, "ceiling": ceiling, "reference": (*key[:4], "none", seed), "student": key}
+        before = (*key[:4], reference_of(conflict), seed)
+        keys = {"weak": weak, "ceiling": ceiling, "reference": before, "student": key}
         if reference == "ceiling":
             keys["reference"] = ceiling
         setting = dict(zip(SETTING, (via or teacher, strong, role, teacher, via, conflict, seed)))
         yield setting, {part: _joined(part, keys[part], key, runs) for part in keys}
+
+
+def reference_of(conflict: str) -> str:
+    """Whose pairs a student under `conflict` can lose: of the controls with gold labels GOLD, else "none"."""
+    return GOLD if conflict.startswith(("gold", "noise", "planted")) else "none"
 
 
 def _joined(part: str, key: tuple, of_student: tuple, runs: dict[tuple, tuple[str, pd.Series]]) -> np.ndarray:

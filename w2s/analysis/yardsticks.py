@@ -13,11 +13,11 @@ import pandas as pd
 from scipy import stats
 
 from w2s.analysis.pooled import Counts, count_students, measured, pooled_table, ratio_table, stack
-from w2s.analysis.scoring import comparisons
+from w2s.analysis.scoring import comparisons, reference_of
 from w2s.analysis.seeds import Resampled, over_seeds, with_seeds
 from w2s.deception import known, right
 from w2s.intervals import with_ends
-from w2s.params import SECOND
+from w2s.params import GOLD, SECOND
 
 TWINS = ["weak", "other", "strong", "middle", "conflict"]
 RATES = ["one_blind_rate", "one_seeing_rate", "other_blind_rate", "other_seeing_rate"]
@@ -55,16 +55,19 @@ def couple_of(answers: pd.DataFrame) -> tuple[str, ...]:
 def with_answers(predictions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """The predictions of the twins and the strong model that students of known answer have, and these as students.
 
-    `answers` are the runs of `Study.known_answers` (role control, in `conflict` the control's name); those of a seed
-    whose student without conflict is missing are left out.
+    `answers` are the runs of `Study.known_answers` (role control, in `conflict` the control's name); those whose
+    reference is missing are left out.
     """
     teachers, strong = couple_of(answers), answers.loc[answers["conflict"] != SECOND, "model"].unique()
     answers = answers[answers["teacher"].isin(teachers) & answers["model"].isin(strong)]
     gold = (predictions["role"] == "gold") & predictions["model"].isin([*teachers, *strong])
     taught = predictions["teacher"].isin(teachers) & predictions["model"].isin(strong)
     ours = predictions[gold | (taught & (predictions["role"] == "student"))]
-    references = ours.loc[ours["conflict"] == "none", ["teacher", "model", "seed"]].drop_duplicates()
-    return pd.concat([ours, answers.merge(references).assign(role="student")], ignore_index=True)
+    tried = pd.concat([ours, answers.assign(role="student")], ignore_index=True)
+    runs = tried[["run", "role", "teacher", "model", "seed", "conflict"]].drop_duplicates()
+    needed = runs.assign(conflict=runs["conflict"].map(reference_of))
+    complete = pd.MultiIndex.from_frame(needed.iloc[:, 1:]).isin(pd.MultiIndex.from_frame(runs.iloc[:, 1:]))
+    return tried[tried["run"].isin(runs["run"][complete])].reset_index(drop=True)
 
 
 def twin_indicators(ceiling, one: dict, other: dict, threshold=0.75, known_by="confidence") -> dict[str, np.ndarray]:
@@ -93,7 +96,8 @@ def count_twins(
 
     Of students by `role`: those of the weak models, or "bootstrapped" ones through one `middle` model. gap is the
     ceiling's accuracy minus the twins' mean. The second reference is the student without conflict of the next seed, or
-    in a study of one seed a run of conflict SECOND; where there is neither, a setting is left out.
+    in a study of one seed a run of conflict SECOND; where there is neither, a setting is left out. Of controls with
+    gold labels it is the reference itself: gold labels know of no teacher, so that luck favours neither twin.
     """
     students, references, rows = {}, {}, []
     for setting, p in comparisons(predictions, "none"):
@@ -103,9 +107,12 @@ def count_twins(
             if setting["conflict"] in ("none", SECOND):
                 seed = setting["seed"] + (setting["conflict"] == SECOND) / 2  # after the seed whose second it is
                 references.setdefault(models, {})[seed] = p["student"]
-            else:
+            elif setting["conflict"] != GOLD:
                 students[*models, setting["conflict"], setting["seed"]] = p
-    for (*models, _, seed), p in students.items():
+    for (*models, conflict, seed), p in students.items():
+        if reference_of(conflict) == GOLD:
+            p["second"] = p["reference"]
+            continue
         seeds = sorted(references[tuple(models)])
         following = seeds[(seeds.index(seed) + 1) % len(seeds)]
         if following != seed:
@@ -271,7 +278,7 @@ def odds_table(predictions: pd.DataFrame, by, bootstrap=2000, threshold=0.75, kn
 def _under_conflict(counts: Counts) -> Counts:
     """The direct students under a conflict, or with a known answer."""
     conflicts = counts.settings["conflict"]
-    return counts.where((counts.settings["role"] == "student") & ~conflicts.isin(["none", SECOND]))
+    return counts.where((counts.settings["role"] == "student") & ~conflicts.isin(["none", SECOND, GOLD]))
 
 
 def yardstick_table(predictions, couples, by=("conflict",), bootstrap=2000, threshold=0.75, known_by="confidence"):

@@ -25,6 +25,8 @@ def labelled_pairs(spec: RunSpec, root: Path) -> pd.DataFrame:
     """The pairs that a run trains on, with their labels: `data.training_pairs` after the filter."""
     tables = SimpleNamespace(**{split: split_table(spec, root, split) for split in SPLITS})
     labels = weak_labels(spec.teacher, root, spec.split) if spec.teacher else None
+    if spec.relabel != "none" and not spec.teacher:
+        labels = pd.DataFrame({"id": getattr(tables, spec.split)["id"], "weak_label": 1.0})  # gold ones
     if spec.ensemble:
         mean = mean_chance(spec, root).loc[labels["id"]].to_numpy()
         labels["weak_label"] = mean if spec.teacher.method == "reward" else (mean > 0.5).astype(float)

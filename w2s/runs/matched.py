@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import pandas as pd
 
 from w2s.deception import conflict_tax
@@ -13,26 +15,27 @@ STEPS = 5  # trained students a setting; the share of turned labels is found to 
 MOST = 0.5  # with half of the labels turned round nothing is left of them
 
 
-def matched_noise(study: Study, settings: list[tuple[str, str, str, int]]) -> dict[tuple, tuple[RunSpec, float]]:
-    """The noisy student (and its share of turned labels) whose tax is nearest to the conflict's, for each setting.
+def matched_noise(
+    study: Study, settings: dict[Hashable, tuple[RunSpec, RunSpec, Callable[[float], RunSpec]]]
+) -> dict[Hashable, tuple[RunSpec, float]]:
+    """The noisy student (and its share of turned labels) whose tax is nearest to another student's, by setting.
 
-    A setting is (weak, strong, conflict, seed). By bisection over `Study.noisy`, on validation pairs alone.
+    A setting is the student that both are compared with, the other student, and the noisy one of a share. By bisection,
+    on validation pairs alone.
     """
-    plain = {(weak, strong, seed): study.student(weak, strong, "none", seed) for weak, strong, _, seed in settings}
-    under = {setting: study.student(*setting) for setting in settings}
-    chances = _validation(study, [*plain.values(), *under.values()])
-    reference = {(w, s, c, seed): chances[plain[w, s, seed].name] for w, s, c, seed in settings}
-    wanted = {setting: conflict_tax(reference[setting], chances[under[setting].name]).sum() for setting in settings}
+    chances = _validation(study, [run for reference, costly, _ in settings.values() for run in (reference, costly)])
+    reference = {key: chances[before.name] for key, (before, *_) in settings.items()}
+    wanted = {key: conflict_tax(reference[key], chances[costly.name]).sum() for key, (_, costly, _) in settings.items()}
     share, nearest = dict.fromkeys(settings, MOST / 2), {}
     for step in range(STEPS):
-        noisy = {(w, s, c, seed): study.noisy(w, s, share[w, s, c, seed], seed) for w, s, c, seed in settings}
+        noisy = {key: of_share(share[key]) for key, (*_, of_share) in settings.items()}
         chances = _validation(study, noisy.values())
-        for setting, spec in noisy.items():
-            tax = conflict_tax(reference[setting], chances[spec.name]).sum()
-            found = (abs(tax - wanted[setting]), share[setting], spec)
-            nearest[setting] = min(nearest.get(setting, found), found, key=lambda of: of[0])
-            share[setting] += MOST / 2 ** (step + 2) * (1 if tax < wanted[setting] else -1)
-    return {setting: (spec, of_share) for setting, (_, of_share, spec) in nearest.items()}
+        for key, spec in noisy.items():
+            tax = conflict_tax(reference[key], chances[spec.name]).sum()
+            found = (abs(tax - wanted[key]), share[key], spec)
+            nearest[key] = min(nearest.get(key, found), found, key=lambda of: of[0])
+            share[key] += MOST / 2 ** (step + 2) * (1 if tax < wanted[key] else -1)
+    return {key: (spec, of_share) for key, (_, of_share, spec) in nearest.items()}
 
 
 def _validation(study: Study, specs) -> pd.DataFrame:
