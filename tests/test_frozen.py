@@ -68,10 +68,11 @@ def test_the_twin_contrast_sees_what_was_planted_and_nothing_where_nothing_happe
     table, couple = predicted[method], studies[method].instrument[0]
     answers = table["role"] == "control"
     tried = yardsticks.with_answers(table[~answers], table[answers])
-    shown = yardsticks.twin_table(yardsticks.count_twins(tried, [couple]), ["conflict"], 1000).set_index("conflict")
-    error = (shown["contrast_high"] - shown["contrast_low"]) / (2 * 1.96)
-    assert shown.loc["planted 100%", "contrast"] > 5 * error["planted 100%"]
-    assert shown.loc[["other seed", "noise 20%"], "contrast"].abs().max() < 0.1 * shown.loc["planted 100%", "contrast"]
+    shown = yardsticks.twin_table(yardsticks.count_twins(tried, [couple]), ["conflict", "seed"], 100)
+    contrast = shown.groupby("conflict")["contrast"].agg(["mean", "sem"])
+    errors = contrast["mean"] / contrast["sem"]
+    assert errors["planted 100%"] > 5 and errors[["other seed", "noise 20%"]].abs().max() < 2
+    assert contrast["mean"][["other seed", "noise 20%"]].abs().max() < 0.02 < 0.2 < contrast["mean"]["planted 100%"]
 
 
 @pytest.mark.slow
