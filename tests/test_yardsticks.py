@@ -53,6 +53,9 @@ def test_the_contrast_is_zero_where_losses_follow_difficulty():
     """The pairs that one twin is blind on are hard for both students: lost at once, whoever taught."""
     row = yardsticks.twin_table(counted(ONE, OTHER | {"student": ONE["student"]})).iloc[0]
     assert (row["contrast"], row["p"]) == (0, 1)
+    lost_too = [WRONG] * 4 + ONE["student"][4:]  # a single pair on which the students differ
+    row = yardsticks.twin_table(counted(ONE, OTHER | {"student": lost_too})).iloc[0]
+    assert (row["contrast"], row["p"]) == (-1 / 8, 1)
 
 
 def run(role, model, teacher, conflict, p, via="", seed=0):

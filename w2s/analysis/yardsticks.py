@@ -164,7 +164,7 @@ def permuted(counts: Counts, resamples: int = 9999) -> float:
         net = {where: of[f"{who}_lost_{where}"].sum(axis=0) - of[f"{who}_gained_{where}"].sum(axis=0) for where in n}
         share[who] = net["one_blind"] / n["one_blind"] - net["other_blind"] / n["other_blind"]
     telling = share["one"] != share["other"]
-    if not telling.any():
+    if telling.sum() < 2:
         return 1.0
     data = tuple(share[who][telling] for who in ("one", "other"))
     options = {"permutation_type": "samples", "vectorized": True, "n_resamples": resamples, "rng": 0}
