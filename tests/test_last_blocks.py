@@ -111,6 +111,8 @@ def test_a_study_computes_what_is_below_once_and_saves_whole_models(method, tiny
     assert len(written) > 1 and not estimate.states_to_make(runs[1:], study.root)
     cluster.run_all(runs[1:], study.root)
     assert written == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    readable = [path.stat().st_mode & 0o044 == 0o044 for path in study.root.rglob("*") if path.suffix != ".lock"]
+    assert all(readable)  # by every user of a shared cache
     saved = str(store.check_model(runs[0], study.root))
     again = execute.load_model(RunSpec(saved, "", "", "gt", 0, method=runs[0].method), study.root)
     tokenizer = models.load_tokenizer(saved)

@@ -41,6 +41,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)

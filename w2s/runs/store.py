@@ -78,6 +78,7 @@ def finish(folder: Path) -> None:
     part = beside(folder, "part")
     names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file() and p.name != "DONE")
     for name in names:
+        (part / name).chmod(0o644)  # safetensors are written for their owner alone, and a class shares a cache
         fsync(part / name)
     _put(folder, {"code": code.IMPORTED, "files": {name: digest(part / name) for name in names}})
 
