@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from w2s.analysis import yardsticks
+from w2s.analysis.seeds import over_seeds
 from w2s.app import headless
-from w2s.params import HOME, ParameterError, StudyParams
+from w2s.params import GOLD, HOME, ParameterError, StudyParams
 from w2s.report.claims import CLAIMS
 from w2s.report.style import ranged
 from w2s.runs import cluster, execute, frozen
@@ -90,6 +91,27 @@ def test_intervals_where_nothing_happens(predicted, studies):
     outside = pd.concat(rows).groupby("seeds")["outside"].agg(["mean", "size"])
     assert outside["size"].to_dict() == {1: 180, 5: 36} and outside.loc[5, "mean"] <= 0.07
     assert 0.1 < outside.loc[1, "mean"] < 0.3  # why the report gives no verdict on one seed
+
+
+@pytest.mark.slow
+def test_intervals_of_gold_labels_dealt_out_anew(predicted, studies):
+    """Students of gold labels in one another's place, as students of either twin: 204 studies of five seeds."""
+    outside, rng = [], np.random.default_rng(0)
+    for method, couple in product(FILES, studies["reward"].twins):
+        table = predicted[method]
+        gold = table[table["conflict"] == GOLD].assign(role="student")
+        gold["teacher"] = gold["teacher"].replace(dict(zip(studies[method].instrument[0], couple)))
+        runs = gold[["run", "teacher", "seed"]].drop_duplicates(ignore_index=True)
+        for _ in range(34):
+            order = rng.permutation(len(runs))
+            while (order == np.arange(len(runs))).any():  # nobody in its own place
+                order = rng.permutation(len(runs))
+            moved = gold.drop(columns=["teacher", "seed"]).merge(runs.assign(run=runs["run"].to_numpy()[order]))
+            moved = moved.assign(conflict="gold, nothing else", run=moved["run"] + "-moved")
+            counts = yardsticks.count_twins(pd.concat([table[table["role"] == "gold"], gold, moved]), [couple])
+            _, low, high, _ = over_seeds(yardsticks.twin_contrast(counts, 500)[1])
+            outside.append(low > 0 or high < 0)
+    assert len(outside) == 204 and np.mean(outside) <= 0.07
 
 
 @pytest.mark.slow
