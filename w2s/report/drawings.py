@@ -39,7 +39,7 @@ def draw_roles() -> Axes:
 
 def draw_areas() -> Axes:
     """The four areas by what the strong ceiling and the weak model know; the blind one is shaded."""
-    ax = new_axes(4.4, 2.8)
+    ax = new_axes(5.4, 2.8)
     for k, (says, colour) in enumerate(zip(SEEN, AREA_COLOURS, strict=True)):
         at = 1 - k % 2, 1 - k // 2  # unknown to the weak model on the left, unknown to the strong one below
         ax.add_patch(Rectangle(at, 1, 1, facecolor=colour if k == 1 else "white", edgecolor="black"))

@@ -32,8 +32,8 @@ def yardsticks(table: pd.DataFrame) -> list[str]:
     passed = told[largest] == "above" and not any(told[name] == "above" for name in nothing)
     each = "; ".join(words("yardsticks_each", rows[name], name=name) for name in (*planted, *nothing))
     lines = [words("yardsticks", each=each, answer=words(f"yardsticks_{'pass' if passed else 'fail'}"))]
-    conflicts = [name for name in rows if name not in (*planted, *nothing)]
-    return lines + ([words("twins", rows[name]) for name in conflicts] if passed else [])
+    p = {name: f"p {rows[name]['p']:.3f}".replace("p 0.000", "p < 0.001") for name in rows if name not in told}
+    return lines + ([words("twins", rows[name], p_value=p[name]) for name in p] if passed else [])
 
 
 def twin_claims(table: pd.DataFrame) -> list[str]:
