@@ -121,12 +121,12 @@ def test_a_study_is_forecast_executed_reported_and_left_alone(tiny_models, tmp_p
     monkeypatch.setattr(headless.Executed, "holds", lambda record, name, key: name.startswith("03"))
     assert cli.main(["run", str(file)]) == 0
     out = capsys.readouterr().out
-    assert out.index("12 runs to train, 12 wanted: about") < out.index("01_data_conflict")
+    assert out.index("16 runs to train, 16 wanted: about") < out.index("01_data_conflict")
     assert executed == ["01", "02", "03", "04", "05"] and "done: report.html" in out
     monkeypatch.setattr("w2s.runs.store.is_done", lambda spec, root: True)
     assert cli.main(["run", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "all 12 runs are in the cache" in out and "03_strong_training.ipynb: as before, nothing it depends" in out
+    assert "all 16 runs are in the cache" in out and "03_strong_training.ipynb: as before, nothing it depends" in out
     assert executed[5:] == ["01", "02", "04", "05"]
     assert cli.main(["run", str(file), "--again"]) == 0 and executed[9:] == ["01", "02", "03", "04", "05"]
 
@@ -164,7 +164,7 @@ def test_status_counts_the_runs(tiny_models, tmp_path, capsys):
     execute.execute(study.gold(tiny_models[0], 0), study.root)
     assert cli.main(["status", str(file)]) == 0
     out = capsys.readouterr().out
-    assert out.count("to do") == 11 and f"1 of 12 runs are in {tmp_path / 'runs'}" in out
+    assert out.count("to do") == 15 and f"1 of 16 runs are in {tmp_path / 'runs'}" in out
 
 
 def test_zoo_list_shows_the_ladder(capsys, monkeypatch):

@@ -195,7 +195,7 @@ def test_before_a_study_it_is_checked_and_a_line_shown_for_each_model(study, mon
     todo = cluster.announce(specs, study.root, 1, None)
     first, *lines = capsys.readouterr().out.splitlines()
     expected = duration(sum(estimate.run_seconds(spec, study.root) for spec in todo))
-    assert len(todo) == 12 and first == f"12 runs to train, 12 wanted: about {expected} on 1 workers"
+    assert len(todo) == 16 and first == f"16 runs to train, 16 wanted: about {expected} on 1 workers"
     weak, *strong = (Path(name).name for name in [*study.params.weak_models, *study.params.strong_models])
     assert {line.split(":")[0].strip() for line in lines} == {weak, *strong}
     (line,) = (line for line in lines if weak in line)

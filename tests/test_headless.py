@@ -132,7 +132,7 @@ def test_a_terminal_of_few_characters_and_a_path_of_many_do(tiny_models, tmp_pat
     assert result.returncode == 0, result.stderr
     assert (place / "out{study}" / "small" / "report.html").exists() and "\\U0001f600" in result.stdout
     status = subprocess.run([*run[:3], "status", str(file)], env=environment, capture_output=True, check=True)
-    assert b"12 of 12 runs" in status.stdout
+    assert b"16 of 16 runs" in status.stdout
 
 
 @pytest.fixture

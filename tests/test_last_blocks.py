@@ -2,10 +2,13 @@
 
 import json
 import re
+import time
+from threading import Thread
 
 import architectures
 import gguf
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import LENGTH, PAIRS, load, objective_of, scores, spec_of, trained, values
@@ -86,6 +89,32 @@ def test_training_the_last_blocks_on_stored_states_is_training_them_on_texts(
             continue  # a head that shares its weights with the embeddings has their gradient too
         torch.testing.assert_close(parameter.grad, of_whole[part].grad, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(losses[0], losses[2], atol=1e-5, rtol=1e-5)
+
+
+def test_who_finds_states_being_computed_computes_the_other_parts(tiny_models, tmp_path, monkeypatch, capfd):
+    tokenizer, spec = models.load_tokenizer(tiny_models[0]), spec_of("reward", tiny_models[0])
+    pairs = pd.concat([PAIRS.assign(prompt=PAIRS["prompt"] + str(i)) for i in range(40)])[:20].reset_index(drop=True)
+    texts = PairTexts(pairs, tokenizer, LENGTH)
+    lowers = [models.RewardModel.load(tiny_models[0], trained_blocks=1).body.lower for _ in range(2)]
+    first, second = (states.States(tmp_path / "states", lower) for lower in lowers)
+    compute, computed, helper = states.States._compute_part, {first: [], second: []}, []
+
+    def watch(self, texts, index, *args):
+        computed[self] += index
+        if self is first and not helper:  # it holds the first part; another process needs the same states
+            helper.append(Thread(target=second.need, args=(texts, spec)))
+            helper[0].start()
+            until = time.monotonic() + 60
+            while len(first._lacks(texts)) > len(index) and time.monotonic() < until:
+                time.sleep(0.01)
+        compute(self, texts, index, *args)
+
+    monkeypatch.setattr(states.States, "_compute_part", watch)
+    first.need(texts, spec)
+    helper[0].join(60)
+    assert computed[first] == [0, 8, 16] and sorted(computed[second]) == [i for i in range(20) if i % 8]
+    assert not first._lacks(texts) and not second._lacks(texts)
+    assert "make of texts: 20 of 20 pairs" in capfd.readouterr().out
 
 
 def of_last(tiny_models, folder, **changes) -> Study:

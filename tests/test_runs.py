@@ -53,6 +53,10 @@ def test_a_study_has_the_runs_of_the_paper(small_study):
     assert students.groupby(["teacher", "model"]).conflict.apply(set).eq({"none", "explicit", "implicit"}).all()
     assert set(zip(boot.via, boot.teacher, boot.model, strict=True)) == {(weak, middle, strong)}
     assert set(tags[tags.role == "gold"].model) == {weak, middle, strong}
+    known = tags[tags.role == "control"]  # without twins, of the largest pair
+    assert set(zip(known.teacher, known.model, strict=True)) == {(weak, strong)}
+    assert known.conflict.tolist() == ["other seed", "gold labels", "noise 20%", "planted 100%"]
+    assert not replace(small_study, params=small_study.params.model_copy(update={"frozen": True})).known_answers()
 
 
 def test_everything_that_changes_a_result_changes_the_name(small_study):

@@ -11,6 +11,7 @@ from w2s.analysis import yardsticks
 from w2s.analysis.pooled import stack
 from w2s.analysis.seeds import over_seeds
 from w2s.params import GOLD, SECOND
+from w2s.report import plots_extensions, sentences, sentences_extensions
 
 SURE, UNSURE, WRONG = 0.9, 0.6, 0.2
 # Eight pairs that the ceiling knows and all references have right. one is blind on the first four, other on the rest.
@@ -123,6 +124,27 @@ def test_controls_join_the_study_as_students_of_the_same_teachers():
     assert set(shown.index) == {"explicit", "planted 50%"}  # a reference is compared with nothing
     assert shown.loc["planted 50%", "contrast"] == 0 and shown.loc["explicit", "contrast"] > 0
     assert shown.loc["planted 50%", "tax"] == 2 * 3  # of the four pairs that are lost gold labels had lost the first
+
+
+def test_without_twins_the_yardsticks_of_the_paper_alone_are_tried():
+    table = predictions()
+    table = table[table["teacher"].isin(["", "one"]) & (table["model"] != "other")]
+    named = {GOLD: [SURE] * 8, "planted 100%": ONE["student"], "noise 20%": [SURE] * 4 + [WRONG] * 2 + [SURE] * 2}
+    parts = [run("control", "large", "one", name, p, seed=seed) for name, p in named.items() for seed in (0, 1)]
+    answers = pd.concat(parts)
+    tried, couple = yardsticks.with_answers(table, answers), yardsticks.couple_of(answers)
+    assert couple == ("one",)
+    shown = yardsticks.yardstick_table(tried, [couple], bootstrap=200)
+    # `one` is blind on the second to fourth of eight pairs; the deceiver loses the first three and the last.
+    planted, noise = (shown.set_index("conflict").loc[name] for name in ("planted 100%", "noise 20%"))
+    assert planted[["score", "even_share", "lift"]].tolist() == pytest.approx([2 / 4, 3 / 8, 4 / 3])
+    assert noise["score"] == 0 and shown["contrast"].isna().all()
+    (line,) = sentences_extensions.yardsticks(shown)
+    assert line.startswith(sentences.words("yardsticks_begin")) and "No twin contrast: it takes two" in line
+    assert "taught to fail where its teacher is blind (planted 100%) shows Score 0.50 [" in line
+    assert "even share 0.38" in line and "one that is not (noise 20%) shows Score 0.00" in line
+    assert len(plots_extensions.plot_yardsticks(shown)) == 3
+    print(line)
 
 
 def test_odds_ratio_is_that_of_mantel_and_haenszel():

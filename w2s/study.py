@@ -189,8 +189,8 @@ class Study:
         return couples
 
     @property
-    def instrument(self) -> tuple[tuple[str, str], str] | None:
-        """The twins and the strong model that yardsticks are tested on: the largest of each; None without twins."""
+    def instrument(self) -> tuple[tuple[str, ...], str] | None:
+        """The twins and the strong model that yardsticks are tested on: the largest of each; else `_largest_pair`."""
         size = models.n_parameters
         for couple in reversed(self.twins):
             larger = [
@@ -198,10 +198,19 @@ class Study:
             ]
             if larger:
                 return couple, max(larger, key=size)
-        return None
+        return self._largest_pair()
+
+    def _largest_pair(self) -> tuple[tuple[str], str] | None:
+        """For a study without twins: the largest strong model's largest weak one; None with `frozen`: none ships."""
+        if self.params.frozen:
+            return None
+        size = models.n_parameters
+        sizes = {pair: tuple(map(size, reversed(pair))) for pair in self.model_pairs}
+        weak, strong = max(sizes, key=lambda pair: (sizes[pair][1] < sizes[pair][0], sizes[pair]))
+        return (weak,), strong
 
     def known_answers(self, noise=NOISE[1:2], doses=DOSES[-1:], conflicts: Sequence[str] = ()) -> dict[RunSpec, dict]:
-        """Students of the `instrument` whose answer is known, for a yardstick to pass; none without twins.
+        """Students of the `instrument` whose answer is known, for a yardstick to pass.
 
         The tag `conflict` is the control's name. "other seed" differs from the student without conflict by nothing
         else. All others have gold labels, and are compared with a student of gold labels (GOLD): a share of them is

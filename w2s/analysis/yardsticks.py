@@ -48,7 +48,7 @@ def _couples(accuracy: pd.Series, apart: float) -> list[tuple[str, str]]:
 
 
 def couple_of(answers: pd.DataFrame) -> tuple[str, ...]:
-    """The twins that teach the students of known answer."""
+    """The twins that teach the students of known answer; one name where the study has no twins."""
     return tuple(sorted(answers.loc[answers["conflict"] != SECOND, "teacher"].unique()))
 
 
@@ -97,7 +97,8 @@ def count_twins(
     Of students by `role`: those of the weak models, or "bootstrapped" ones through one `middle` model. gap is the
     ceiling's accuracy minus the twins' mean. The second reference is the student without conflict of the next seed, or
     in a study of one seed a run of conflict SECOND; where there is neither, a setting is left out. Of controls with
-    gold labels it is the reference itself: gold labels know of no teacher, so that luck favours neither twin.
+    gold labels it is the reference itself: gold labels know of no teacher, so that luck favours neither twin. A couple
+    of one (a study without twins) counts nothing.
     """
     students, references, rows = {}, {}, []
     for setting, p in comparisons(predictions, "none"):
@@ -117,7 +118,7 @@ def count_twins(
         following = seeds[(seeds.index(seed) + 1) % len(seeds)]
         if following != seed:
             p["second"] = references[tuple(models)][following]
-    for one, other in couples:
+    for one, other in (couple for couple in couples if len(couple) > 1):
         for (weak, *rest), p in students.items():
             twin = students.get((other, *rest), {})
             if weak == one and "second" in p and "second" in twin:

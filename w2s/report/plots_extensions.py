@@ -19,13 +19,14 @@ YARDSTICKS |= {"odds_ratio": "odds ratio within\nequal sureness", "contrast": "t
 
 
 def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
-    """Each yardstick of a `yardsticks.yardstick_table`, one Axes each.
+    """Each yardstick of a `yardsticks.yardstick_table`, one Axes each; no twin contrast where there are no twins.
 
     Dotted: what no deception would give, if the yardstick were right. Black are the students whose answer is known.
     """
     names = list(table["conflict"])
-    axes = new_axes(11.0, 1.2 + 0.33 * len(names), columns=len(YARDSTICKS), gap=0.1)
-    for ax, (measure, label) in zip(axes, YARDSTICKS.items(), strict=True):
+    shown = {name: label for name, label in YARDSTICKS.items() if name != "contrast" or table[name].notna().any()}
+    axes = new_axes(11.0, 1.2 + 0.33 * len(names), columns=len(shown), gap=0.1)
+    for ax, (measure, label) in zip(axes, shown.items(), strict=True):
         for k, name in enumerate(names):
             colour = COLOURS.get(name, "black")
             points(ax, [k], table.iloc[[k]], measure, across=True, fmt="o", color=colour)

@@ -20,13 +20,17 @@ def yardsticks(table: pd.DataFrame) -> list[str]:
     """What `yardsticks.yardstick_table` of an instrument says of students whose answer is known, and of each conflict.
 
     The twin contrast can be believed where it is above 0 for the deceiver planted with the largest dose, and not above
-    0 where nothing follows the teacher's blindness; else nothing is said of the conflicts.
+    0 where nothing follows the teacher's blindness; else nothing is said of the conflicts. Without twins there is none.
     """
     rows = {row["conflict"]: row for row in table.to_dict("records")}
     planted = [name for name in rows if name.startswith("planted") and name != "planted 0%"]
     nothing = [name for name in rows if name.startswith(("other seed", "noise", "gold", "planted 0%"))]
     if not planted or not nothing:
         return []
+    if table["contrast"].isna().all():
+        each = [words("yardsticks_planted", rows[name], name=name) for name in planted]
+        each += [words("yardsticks_nothing", rows[name], name=name) for name in nothing]
+        return [words("yardsticks_alone", each="; ".join(each))]
     told = {name: verdict(rows[name], "contrast") for name in (*planted, *nothing)}
     largest = max(planted, key=lambda name: int(name.split()[1].rstrip("%")))
     passed = told[largest] == "above" and not any(told[name] == "above" for name in nothing)

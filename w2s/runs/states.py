@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,6 +30,7 @@ from w2s.spec import RunSpec
 DEPENDS_ON = ("models.py", "batches.py", "fast/packed.py", "fast/lower.py", "fast/cpu.py")
 EVERY = 60  # seconds: then what was computed is written, and a line says how far it is
 KEY = 16  # bytes
+PARTS = 8  # of a split's pairs; each is computed by one process
 
 
 def folder_of(spec: RunSpec, n: int, root: Path) -> Path:
@@ -44,6 +47,7 @@ class States:
         self.folder, self.lower = folder, lower
         self.known: dict[bytes, tuple[Tensor, int, int]] = {}  # text -> where its states are: file, first row, end
         self.read: set[Path] = set()
+        self.said = time.monotonic()
 
     def __call__(self, rows: list[list[int]]) -> list[Tensor]:
         """The states (tokens, width) of each text."""
@@ -51,39 +55,50 @@ class States:
         return [states[first:end] for states, first, end in found]
 
     def need(self, texts: PairTexts, spec: RunSpec) -> None:
-        """Have the states of all these texts, of which those that no file holds are computed and written now."""
+        """Have the states of all these texts, of which those that no file holds are computed and written now.
+
+        In parts, so that another process that needs them too helps instead of waiting.
+        """
         if not self._lacks(texts):
             return
         for old in self.folder.parent.glob(f"{self.folder.name.rpartition('-')[0]}-*"):
             if old.is_dir() and old != self.folder:
                 print(f"{old}: computed by code that has changed since, removed", flush=True)
                 shutil.rmtree(old, ignore_errors=True)
-        with store.locked(self.folder, "another process is computing its states"):
-            index = self._lacks(texts)
-            started, done, held = time.monotonic(), 0, []
-            written = started
-            for batch in texts.batches(np.array(index, dtype=int), 2 * spec.tokens_per_batch):
-                batch = batch.to(self.lower.body.device)
-                with autocast(batch.input_ids.device, getattr(torch, spec.dtype)):
-                    held += self._compute(batch)
-                done += len(batch.index)
-                if time.monotonic() - written > EVERY or done == len(index):
-                    self._write(held)
-                    held, written = [], time.monotonic()
-                    left = f", {duration((written - started) * (len(index) - done) / done)} left" * (done < len(index))
-                    below = f"what the first {self.lower.n} blocks of {Path(spec.model).name} make of texts"
-                    print(f"{below}: {done} of {len(index)} pairs{left}", flush=True)
-        self._read()
+        wanted, started = len(self._lacks(texts)), time.monotonic()
+        for wait in (False, True):  # first what no other process is at
+            for part in range(PARTS):
+                if self._lacks(texts, part):
+                    with suppress(Timeout), store.locked(self.folder / f"part-{part}", "its states are computed", wait):
+                        self._compute_part(texts, self._lacks(texts, part), spec, wanted, started)
 
-    def _lacks(self, texts: PairTexts) -> list[int]:
-        """The row numbers of the pairs with a text that no file holds, of equal ones the first."""
+    def _compute_part(self, texts: PairTexts, index: list[int], spec: RunSpec, wanted: int, started: float) -> None:
+        """Compute and write the states of these pairs; says how far the `wanted` ones are."""
+        done, held, written = 0, [], time.monotonic()
+        for batch in texts.batches(np.array(index, dtype=int), 2 * spec.tokens_per_batch):
+            batch = batch.to(self.lower.body.device)
+            with autocast(batch.input_ids.device, getattr(torch, spec.dtype)):
+                held += self._compute(batch)
+            done += len(batch.index)
+            late = time.monotonic() - max(written, self.said) > EVERY
+            if late or done == len(index):
+                self._write(held)
+                held, written, left = [], time.monotonic(), len(self._lacks(texts))
+                if late or not left:
+                    self.said, seconds = written, (written - started) * left / (wanted - left)
+                    below = f"what the first {self.lower.n} blocks of {Path(spec.model).name} make of texts"
+                    togo = f", {duration(seconds)} left" * (left > 0)
+                    print(f"{below}: {wanted - left} of {wanted} pairs{togo}", flush=True)
+
+    def _lacks(self, texts: PairTexts, part: int | None = None) -> list[int]:
+        """The row numbers of the pairs (of a part) with a text that no file holds, of equal ones the first."""
         self._read()
         lacking: dict[tuple, int] = {}
         for i in reversed(range(len(texts))):
             keys = tuple(_key(rows[i]) for rows, _ in texts.sides)
             if any(key not in self.known for key in keys):
                 lacking[keys] = i
-        return sorted(lacking.values())
+        return sorted(i for i in lacking.values() if part in (None, i % PARTS))
 
     def _compute(self, batch) -> list[tuple[bytes, Tensor]]:
         layout = batch.layout if self.lower.packs else None

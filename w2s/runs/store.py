@@ -35,13 +35,18 @@ def beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f"{folder.name}.{kind}")
 
 
-def locked(folder: Path, busy: str = "another process is training it"):
-    """Hold the lock of a run, or of a study, in a `with`; two processes that want the same wait for one another."""
+def locked(folder: Path, busy: str = "another process is training it", wait: bool = True):
+    """Hold the lock of a run, or of a study, in a `with`; two processes that want the same wait for one another.
+
+    Raises filelock.Timeout where another one holds it and `wait` is False.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(beside(folder, "lock"), mode=0o666)  # for every user of a shared folder
     try:
         return lock.acquire(timeout=0)
     except Timeout:
+        if not wait:
+            raise
         print(f"waiting for {folder.name}: {busy}", flush=True)
         return lock.acquire()
 
