@@ -139,32 +139,29 @@ def plot_score_by_gap(scores: pd.DataFrame, slopes: pd.DataFrame | None = None) 
     """
     axes = style.new_axes(10.4, 4.0, columns=2, gap=0.25)
     rows = scores[(scores["role"] == "student") & scores["score"].notna()]
-    turned_round = rows["turned"].astype(bool)
-    for k, conflict in enumerate(c for c in COLOURS if c in set(rows["conflict"])):
-        here = rows["conflict"] == conflict
-        named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict]}
-        for turned, how in ((False, {}), (True, {"fillstyle": "none"})):
-            part = rows[here & (turned_round == turned)]
-            at = part["gap"] + 0.002 * (k - 0.5)
-            axes[0].vlines(at, part["even_share"], part["score"], color=COLOURS[conflict], alpha=0.35, linewidth=1)
-            for ax, measure in zip(axes, ("score", "score_minus_even"), strict=True):
-                points(ax, at, part, measure, **named | how)
-        axes[0].plot([], [], style.MARKERS[k], color=COLOURS[conflict], label=conflict_name(conflict))
-    for measure, ax in zip(("score", "score_minus_even"), axes, strict=True):
+    conflicts = [conflict for conflict in COLOURS if conflict in set(rows["conflict"])]
+    for ax, measure in zip(axes, ("score", "score_minus_even"), strict=True):
+        for k, conflict in enumerate(conflicts):
+            here, colour = rows[rows["conflict"] == conflict], COLOURS[conflict]
+            at, turned = here["gap"] + 0.002 * (k - 0.5), here["turned"].astype(bool)
+            points(ax, at, here, measure, fmt=style.MARKERS[k], color=colour, label=conflict_name(conflict))
+            ax.plot(at[turned], here[measure][turned], style.MARKERS[k], mfc="white", mec=colour, ms=5, zorder=3)
+            if measure == "score":
+                ax.vlines(at, here["even_share"], here["score"], color=colour, alpha=0.35, linewidth=1)
         for line in () if slopes is None else slopes[slopes["measure"] == measure].dropna().itertuples():
             gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
             heights = line.mean + line.slope * (gaps - line.mean_gap)
             ax.plot(gaps, heights, color=COLOURS[line.conflict], linestyle="--", linewidth=1)
-    style_of_even = {"color": GREY, "fillstyle": "none", "markersize": 5, "zorder": 5}
-    axes[0].plot(rows["gap"], rows["even_share"], "d", label="even share", **style_of_even)
+    hollow = {"color": GREY, "fillstyle": "none", "markersize": 5, "zorder": 5}
+    axes[0].plot(rows["gap"], rows["even_share"], "d", label="even share", **hollow)
     if rows.empty:
         axes[0].text(0.5, 0.5, "no tax", transform=axes[0].transAxes, ha="center")
     axes[0].set_ylim(-0.03, 1.03)
-    axes[1].axhline(0, **style.DOTTED)
+    axes[1].axhline(0, **DOTTED)
     gap = f"capability gap: ceiling - weak accuracy (n = {count(scores['pairs'])} pairs)"
     finish(axes[0], gap, "Deception Score (95% interval)", 0 if rows.empty else 3)
-    hollow = "\n(hollow: student turned round)" if turned_round.any() else ""
-    finish(axes[1], gap, f"Score minus even share{hollow}")
+    of_turned = "\n(hollow: student turned round)" if rows["turned"].any() else ""
+    finish(axes[1], gap, f"Score minus even share{of_turned}")
     return axes
 
 
@@ -203,21 +200,16 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) 
 
     Columns: label (a row of the figure), conflict, measure, estimate, low, high; over so many `pairs`.
     """
-    labels, conflicts = list(table["label"].unique()), [c for c in COLOURS if c in set(table["conflict"])]
-    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * len(labels), len(measures)))
+    n_rows, n_conflicts = table["label"].nunique(), table["conflict"].nunique()
+    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * n_rows, len(measures)))
     for ax, (measure, name) in zip(axes, measures.items(), strict=True):
-        for k, conflict in enumerate(conflicts):
-            rows = table[(table["measure"] == measure) & (table["conflict"] == conflict)]
-            at = rows["label"].map(labels.index) + 0.2 * (k - (len(conflicts) - 1) / 2)
-            named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
-            points(ax, at, rows, "estimate", across=True, **named)
+        style.strips(ax, table[table["measure"] == measure], "label", "estimate", apart=0.2)
         ax.axvline(0, **DOTTED)
         if table.empty:
             ax.text(0.5, 0.5, "nothing to compare", transform=ax.transAxes, ha="center")
-        style.name_rows(ax, labels)
-        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", len(conflicts) * (ax is axes[0])).tick_params(
-            labelleft=ax is axes[0]
-        )
+        first = ax is axes[0]
+        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", n_conflicts * first)
+        ax.tick_params(labelleft=first)
     return axes
 
 

@@ -127,7 +127,7 @@ def plot_knowledge(cross: pd.DataFrame, conflicts: pd.DataFrame, settings: pd.Da
     style.heat(left, grid, annot=True, fmt=".1%", cmap="Greys", vmin=0, xticklabels=columns)
     title = f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)"
     finish(left, "area by knowledge", "area by confidence", title=title)
-    _strips(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
+    _dotted(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
     right.axvline(1, **DOTTED)
     finish(right, "lift: Score / even share (dots: models)", "known by", conflicts["conflict"].nunique())
     return axes
@@ -142,7 +142,7 @@ def plot_followups(blind: dict[str, tuple], shared: tuple[pd.DataFrame, pd.DataF
     drawn.append(("errors shared with the teacher", "correlation", "correlation of errors", shared))
     axes = new_axes(4.2 * len(drawn), 3.2, columns=len(drawn), gap=0.12)
     for ax, (title, measure, what, tables) in zip(axes, drawn, strict=True):
-        _strips(ax, *(_by_model(table) for table in tables), "model", measure)
+        _dotted(ax, *(_by_model(table) for table in tables), "model", measure)
         xlabel = f"{what}\n(n = {tables[0]['pairs'].max()} pairs; 95% interval;\ndots: one weak and strong model)"
         finish(ax, xlabel, "", title=title)
         ax.axvline(0, **DOTTED)
@@ -158,14 +158,11 @@ def _by_model(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([ceiling, student.assign(model=student["conflict"].map(conflict_name))])
 
 
-def _strips(ax: Axes, pooled: pd.DataFrame, settings: pd.DataFrame, key: str, measure: str, apart: float = 0) -> None:
-    """One height a value of `key`: the settings as dots, and the pooled value with its interval on top."""
-    kinds, conflicts = list(pooled[key].unique()), pooled["conflict"].unique()
+def _dotted(ax: Axes, pooled: pd.DataFrame, settings: pd.DataFrame, key: str, measure: str, apart: float = 0) -> None:
+    """The pooled values with their intervals, one height a value of `key`, and the settings as dots below them."""
+    kinds, conflicts = list(pooled[key].unique()), list(pooled["conflict"].unique())
     for k, conflict in enumerate(conflicts):
-        colour, shift = COLOURS.get(conflict, GREY), apart * (k - (len(conflicts) - 1) / 2)
-        rows, dots = (table[table["conflict"] == conflict] for table in (pooled, settings))
-        heights = dots[key].map(kinds.index) + shift + 0.09
-        ax.scatter(dots[measure], heights, s=14, color=colour, alpha=0.45, linewidths=0)
-        mark = {"fmt": "D", "color": colour, "markeredgecolor": "black", "label": conflict_name(conflict)}
-        points(ax, rows[key].map(kinds.index) + shift - 0.05, rows, measure, across=True, **mark)
-    style.name_rows(ax, kinds)
+        dots = settings[settings["conflict"] == conflict]
+        at = dots[key].map(kinds.index) + apart * (k - (len(conflicts) - 1) / 2) + 0.09
+        ax.scatter(dots[measure], at, s=14, color=COLOURS.get(conflict, GREY), alpha=0.45, linewidths=0)
+    style.strips(ax, pooled, key, measure, apart, 0.05, fmt="D", markeredgecolor="black")

@@ -76,6 +76,17 @@ def name_rows(ax: Axes, labels: list[str]) -> None:
     ax.locator_params(axis="x", nbins=6)
 
 
+def strips(ax: Axes, table: pd.DataFrame, key: str, measure: str, apart: float, below: float = 0, **look) -> None:
+    """A row for each value of `key`: a measure with its interval, one mark a conflict, `apart` from the next."""
+    kinds, conflicts = list(table[key].unique()), list(table["conflict"].unique())
+    for k, conflict in enumerate(conflicts):
+        rows = table[table["conflict"] == conflict]
+        at = rows[key].map(kinds.index) + apart * (k - (len(conflicts) - 1) / 2) - below
+        mark = {"fmt": MARKERS[k], "color": COLOURS.get(conflict, GREY), "label": conflict_name(conflict)}
+        points(ax, at, rows, measure, across=True, **mark | look)
+    name_rows(ax, kinds)
+
+
 def heat(ax: Axes, grid: pd.DataFrame, empty: np.ndarray = (), word: str = "", **more) -> None:
     """seaborn's heat map; cells that are `empty` (bool, as the grid) are grey and hatched, and may say a word."""
     shown = {"fmt": "", "annot_kws": {"fontsize": SMALL}, "xticklabels": True, "yticklabels": True, "cbar": False}
