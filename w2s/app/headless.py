@@ -44,7 +44,7 @@ def plan(given: dict[str, Any]) -> list[Path]:
     return [path for path in paths if path.stem[:2] not in TRAINING or not given.get("frozen")]
 
 
-def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> int:
+def execute(params: StudyParams, again: bool = False) -> int:
     """Execute a study's notebooks whose results do not stand (`again`: all), then write report.html; 1: one failed."""
     from w2s.runs import store
     from w2s.study import Study
@@ -52,14 +52,15 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
     # Opening the study here finds a missing model or file before any notebook runs.
     study = Study.open(params)
     with store.locked(study.folder, "another w2s run writes this study"):
-        return _execute_all(study, given, again)
+        return _execute_all(study, again)
 
 
-def _execute_all(study, given: dict[str, Any], again: bool) -> int:
+def _execute_all(study, again: bool) -> int:
     from w2s.report import claims, html, sentences, style
     from w2s.runs import cluster, store
 
-    params, started, specs = study.params, time.monotonic(), list(study.all_runs())
+    params, given, specs = study.params, study.params.given, list(study.all_runs())
+    started = time.monotonic()
     sweep(study.folder)
     store.store_data(study.root, study.data)
     if params.frozen:  # which leaves out the notebooks that write these
