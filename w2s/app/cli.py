@@ -176,7 +176,6 @@ def run_study(args: argparse.Namespace) -> int:
 
 
 def compare_studies(args: argparse.Namespace) -> None:
-    """Write finished studies side by side as a page and a CSV."""
     root = located(args.output_dir)
     _compare([root / study for study in dict.fromkeys(args.studies)])
 
@@ -220,14 +219,12 @@ def freeze_study(args: argparse.Namespace) -> None:
 
 
 def fetch_files(args: argparse.Namespace) -> None:
-    """Download what a study needs from the hub and is not here yet."""
     from w2s.sources.fetch import fetch
 
     fetch(read_params(args.params, args.set, args.output_dir))
 
 
 def hand_out(args: argparse.Namespace) -> None:
-    """Write the notebooks for students."""
     from w2s.app import classroom
 
     written = classroom.hand_out(args.to, args.force, read_overrides(args.set))
@@ -235,7 +232,6 @@ def hand_out(args: argparse.Namespace) -> None:
 
 
 def grade_answers(args: argparse.Namespace) -> None:
-    """Print or write the table of students and exercises."""
     from w2s.app import classroom
 
     if not args.timeout > 0:
@@ -261,7 +257,6 @@ def list_zoo(args: argparse.Namespace) -> None:
 
 
 def build_zoo(args: argparse.Namespace) -> None:
-    """Pretrain the named sizes, or all."""
     from w2s import zoo
 
     zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device, workers=args.workers)

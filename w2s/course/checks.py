@@ -120,7 +120,8 @@ def _of_formulas(name: str) -> Callable[..., Answer]:
     if isinstance(inputs, Mapping):
         inputs = {key: np.array(value) for key, value in inputs.items()}
     elif inputs:
-        inputs = {key: _made_up()[key] for key in inputs}
+        made_up = _made_up()
+        inputs = {key: made_up[key] for key in inputs}
 
     def check(answer, *values, **more) -> Answer:
         if inputs:
@@ -147,5 +148,5 @@ def _fixed(name: str) -> Callable[[Any], Answer]:
 
 for _name, _words in exercises().items():
     _check = globals().get(f"check_{_name}") or (_fixed if "answer" in _words else _of_formulas)(_name)
-    _check.__name__ = f"check_{_name}"
+    _check.__name__, _check.__doc__ = f"check_{_name}", _check.__doc__ or _words["task"]
     globals()[_check.__name__] = kept(_check)

@@ -20,7 +20,8 @@ from PIL import Image
 from w2s import __version__
 from w2s.files import write_atomic
 from w2s.params import StudyParams
-from w2s.report import claims, sentences
+from w2s.report import sentences
+from w2s.report.claims import claim_table
 from w2s.report.style import n_seeds, ranged, read_table
 
 EXTENSIONS = {"controls": "06", "mitigations": "07", "knowledge": "10", "followups": "11"}  # that conclude something
@@ -50,12 +51,14 @@ def write_report(params: StudyParams, written: Container[str] | None = None, mis
     warnings = [line for line in lines if line.startswith("Warning:")]
     paths = [p for p in sorted((folder / "figures").glob("*.png")) if written is None or f"figures/{p.name}" in written]
     lacking = [f"run {name} is missing ({why}); what needs it is left out" for name, why in missing.items()]
+    claims = claim_table(folder)
+    claims["claim"] = [sentences.words(f"claim_name_{claim}") for claim in claims["claim"]]
     taxed = (scores["tax"] > 0) | (scores["tax"].sum() == 0)
     page = render(
         "report.html", params=params, setup=sentences.setup(params), n_seeds=n_seeds,
         settings_run=f"{len(scores.groupby(['weak', 'strong', 'teacher']))} weak-strong pairs and chains",
         main=next((_figure(path) for path in paths if path.stem == MAIN), None),
-        claims=claims_view(claims.claim_table(folder)), example=example(folder, params),
+        claims=claims.to_numpy().tolist(), example=example(folder, params),
         instrument=[line for line in lines if line.startswith(sentences.words("yardsticks_begin"))],
         warnings=[*lacking, *(line.removeprefix("Warning:").strip() for line in warnings)],
         summaries=[line for line in lines if line not in warnings],
@@ -74,15 +77,6 @@ def write_report(params: StudyParams, written: Container[str] | None = None, mis
 def write_page(path: Path, page: str) -> Path:
     """Write a page with the same line ends on every system."""
     return write_atomic(path, lambda p: p.write_text(page, encoding="utf-8", newline="\n"))
-
-
-def claims_view(table: pd.DataFrame) -> list[list[str]]:
-    """The claim table as rows of text, header first."""
-    return _rows(table, lambda row: {
-        "Claim": sentences.words(f"claim_name_{row['claim']}"), "Conflict": row["conflict"],
-        "By the paper's measure": row["paper"], "Beyond an even share": row["beyond_even"], "By twins": row["twins"],
-        "In numbers": row["sentence"],
-    })  # fmt: skip
 
 
 def example(folder: Path, params: StudyParams) -> dict[str, str] | None:

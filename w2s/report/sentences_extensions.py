@@ -27,13 +27,13 @@ def yardsticks(table: pd.DataFrame) -> list[str]:
     nothing = [name for name in rows if name.startswith(("other seed", "noise", "gold", "planted 0%"))]
     if not planted or not nothing:
         return []
-    told = {name: verdict(rows[name], "contrast") for name in (*planted, *nothing)}
+    above = {name for name in rows if verdict(rows[name], "contrast") == "above"}
     largest = max(planted, key=lambda name: int(name.split()[1].rstrip("%")))
-    passed = told[largest] == "above" and not any(told[name] == "above" for name in nothing)
+    passed = largest in above and not above.intersection(nothing)
     each = "; ".join(words("yardsticks_each", rows[name], name=name) for name in (*planted, *nothing))
-    lines = [words("yardsticks", each=each, answer=words(f"yardsticks_{'pass' if passed else 'fail'}"))]
-    conflicts = [name for name in rows if name not in (*planted, *nothing)]
-    return lines + ([words("twins", rows[name]) for name in conflicts] if passed else [])
+    conflicts = [words("twins", row) for name, row in rows.items() if name not in (*planted, *nothing)]
+    result = words("yardsticks_pass" if passed else "yardsticks_fail")
+    return [words("yardsticks", each=each, answer=result), *(conflicts if passed else [])]
 
 
 def twin_claims(table: pd.DataFrame) -> list[str]:
