@@ -27,12 +27,16 @@ ON_LINES = [name.replace("/", "\n") for name in AREAS]
 def plot_accuracy(accuracies: pd.DataFrame) -> Axes:
     """Accuracy of weak model, students and ceiling, one row a weak-strong pair, with intervals and the chance line."""
     students, gold = (accuracies[accuracies["role"] == role] for role in ("student", "gold"))
-    pairs = _settings(students, ["teacher", "model", "seed"])
+    pairs = students[["teacher", "model", "seed"]].drop_duplicates(ignore_index=True)
+    pairs["row"] = pairs.index
+    labels = pairs["teacher"] + " \N{RIGHTWARDS ARROW} " + pairs["model"]
+    if pairs["seed"].nunique() > 1:
+        labels += ", seed " + pairs["seed"].astype(str)
     ax = style.new_axes(6.2, 1.4 + 0.5 * len(pairs))
-    for k, (conflict, colour) in enumerate(COLOURS.items()):
+    for k, conflict in enumerate(COLOURS):
         rows = students[students["conflict"] == conflict].merge(pairs)
         if len(rows):
-            named = {"fmt": "o", "color": colour, "label": conflict_name(conflict, "student, ")}
+            named = {"fmt": "o", "color": COLOURS[conflict], "label": conflict_name(conflict, "student, ")}
             points(ax, rows["row"] + 0.18 * k - 0.09, rows, "accuracy", across=True, **named)
     ends = []
     for part, label, marker in (("teacher", "weak model", "<"), ("model", "strong ceiling", ">")):
@@ -41,7 +45,7 @@ def plot_accuracy(accuracies: pd.DataFrame) -> Axes:
         points(ax, rows["row"] - 0.27, rows, "accuracy", across=True, fmt=marker, color=GREY, label=label)
     ax.hlines(ends[0].index - 0.27, *ends, color=GREY, alpha=0.5, linewidth=3)  # the gap to recover
     ax.axvline(0.5, label="chance", **DOTTED)
-    style.name_rows(ax, pairs["label"])
+    style.name_rows(ax, labels)
     return finish(ax, f"accuracy (share of test pairs, n = {count(accuracies['pairs'])}; 95% interval)", "", 3)
 
 
@@ -50,20 +54,20 @@ def plot_areas(ceiling, weak, at_risk, tax, threshold=0.75, known_by="confidence
 
     The axes show max(P, 1-P), or P itself when known by gold. The four areas are named beside the axes.
     """
-    ax = ax or style.new_axes(5.6, 4.8)
-    sure, risk = known_by == "confidence", np.asarray(at_risk, dtype=bool)
+    ax, risk = ax or style.new_axes(5.6, 4.8), np.asarray(at_risk, dtype=bool)
+    sure = known_by == "confidence"
     bottom, what = (0.5, "confidence max(P, 1-P)") if sure else (0.0, "P of the preferred response")
-    place = [(confidence(p) if sure else np.asarray(p, dtype=float))[risk] for p in (weak, ceiling)]
-    width = (1 - bottom) / BINS
-    bins = [np.clip(((values - bottom) / width).astype(int), 0, BINS - 1) for values in place]
-    pairs = np.bincount(bins[0] * BINS + bins[1], minlength=BINS**2)
-    lost = np.bincount((bins[0] * BINS + bins[1])[np.asarray(tax, dtype=bool)[risk]], minlength=BINS**2)
-    held = np.flatnonzero(pairs)
-    across, up = (bottom + width * (part + 0.5) for part in np.divmod(held, BINS))
-    size = np.clip(480 * pairs[held] / max(pairs.max(), 1), 9, None)
-    colours = {"c": lost[held] / pairs[held], "cmap": "Greys", "vmin": 0, "vmax": 0.5, "edgecolors": "0.3", "zorder": 3}
-    squares = ax.scatter(across, up, s=size, marker="s", linewidths=0.7, **colours)
-    ax.figure.colorbar(squares, ax=ax, pad=0.1, extend="max", label=f"part lost (tax: {lost.sum()} pairs)")
+    edges, places = np.linspace(bottom, 1, BINS + 1), {}
+    for model, p in (("weak", weak), ("ceiling", ceiling)):
+        bins = np.digitize(confidence(p) if sure else p, edges[1:-1])
+        places[model] = (edges[bins] + edges[bins + 1])[risk] / 2
+    lost = pd.DataFrame(places | {"lost": np.asarray(tax, dtype=float)[risk]}).groupby(["weak", "ceiling"])["lost"]
+    cells = lost.agg(["size", "mean", "sum"]).reset_index()
+    size = np.clip(480 * cells["size"] / cells["size"].max(), 9, None)
+    colours = {"c": cells["mean"], "cmap": "Greys", "vmin": 0, "vmax": 0.5, "edgecolors": "0.3", "zorder": 3}
+    squares = ax.scatter(cells["weak"], cells["ceiling"], s=size, marker="s", linewidths=0.7, **colours)
+    label = f"part lost (tax: {cells['sum'].sum():.0f} pairs)"
+    ax.figure.colorbar(squares, ax=ax, pad=0.1, extend="max", label=label)
     ax.axvspan(bottom, threshold, (threshold - bottom) / (1 - bottom), color=style.AREA_COLOURS[1], alpha=0.25)
     for line in (ax.axvline, ax.axhline):
         line(threshold, color="black", linestyle="--", linewidth=1)
@@ -211,12 +215,3 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) 
         finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", n_conflicts * first)
         ax.tick_params(labelleft=first)
     return axes
-
-
-def _settings(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """One row a setting, which opens with two models, numbered from the top (`row`) and named (`label`)."""
-    settings = table[columns].drop_duplicates(ignore_index=True)
-    label = settings[columns[0]] + " \N{RIGHTWARDS ARROW} " + settings[columns[1]]
-    if settings["seed"].nunique() > 1:
-        label += ", seed " + settings["seed"].astype(str)
-    return settings.assign(row=settings.index, label=label)
