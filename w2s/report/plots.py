@@ -205,13 +205,11 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) 
     Columns: label (a row of the figure), conflict, measure, estimate, low, high; over so many `pairs`.
     """
     n_rows, n_conflicts = table["label"].nunique(), table["conflict"].nunique()
-    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * n_rows, len(measures)))
+    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * n_rows, len(measures), sharey=True))
     for ax, (measure, name) in zip(axes, measures.items(), strict=True):
         style.strips(ax, table[table["measure"] == measure], "label", "estimate", apart=0.2)
         ax.axvline(0, **DOTTED)
         if table.empty:
             ax.text(0.5, 0.5, "nothing to compare", transform=ax.transAxes, ha="center")
-        first = ax is axes[0]
-        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", n_conflicts * first)
-        ax.tick_params(labelleft=first)
+        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", n_conflicts * (ax is axes[0]))
     return axes

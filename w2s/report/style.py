@@ -31,9 +31,9 @@ GREY, SMALL, LABEL = "0.45", 9, 10
 SHORT = 40  # characters of a text that a table does not break
 
 
-def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08) -> Axes | np.ndarray:
+def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08, **more) -> Axes | np.ndarray:
     """Axes at fixed places; width and height in inches, gap in widths of one of them."""
-    return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap})[1]
+    return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap}, **more)[1]
 
 
 def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = "") -> Axes:
