@@ -54,11 +54,8 @@ class Answer:
 
 def last(answers: Iterable[Answer]) -> dict[str, Answer]:
     """The last answer to each exercise by its name; a stub that is run again takes none away."""
-    found: dict[str, Answer] = {}
-    for answer in answers:
-        if answer.right is not None or answer.exercise not in found:
-            found[answer.exercise] = answer
-    return found
+    stubs_first = sorted(answers, key=lambda answer: answer.right is not None)
+    return {answer.exercise: answer for answer in stubs_first}
 
 
 def read(file: Path) -> list[Answer]:

@@ -163,24 +163,25 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """
     noise, gold = set(_at_chance(table)["remedy"]), table.set_index(["remedy", "conflict"])["uses_gold"]
     lines = []
-    for conflict, rows in compared.groupby("conflict", sort=False):
-        for measure in ("accuracy",) if conflict == "none" else ("accuracy", "tax_share", "score_minus_even"):
-            lists = {"better": [], "worse": [], "unclear": [], "silent": [], "remain": []}
-            for row in rows[rows["measure"] == measure].to_dict("records"):
-                silent = conflict != "none" and row["remedy"] in noise
-                kind = "silent" if silent else _kind(row, measure)
-                name = words("remedy_with_gold", row) if gold[row["remedy"], conflict] else row["remedy"]
-                change = "remedy_undefined" if np.isnan(row["estimate"]) else "remedy_change"
-                lists[kind].append(words(change, row, name=name))
-                if kind in ("better", "worse") and row["holm"] < 0.05:
-                    lists["remain"].append(name)
-            unsaid = [*(["remain"] if conflict == "none" else []), *([] if lists["silent"] else ["silent"])]
-            said = {kind: ", ".join(names) or words("none") for kind, names in lists.items() if kind not in unsaid}
-            parts = "; ".join(words(f"remedies_{kind}", names=names) for kind, names in said.items())
-            lines.append(words("remedies", conflict=conflict, measure=words(f"remedies_{measure}"), parts=parts))
-            if measure == "accuracy":  # to beat a bad one is not to be good
-                good = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
-                lines.append(words("remedies_good", conflict=conflict, names=_named(good)))
+    for (conflict, measure), rows in compared.groupby(["conflict", "measure"], sort=False):
+        if measure == "conflicting" or (conflict == "none" and measure != "accuracy"):
+            continue
+        lists = {"better": [], "worse": [], "unclear": [], "silent": [], "remain": []}
+        for row in rows.to_dict("records"):
+            kind = "silent" if conflict != "none" and row["remedy"] in noise else _kind(row, measure)
+            name = words("remedy_with_gold", row) if gold[row["remedy"], conflict] else row["remedy"]
+            change = "remedy_undefined" if np.isnan(row["estimate"]) else "remedy_change"
+            lists[kind].append(words(change, row, name=name))
+            if kind in ("better", "worse") and row["holm"] < 0.05:
+                lists["remain"].append(name)
+        said = {kind: ", ".join(names) or words("none") for kind, names in lists.items() if names or kind != "silent"}
+        if conflict == "none":  # without adjustment
+            del said["remain"]
+        parts = "; ".join(words(f"remedies_{kind}", names=names) for kind, names in said.items())
+        lines.append(words("remedies", conflict=conflict, measure=words(f"remedies_{measure}"), parts=parts))
+        if measure == "accuracy":  # to beat a bad one is not to be good
+            good = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
+            lines.append(words("remedies_good", conflict=conflict, names=_named(good)))
     return lines
 
 
