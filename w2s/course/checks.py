@@ -4,7 +4,7 @@ A check never stops a notebook: without an answer it says what is asked for. The
 file, with the right results and the wrong ones that slips give; here stand the rules.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,48 +51,42 @@ def _compare(name: str, answer: Any, expected: Any, slips: Mapping[str, Any], at
     return Answer(name, False, f"not yet: {equal[0] if equal else words['hint']}")
 
 
-def _first(name: str, answer: Any, faults: Callable[[], Iterable[str]], **values: Any) -> Answer:
+def _first(name: str, answer: Any, faults: Mapping[str, bool], **values: Any) -> Answer:
     """Say of another answer that it is right, or the first of its faults, which are names of exercises.yaml."""
     words = exercises()[name]
     if answer is None:
         return Answer(name, None, f"not answered yet: {words['task']}")
-    fault = next(iter(faults()), None)
-    slip = " ".join(words["slips"][fault].format(**values).split()) if fault else ""  # of an answer of many lines, too
-    return Answer(name, not fault, f"not yet: {slip}" if fault else f"correct: {words['right']}")
+    for fault in (fault for fault, found in faults.items() if found):
+        slip = words["slips"][fault].format(**values)
+        return Answer(name, False, f"not yet: {' '.join(slip.split())}")  # of an answer of many lines, too
+    return Answer(name, True, f"correct: {words['right']}")
 
 
 def check_implicit_mix(answer, pairs: pd.DataFrame, labels: pd.DataFrame, helpful: pd.DataFrame) -> Answer:
     """Notebook 01: is `answer` the training table of the implicit conflict (id, label, target; rows in any order)?"""
-
-    def faults():
-        if not isinstance(answer, pd.DataFrame) or not {"id", "label", "target"} <= set(answer.columns):
-            yield "columns"
-        if sorted(answer["id"]) != sorted([*pairs["id"], *helpful["id"]]):
-            yield "rows"
-        mine, weak = answer.set_index("id"), labels.set_index("id")["weak_label"][pairs["id"]]
-        label, added = (mine.loc[table["id"], "label"].to_numpy(dtype=float) for table in (pairs, helpful))
-        if not np.allclose(added, 1.0):
-            yield "helpful"
-        if not np.allclose(label, weak):
-            by_position = np.array_equal(label, labels["weak_label"])
-            yield "by position" if by_position else "rounded" if np.allclose(label, weak > 0.5) else "other labels"
-        if not mine.loc[pairs["id"], "target"].all() or mine.loc[helpful["id"], "target"].any():
-            yield "target"
-
-    n = len(answer) if hasattr(answer, "__len__") else 0
-    return _first("implicit_mix", answer, faults, rows=n, pairs=len(pairs), helpful=len(helpful))
+    if not isinstance(answer, pd.DataFrame) or not {"id", "label", "target"} <= set(answer.columns):
+        return _first("implicit_mix", answer, {"columns": True})
+    if sorted(answer["id"]) != sorted([*pairs["id"], *helpful["id"]]):
+        numbers = {"rows": len(answer), "pairs": len(pairs), "helpful": len(helpful)}
+        return _first("implicit_mix", answer, {"rows": True}, **numbers)
+    mine, weak = answer.set_index("id"), labels.set_index("id")["weak_label"][pairs["id"]]
+    label, added = (mine.loc[table["id"], "label"].to_numpy(dtype=float) for table in (pairs, helpful))
+    wrong = not np.allclose(label, weak)
+    faults = {
+        "helpful": not np.allclose(added, 1.0),
+        "by position": wrong and np.array_equal(label, labels["weak_label"]),
+        "rounded": wrong and np.allclose(label, weak > 0.5),
+        "other labels": wrong,
+        "target": not mine.loc[pairs["id"], "target"].all() or mine.loc[helpful["id"], "target"].any(),
+    }
+    return _first("implicit_mix", answer, faults)
 
 
 def check_chain_splits(answer: Sequence[str] | None) -> Answer:
     """Notebook 05: is `answer` the training split of weak, first, second intermediate and strong, in this order?"""
     splits = list(answer) if isinstance(answer, list | tuple) else [answer]
-
-    def faults():
-        if len(splits) != 4 or any(split not in ("gt", "w2s") for split in splits):
-            yield "names"
-        if splits != ["gt", "w2s", "gt", "w2s"]:
-            yield "seen" if splits[0] == "gt" else "first"
-
+    faults = {"names": len(splits) != 4 or any(split not in ("gt", "w2s") for split in splits)}
+    faults |= {"first": splits[:1] != ["gt"], "seen": splits != ["gt", "w2s", "gt", "w2s"]}
     return _first("chain_splits", answer, faults, splits=splits)
 
 
@@ -141,7 +135,7 @@ def _fixed(name: str) -> Callable[[Any], Answer]:
             return _compare(name, answer, words["answer"], slips, words.get("within", 5e-3))
         given = answer.strip().lower() if isinstance(answer, str) else "other"
         slip = given if given in words["slips"] else "other"
-        return _first(name, answer, lambda: [] if given == words["answer"] else [slip])
+        return _first(name, answer, {slip: given != words["answer"]})
 
     return check
 
