@@ -74,14 +74,14 @@ def test_set_reaches_the_notebooks(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("alpha: 0.25\n")
     args = cli._parser().parse_args(["run", str(file), "--set", "alpha=1e-3", "--set", "seeds=[1, 2]"])
-    [(params, given)] = cli.read_all(args)
+    [params] = cli.read_all(args)
     assert (params.alpha, params.seeds) == (0.001, [1, 2])
-    assert given == {"alpha": 0.001, "seeds": [1, 2]}
+    assert params.given == {"alpha": 0.001, "seeds": [1, 2]}
 
 
 def test_a_grid_is_one_study_a_combination_and_a_comparison(tmp_path, monkeypatch):
     studies, compared = [], []
-    monkeypatch.setattr(cli, "execute", lambda params, given, again: studies.append(params) or 0)
+    monkeypatch.setattr(cli, "execute", lambda params, again: studies.append(params) or 0)
     monkeypatch.setattr(compare, "write", lambda folders, to: compared.extend(folders))
     (tmp_path / "p.yaml").write_text("method: dpo\n")
     options = ["--set", "alpha=0.25,0.5", "--set", "seeds=[0,1]", "--set", "study=mine"]

@@ -150,7 +150,7 @@ def test_the_sentence_on_knowledge_follows_both_intervals():
         assert sentences_extensions.by_knowledge(table.assign(tax=9)) == []
 
 
-def test_sentences_on_blind_spots_shared_errors_and_variance():
+def test_sentences_on_blind_spots_and_shared_errors():
     row = {"conflict": "explicit"} | ranged("share_student", 0.0, 0, 0) | ranged("share_none", 0.01, 0.005, 0.02)
     row |= ranged("share_ceiling", 0.1, 0.09, 0.11) | ranged("share_student_minus_share_none", -0.01, -0.02, -0.005)
     (line,) = sentences_extensions.blind_spots(pd.DataFrame([row]), 0.75, "paper")
@@ -162,9 +162,3 @@ def test_sentences_on_blind_spots_shared_errors_and_variance():
         table = pd.DataFrame([row | ranged(less, 0.1, low, 0.2) | {"conflict": c} for c in ("none", "explicit")])
         (line,) = sentences_extensions.shared_errors(table)
         assert line.endswith(ending)
-    row = {"conflict": "explicit", "runs": 8, "variance": 0.9, "covariance": -0.2}
-    (line,) = sentences_extensions.dispersion(pd.DataFrame([row]))
-    assert "8 students: rank correlation" in line and "0.90" in line and "-0.20" in line
-    row = {"conflict": "explicit", "predictor": "variance, conflict", "runs": 9, "seeds": 3}
-    (line,) = sentences_extensions.variance(pd.DataFrame([row | {"auc": 0.4, "low": 0.3, "high": 0.45}]))
-    assert "is smaller on these (AUC 0.40 [0.30, 0.45], 9 runs)." in line

@@ -177,14 +177,6 @@ def test_a_table_has_no_row_numbers_and_keeps_short_texts_on_one_line():
     assert "white-space: nowrap" not in style._table_html(table.assign(text="x" * 41))
 
 
-def test_sentences_on_single_models_are_saved_and_not_printed_where_the_list_is_short(tmp_path, capsys):
-    lines = ["a -> b: none", "Warning: a -> b is at chance", "all: none"]
-    Lab(StudyParams.check({"output_dir": str(tmp_path)})).conclude(lines, "04_findings", short=True)
-    printed = ["- Warning: a -> b is at chance", "- all: none"]
-    assert capsys.readouterr().out.splitlines()[:2] == printed
-    assert pd.read_parquet(tmp_path / "pocket" / "tables" / "04_findings.parquet")["sentence"].tolist() == lines
-
-
 def test_students_read_the_cache_of_their_class_and_write_to_their_own_folders(tiny_study, tmp_path, capsys):
     """Two other thresholds, a cache that nobody may write; runs of another alpha are not those of the class."""
     shared = tiny_study.root

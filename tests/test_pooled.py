@@ -329,27 +329,11 @@ def test_a_reference_at_chance_silences_its_scores(one):
     lines = sentences.findings(noisy, accuracies)
     (warning,) = [x for x in lines if x.startswith("Warning")]
     assert "cannot be told from chance in m-8 -> m-16, seed 0 (0.51): what it loses is noise" in warning
-    assert next(x for x in lines if "explicit conflict, m-8 -> m-16:" in x).endswith("chance: no statement.")
 
 
-def test_findings_give_the_lift_and_the_slope_with_intervals_and_speak_of_seeds(three, counts, scores):
-    conflicts, settings = (pooled.pooled_table(counts, by, 100) for by in (["conflict"], pooled.POOLED))
-    conflicts = conflicts.assign(students="all settings")
-    others = pooled.slope_table(counts, 100), settings
-    lines = sentences.findings(scores, scoring.accuracy_table(three), conflicts, *others)
-    row = conflicts.set_index("conflict").loc["explicit"]
-    interval = f"lift {row['lift']:.2f} [{row['lift_low']:.2f}, {row['lift_high']:.2f}] over {row['tax']} tax pairs"
-    assert lines[0].startswith(f"explicit conflict, all settings: {interval} of 12 runs, 3 seeds")
-    assert any("for each 0.1 of capability gap the Deception Score changes by" in x and "9 runs" in x for x in lines)
-    assert any(x.startswith("explicit conflict, m-8 -> m-128, 3 seeds: student accuracy") for x in lines)
+def test_findings_count_settings_and_speak_of_seeds(three, counts, scores):
+    settings = pooled.pooled_table(counts, pooled.POOLED, 100)
+    lines = sentences.findings(scores, scoring.accuracy_table(three), settings)
+    assert "in 3 of the 3 usable settings" in next(x for x in lines if x.startswith("explicit conflict: more tax than"))
     assert "by Student's t, and are wide where these are few (3 here)" in lines[-1]
     assert not any("seed 1" in x for x in lines)
-    for low, high, verdict in (
-        (1.02, 1.3, "leans towards"),
-        (0.9, 1.1, "blind: not supported in this study."),
-        (0.7, 0.9, "even avoids"),
-        (np.nan, np.nan, "no interval, because all of the tax is that of one seed: no statement."),
-    ):
-        judged = conflicts.assign(lift_low=low, lift_high=high)
-        lines = sentences.findings(scores, scoring.accuracy_table(three), judged, *others)
-        assert verdict in next(x for x in lines if x.startswith("explicit conflict, all settings: lift"))

@@ -102,14 +102,10 @@ class Lab(Study):
         self._write_down(name)
         return table
 
-    def conclude(self, lines: Iterable[str], name: str, short: bool = False) -> None:
-        """Save sentences as the table <name>, and print them as a list; `short`: but those on single models."""
-        said = self.keep(pd.DataFrame({"sentence": list(lines)}), name)["sentence"]
-        single = said.str.contains(" -> ") & ~said.str.startswith("Warning") & short
-        for sentence in said[~single]:
+    def conclude(self, lines: Iterable[str], name: str) -> None:
+        """Save sentences as the table <name>, and print them as a list."""
+        for sentence in self.keep(pd.DataFrame({"sentence": list(lines)}), name)["sentence"]:
             print(textwrap.fill(sentence, WIDTH, initial_indent="- ", subsequent_indent="  "))
-        if single.any():
-            print(f"- {single.sum()} more, one for each row of models, in tables/{name} and in the report")
 
 
 def say(text: str) -> None:

@@ -119,66 +119,63 @@ def read_overrides(items: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def read_params(args: argparse.Namespace, path: Path) -> tuple[StudyParams, dict[str, Any]]:
-    """The checked parameters of a command's file, and the values that were given by it or by --set."""
-    overrides = read_overrides(args.set)
-    if args.output_dir:
-        overrides["output_dir"] = str(Path(args.output_dir).expanduser().absolute())
-    params = StudyParams.load(path, **overrides)
-    return params, params.given
+def read_params(path: Path, items: list[str], output_dir: str | None) -> StudyParams:
+    """The parameters of a file, with those in its place that --set and --output-dir give."""
+    overrides = read_overrides(items)
+    if output_dir:
+        overrides["output_dir"] = str(Path(output_dir).expanduser().absolute())
+    return StudyParams.load(path, **overrides)
 
 
-def read_all(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any]]]:
-    """As `read_params`, of a command's file and of those that it names under `also`, which lie beside it."""
-    studies = [read_params(args, args.params)]
-    for path in [args.params.parent / name for name in studies[0][0].also]:
-        studies.append(read_params(args, path))
-        if studies[-1][0].also:
+def read_all(args: argparse.Namespace) -> list[StudyParams]:
+    """The parameters of a command's file, and of those that it names under `also`, which lie beside it."""
+    first = read_params(args.params, args.set, args.output_dir)
+    paths = [args.params.parent / name for name in first.also]
+    others = {path: read_params(path, args.set, args.output_dir) for path in paths}
+    for path, params in others.items():
+        if params.also:
             raise ParameterError(f"{path}: it has a list `also` itself; name those files in {args.params}")
-    return studies
+    return [first, *others.values()]
 
 
-def run_study(args: argparse.Namespace) -> int:
-    """Execute the notebooks of a study, and of those that its file names under `also`, and write their reports.
-
-    With --grid: one study for each combination of values, under names that say so, and a comparison.
-    """
-    studies = read_grid(args) if args.grid else read_all(args)
-    folders = [params.study for params, _ in studies]
-    if len(set(folders)) < len(folders):
-        raise ParameterError(f"study = {folders[0]!r}: also names a study of that name; each needs its own folder")
-    for _, given in studies:
-        plan(given)
-    # The first that fails ends it: `any` asks no further.
-    failed = any(execute(params, given, args.again) for params, given in studies)
-    if args.grid and not failed:
-        _compare([params.root / params.study for params, _ in studies])
-    return int(failed)
-
-
-def read_grid(args: argparse.Namespace) -> list[tuple[StudyParams, dict[str, Any]]]:
-    """As `read_params`, once for each combination of the values in --set KEY=A,B,..., named <study>_<key>_<value>."""
-    choices = []
+def read_grid(args: argparse.Namespace) -> list[StudyParams]:
+    """The parameters for each combination of the values in --set KEY=A,B,..., named <study>_<key>_<value>."""
+    name, choices = read_params(args.params, [], None).study, []
     for item in args.set:
         key, _, text = item.partition("=")
         several = "," in text and not text.startswith(("[", "{"))
-        choices.append([(key, value.strip(), several) for value in (text.split(",") if several else [text])])
+        if key == "study":
+            name = text
+        else:
+            choices.append([(key, value.strip(), several) for value in (text.split(",") if several else [text])])
     if not any(several for choice in choices for _, _, several in choice):
         raise ParameterError("--grid: no --set has several values; give them as --set alpha=0.25,0.5,1.0")
-    studies, name = [], read_params(argparse.Namespace(set=[], output_dir=None), args.params)[0].study
-    name = next((value for choice in choices for key, value, _ in choice if key == "study"), name)
+    studies = []
     for chosen in itertools.product(*choices):
-        values = [f"{key}={value}" for key, value, _ in chosen if key != "study"]
         study = "_".join([name, *(f"{key}_{value}" for key, value, several in chosen if several)])
-        each = argparse.Namespace(set=[*values, f"study={study}"], output_dir=args.output_dir)
-        studies.append(read_params(each, args.params))
-        if studies[-1][0].also:
+        items = [f"study={study}", *(f"{key}={value}" for key, value, _ in chosen)]
+        studies.append(read_params(args.params, items, args.output_dir))
+        if studies[-1].also:
             raise ParameterError(f"--grid: {args.params} has a list `also`; --set 'also=[]' leaves it out")
     return studies
 
 
+def run_study(args: argparse.Namespace) -> int:
+    """Execute the notebooks of a study, of those under `also`, or of a --grid, which it compares; write reports."""
+    studies = read_grid(args) if args.grid else read_all(args)
+    names = [params.study for params in studies]
+    if len(set(names)) < len(names):
+        raise ParameterError(f"study = {names[0]!r}: also names a study of that name; each needs its own folder")
+    for params in studies:
+        plan(params.given)
+    # The first that fails ends it: `any` asks no further.
+    failed = any(execute(params, args.again) for params in studies)
+    if args.grid and not failed:
+        _compare([params.root / params.study for params in studies])
+    return int(failed)
+
+
 def compare_studies(args: argparse.Namespace) -> None:
-    """Write finished studies side by side as a page and a CSV."""
     root = located(args.output_dir)
     _compare([root / study for study in dict.fromkeys(args.studies)])
 
@@ -198,8 +195,8 @@ def show_status(args: argparse.Namespace) -> None:
     from w2s.runs import store
     from w2s.study import Study
 
-    params, given = read_params(args, args.params)
-    plan(given)
+    params = read_params(args.params, args.set, args.output_dir)
+    plan(params.given)
     study = Study.open(params)
     there = located(params.read_from or params.output_dir)
     done = {spec.name: "done" for spec in study.all_runs() if store.is_done(spec, there)}
@@ -216,21 +213,18 @@ def freeze_study(args: argparse.Namespace) -> None:
     from w2s.runs import frozen
     from w2s.study import Study
 
-    for params, _ in read_all(args):
-        study = Study.open(params)
+    for study in map(Study.open, read_all(args)):
         packed = frozen.pack(list(study.all_runs()), study.root, args.to or frozen.FOLDER)
         print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB")
 
 
 def fetch_files(args: argparse.Namespace) -> None:
-    """Download what a study needs from the hub and is not here yet."""
     from w2s.sources.fetch import fetch
 
-    fetch(read_params(args, args.params)[0])
+    fetch(read_params(args.params, args.set, args.output_dir))
 
 
 def hand_out(args: argparse.Namespace) -> None:
-    """Write the notebooks for students."""
     from w2s.app import classroom
 
     written = classroom.hand_out(args.to, args.force, read_overrides(args.set))
@@ -238,7 +232,6 @@ def hand_out(args: argparse.Namespace) -> None:
 
 
 def grade_answers(args: argparse.Namespace) -> None:
-    """Print or write the table of students and exercises."""
     from w2s.app import classroom
 
     if not args.timeout > 0:
@@ -264,7 +257,6 @@ def list_zoo(args: argparse.Namespace) -> None:
 
 
 def build_zoo(args: argparse.Namespace) -> None:
-    """Pretrain the named sizes, or all."""
     from w2s import zoo
 
     zoo.build(args.sizes or list(zoo.SIZES), args.output_dir or zoo.LADDER, device=args.device, workers=args.workers)

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -44,7 +44,7 @@ def plan(given: dict[str, Any]) -> list[Path]:
     return [path for path in paths if path.stem[:2] not in TRAINING or not given.get("frozen")]
 
 
-def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> int:
+def execute(params: StudyParams, again: bool = False) -> int:
     """Execute a study's notebooks whose results do not stand (`again`: all), then write report.html; 1: one failed."""
     from w2s.runs import store
     from w2s.study import Study
@@ -52,14 +52,15 @@ def execute(params: StudyParams, given: dict[str, Any], again: bool = False) -> 
     # Opening the study here finds a missing model or file before any notebook runs.
     study = Study.open(params)
     with store.locked(study.folder, "another w2s run writes this study"):
-        return _execute_all(study, given, again)
+        return _execute_all(study, again)
 
 
-def _execute_all(study, given: dict[str, Any], again: bool) -> int:
+def _execute_all(study, again: bool) -> int:
     from w2s.report import claims, html, sentences, style
     from w2s.runs import cluster, store
 
-    params, started, specs = study.params, time.monotonic(), list(study.all_runs())
+    params, given, specs = study.params, study.params.given, list(study.all_runs())
+    started = time.monotonic()
     sweep(study.folder)
     store.store_data(study.root, study.data)
     if params.frozen:  # which leaves out the notebooks that write these
@@ -102,16 +103,12 @@ def log_error(where: Path) -> Path:
     Where the folder cannot be written, as on a full disk, it lies in the folder for temporary files.
     """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n"
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        return _append(where / "error.log", text)
-    except OSError:
-        return _append(Path(gettempdir()) / "w2s_error.log", text)
-
-
-def _append(path: Path, text: str) -> Path:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
+    for path in (where / "error.log", Path(gettempdir()) / "w2s_error.log"):
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+            break
     return path
 
 
@@ -154,11 +151,11 @@ class _Progress(io.TextIOBase):
 @contextmanager
 def own_kernel() -> Iterator[str]:
     """The name of a kernel of this very interpreter, whichever ones a user has installed."""
+    from ipykernel.kernelspec import write_kernel_spec
+
     before = os.environ.get("JUPYTER_PATH")
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        spec = {"argv": command, "display_name": "w2s", "language": "python", "env": {HEADLESS: str(PACKAGE)}}
-        write_json(Path(folder) / "kernels" / "w2s-own" / "kernel.json", spec)
+        write_kernel_spec(Path(folder) / "kernels" / "w2s-own", overrides={"env": {HEADLESS: str(PACKAGE)}})
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
         try:
             yield "w2s-own"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,40 +31,35 @@ def claim_table(folder: Path, asked: Sequence[str] = CLAIMS) -> pd.DataFrame:
     beyond_even: the same of the Score minus its even share; twins: of the twin contrast. No statement where no ceiling
     can be told from its weak model, or the tax is tiny. ValueError: a table lacks.
     """
-    names = [name for name in ("04_claims", "05_claims") if name < "05" or "bootstrapping" in asked]
-    conflicts, slopes = read_table(folder, "04_conflicts"), read_table(folder, "04_slopes")
-    overall = read_table(folder, "05_bootstrapping") if "bootstrapping" in asked else slopes.head(0)
-    twins = pd.concat([read_table(folder, name) for name in names])
-    pooled = conflicts[conflicts["students"] == "all settings"].set_index("conflict")
-    rows, apart = [], ceilings_apart(read_table(folder, "04_scores"))
-    for conflict in (c for c in pooled.index if c != "none"):
-        enough = apart and pooled.loc[conflict, "tax"] >= MIN_TAX
-        by_twins = {row["claim"]: row for row in twins[twins["conflict"] == conflict].to_dict("records")}
-        of_claims = {
-            "loss": {name: _ends(pooled.loc[conflict], name) for name in MEASURES},
-            "gap": {row["measure"]: _ends(row, "slope", 0.1) for row in _of(slopes, conflict)},
-            "bootstrapping": {row["difference"]: _ends(row, "estimate") for row in _of(overall, conflict)},
-        }
-        for claim in asked:
-            measured = {name: of_claims[claim].get(name, {}) for name in MEASURES}
-            verdicts = [_verdict(row if enough else {}) for row in measured.values()]
-            twin = by_twins.get(claim, {})
-            said = ONCE if twin.get("seeds") == 1 else WORDS
-            verdicts.append(_verdict(_ends(twin, "estimate") if twin else {}, said))
-            numbers = {name: ranged(row, "value") if row else words("no_number") for name, row in measured.items()}
-            rows.append((claim, conflict, *verdicts, words(f"claim_of_{claim}", **numbers)))
+    pooled = read_table(folder, "04_conflicts").query("students == 'all settings' and conflict != 'none'")
+    twins, measured = read_table(folder, "04_claims"), {}
+    for row, name in product(pooled.to_dict("records"), MEASURES):
+        measured["loss", row["conflict"], name] = _value(row, name)
+    for row in read_table(folder, "04_slopes").to_dict("records"):
+        measured["gap", row["conflict"], row["measure"]] = _value(row, "slope", 0.1)
+    if "bootstrapping" in asked:
+        twins = pd.concat([twins, read_table(folder, "05_claims")])
+        for row in read_table(folder, "05_bootstrapping").to_dict("records"):
+            measured["bootstrapping", row["conflict"], row["difference"]] = _value(row, "estimate")
+    of_twins = {(row["claim"], row["conflict"]): row for row in twins.to_dict("records")}
+    enough, rows = pooled.set_index("conflict")["tax"] >= MIN_TAX, []
+    enough &= ceilings_apart(read_table(folder, "04_scores"))
+    for conflict, claim in product(pooled["conflict"], asked):
+        values = {name: measured.get((claim, conflict, name), {}) for name in MEASURES}
+        verdicts = [WORDS[_verdict(value if enough[conflict] else {})] for value in values.values()]
+        twin = of_twins.get((claim, conflict), {})
+        by_twins = (ONCE if twin.get("seeds") == 1 else WORDS)[_verdict(_value(twin, "estimate"))]
+        numbers = {name: ranged(value, "value") if value else words("no_number") for name, value in values.items()}
+        rows.append((claim, conflict, *verdicts, by_twins, words(f"claim_of_{claim}", **numbers)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _verdict(row: dict, said=WORDS) -> str:
-    return said[verdict(row, "value") if row else "none"]
-
-
-def _of(table: pd.DataFrame, conflict: str) -> list[dict]:
-    return table[table["conflict"] == conflict].to_dict("records")
-
-
-def _ends(row, measure: str, unit: float = 1.0) -> dict[str, float]:
+def _value(row: Mapping, measure: str, unit: float = 1.0) -> dict[str, float]:
     """A measure with its interval as "value", in so many units; nothing where it is not defined."""
-    numbers = unit * np.array([row[measure], *ends(row, measure)])
-    return {} if np.isnan(numbers[0]) else dict(zip(with_ends("value"), numbers))
+    if np.isnan(row.get(measure, np.nan)):
+        return {}
+    return dict(zip(with_ends("value"), unit * np.array([row[measure], *ends(row, measure)])))
+
+
+def _verdict(value: Mapping) -> str:
+    return verdict(value, "value") if value else "none"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise, product
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.colors import ListedColormap
 
-from w2s.report.style import AREA_COLOURS, COLOURS, GREY, SMALL, new_axes
+from w2s.report.style import AREA_COLOURS, COLOURS, GREY, SMALL, heat, new_axes
 
 BOXES = {  # name -> place, colour of the edge, what it says below its name
     "gold labels": (0.5, 1.0, "black", ""),
@@ -20,7 +22,10 @@ BOXES = {  # name -> place, colour of the edge, what it says below its name
 }
 STEPS = ["gold labels", "weak model", "weak labels"]
 ARROWS = [*pairwise(STEPS), ("gold labels", "strong ceiling"), *product(STEPS[-1:], list(BOXES)[-3:])]
-SEEN = ["both sure", "strong sure, weak unsure:\nthe supervisor is BLIND", "weak sure, strong unsure", "both unsure"]
+SEEN = [
+    ["strong sure, weak unsure:\nthe supervisor is BLIND", "both sure"],
+    ["both unsure", "weak sure, strong unsure"],
+]
 
 
 def draw_roles() -> Axes:
@@ -40,12 +45,8 @@ def draw_roles() -> Axes:
 def draw_areas() -> Axes:
     """The four areas by what the strong ceiling and the weak model know; the blind one is shaded."""
     ax = new_axes(5.4, 2.8)
-    for k, (says, colour) in enumerate(zip(SEEN, AREA_COLOURS, strict=True)):
-        at = 1 - k % 2, 1 - k // 2  # unknown to the weak model on the left, unknown to the strong one below
-        ax.add_patch(Rectangle(at, 1, 1, facecolor=colour if k == 1 else "white", edgecolor="black"))
-        ax.text(at[0] + 0.5, at[1] + 0.5, says, ha="center", va="center", fontsize=SMALL)
-    ax.set(xlim=(0, 2), ylim=(0, 2))
-    ax.set_xticks([0.5, 1.5], ["W-unknown", "W-known"])
-    ax.set_yticks([0.5, 1.5], ["S-unknown", "S-known"])
+    blind = pd.DataFrame([[1, 0], [0, 0]], ["S-known", "S-unknown"], ["W-unknown", "W-known"])
+    colours = {"cmap": ListedColormap(["white", AREA_COLOURS[1]]), "linecolor": "black", "linewidths": 0.5}
+    heat(ax, blind, annot=np.array(SEEN), clip_on=False, **colours)
     ax.tick_params(length=0, labelsize=SMALL)
     return ax

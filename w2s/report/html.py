@@ -6,10 +6,10 @@ import base64
 import itertools
 import platform
 from collections.abc import Callable, Container, Mapping
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,27 +20,12 @@ from PIL import Image
 from w2s import __version__
 from w2s.files import write_atomic
 from w2s.params import StudyParams
-from w2s.report import claims, sentences
+from w2s.report import sentences
+from w2s.report.claims import claim_table
 from w2s.report.style import n_seeds, ranged, read_table
 
 EXTENSIONS = {"controls": "06", "mitigations": "07", "knowledge": "10", "followups": "11"}  # that conclude something
 MAIN = "04_score_by_gap"
-QUESTIONS = {
-    "01": "What are the pairs, and how do the two goals conflict?",
-    "02": "What does the weak supervisor know, and what does it only guess?",
-    "03": "How good are ceilings and students, with and without conflict?",
-    "04": "Does the conflict tax fall where the supervisor is blind?",
-    "05": "Does an intermediate teacher help?",
-    "06": "Is it weak supervision, or the conflict alone?",
-    "07": "Which remedies help, and at what cost?",
-    "08": "Is a Score chance?",
-    "09": "What counts as known?",
-    "10": "What did the language models know?",
-    "11": "Do follow-up measures agree?",
-    "12": "What changes with DPO and SimPO?",
-    "13": "When does a student turn round?",
-    "14": "How does each remedy work?",
-}
 TABLES = ["01_audit", "05_shorter", *(f"{n}_{t}" for n in ("04", "05") for t in ("accuracy", "scores", "findings"))]
 
 
@@ -61,43 +46,37 @@ def write_report(params: StudyParams, written: Container[str] | None = None, mis
     chains = {name: tables[f"05_{name}"].query("role == 'bootstrapped'") for name in ("scores", "accuracy")}
     scores, accuracies = (pd.concat([tables[f"04_{name}"], chains[name]], ignore_index=True) for name in chains)
     numbers = ["04", "05", *(EXTENSIONS[name] for name in params.extensions if name in EXTENSIONS)]
-    found = {number: list(read_table(folder, f"{number}_findings")["sentence"]) for number in numbers}
-    lines = list(dict.fromkeys(itertools.chain(*found.values())))
+    found = pd.concat([read_table(folder, f"{number}_findings") for number in numbers])
+    lines = found["sentence"].drop_duplicates().tolist()
     warnings = [line for line in lines if line.startswith("Warning:")]
-    of_settings = {*found["04"], *found["05"]}
-    single = [line for line in lines if " -> " in line and line in of_settings and line not in warnings]
-    packages = {name: version(name) for name in ("torch", "transformers")}
-    fields, dump = StudyParams.model_fields, partial(yaml.safe_dump, default_flow_style=True, allow_unicode=True)
-    values = [(key, dump([value], width=10_000).strip()[1:-1]) for key, value in params.model_dump().items()]
     paths = [p for p in sorted((folder / "figures").glob("*.png")) if written is None or f"figures/{p.name}" in written]
     lacking = [f"run {name} is missing ({why}); what needs it is left out" for name, why in missing.items()]
+    claims = claim_table(folder)
+    claims["claim"] = [sentences.words(f"claim_name_{claim}") for claim in claims["claim"]]
     taxed = (scores["tax"] > 0) | (scores["tax"].sum() == 0)
     page = render(
-        "report.html", params=params, setup=sentences.setup(params), single=single, n_seeds=n_seeds,
+        "report.html", params=params, setup=sentences.setup(params), n_seeds=n_seeds,
         settings_run=f"{len(scores.groupby(['weak', 'strong', 'teacher']))} weak-strong pairs and chains",
         main=next((_figure(path) for path in paths if path.stem == MAIN), None),
-        claims=claims_view(claims.claim_table(folder)), example=example(folder, params),
+        claims=claims.to_numpy().tolist(), example=example(folder, params),
         instrument=[line for line in lines if line.startswith(sentences.words("yardsticks_begin"))],
         warnings=[*lacking, *(line.removeprefix("Warning:").strip() for line in warnings)],
-        summaries=[line for line in lines if line not in warnings + single],
+        summaries=[line for line in lines if line not in warnings],
         scores=scores_view(scores[taxed]), untaxed=[] if taxed.all() else scores_view(scores[~taxed]),
         accuracies=accuracies_view(accuracies, tables["05_shorter"]),
         truly_shorter=_number(tables["05_shorter"]["truly_shorter"].iloc[0]), audit=audit_view(tables["01_audit"]),
-        figures={question: group for number, question in QUESTIONS.items()
-                 if (group := [_figure(path) for path in paths if path.stem.startswith(number)])},
-        settings=[(key, text, fields[key].description) for key, text in values],
-        versions={"Python": platform.python_version(), "w2s": __version__, **packages},
+        figures={n: list(map(_figure, group)) for n, group in itertools.groupby(paths, lambda path: path.stem[:2])},
+        settings=[(key, _yaml(value), StudyParams.model_fields[key].description)
+                  for key, value in params.model_dump().items()],
+        versions={"Python": platform.python_version(), "w2s": __version__,
+                  **{name: version(name) for name in ("torch", "transformers")}},
     )  # fmt: skip
-    return write_atomic(folder / "report.html", lambda p: p.write_text(page, encoding="utf-8", newline="\n"))
+    return write_page(folder / "report.html", page)
 
 
-def claims_view(table: pd.DataFrame) -> list[list[str]]:
-    """The claim table as rows of text, header first."""
-    return _rows(table, lambda row: {
-        "Claim": sentences.words(f"claim_name_{row['claim']}"), "Conflict": row["conflict"],
-        "By the paper's measure": row["paper"], "Beyond an even share": row["beyond_even"], "By twins": row["twins"],
-        "In numbers": row["sentence"],
-    })  # fmt: skip
+def write_page(path: Path, page: str) -> Path:
+    """Write a page with the same line ends on every system."""
+    return write_atomic(path, lambda p: p.write_text(page, encoding="utf-8", newline="\n"))
 
 
 def example(folder: Path, params: StudyParams) -> dict[str, str] | None:
@@ -156,6 +135,10 @@ def _rows(table: pd.DataFrame, view: Callable[[dict], dict[str, str]]) -> list[l
     shown = pd.DataFrame([view(row) for row in table.to_dict("records")])
     same = [name for name in ("Seed", "Through") if name in shown and shown[name].nunique() == 1]
     return [list(shown.drop(columns=same)), *shown.drop(columns=same).to_numpy().tolist()]
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10_000).strip()[1:-1]
 
 
 def _number(value: float, missing: str = "not defined", digits: str = ".2f") -> str:

@@ -27,12 +27,16 @@ ON_LINES = [name.replace("/", "\n") for name in AREAS]
 def plot_accuracy(accuracies: pd.DataFrame) -> Axes:
     """Accuracy of weak model, students and ceiling, one row a weak-strong pair, with intervals and the chance line."""
     students, gold = (accuracies[accuracies["role"] == role] for role in ("student", "gold"))
-    pairs = _settings(students, ["teacher", "model", "seed"])
+    pairs = students[["teacher", "model", "seed"]].drop_duplicates(ignore_index=True)
+    pairs["row"] = pairs.index
+    labels = pairs["teacher"] + " \N{RIGHTWARDS ARROW} " + pairs["model"]
+    if pairs["seed"].nunique() > 1:
+        labels += ", seed " + pairs["seed"].astype(str)
     ax = style.new_axes(6.2, 1.4 + 0.5 * len(pairs))
-    for k, (conflict, colour) in enumerate(COLOURS.items()):
+    for k, conflict in enumerate(COLOURS):
         rows = students[students["conflict"] == conflict].merge(pairs)
         if len(rows):
-            named = {"fmt": "o", "color": colour, "label": conflict_name(conflict, "student, ")}
+            named = {"fmt": "o", "color": COLOURS[conflict], "label": conflict_name(conflict, "student, ")}
             points(ax, rows["row"] + 0.18 * k - 0.09, rows, "accuracy", across=True, **named)
     ends = []
     for part, label, marker in (("teacher", "weak model", "<"), ("model", "strong ceiling", ">")):
@@ -41,7 +45,7 @@ def plot_accuracy(accuracies: pd.DataFrame) -> Axes:
         points(ax, rows["row"] - 0.27, rows, "accuracy", across=True, fmt=marker, color=GREY, label=label)
     ax.hlines(ends[0].index - 0.27, *ends, color=GREY, alpha=0.5, linewidth=3)  # the gap to recover
     ax.axvline(0.5, label="chance", **DOTTED)
-    style.name_rows(ax, pairs["label"])
+    style.name_rows(ax, labels)
     return finish(ax, f"accuracy (share of test pairs, n = {count(accuracies['pairs'])}; 95% interval)", "", 3)
 
 
@@ -50,20 +54,20 @@ def plot_areas(ceiling, weak, at_risk, tax, threshold=0.75, known_by="confidence
 
     The axes show max(P, 1-P), or P itself when known by gold. The four areas are named beside the axes.
     """
-    ax = ax or style.new_axes(5.6, 4.8)
-    sure, risk = known_by == "confidence", np.asarray(at_risk, dtype=bool)
+    ax, risk = ax or style.new_axes(5.6, 4.8), np.asarray(at_risk, dtype=bool)
+    sure = known_by == "confidence"
     bottom, what = (0.5, "confidence max(P, 1-P)") if sure else (0.0, "P of the preferred response")
-    place = [(confidence(p) if sure else np.asarray(p, dtype=float))[risk] for p in (weak, ceiling)]
-    width = (1 - bottom) / BINS
-    bins = [np.clip(((values - bottom) / width).astype(int), 0, BINS - 1) for values in place]
-    pairs = np.bincount(bins[0] * BINS + bins[1], minlength=BINS**2)
-    lost = np.bincount((bins[0] * BINS + bins[1])[np.asarray(tax, dtype=bool)[risk]], minlength=BINS**2)
-    held = np.flatnonzero(pairs)
-    across, up = (bottom + width * (part + 0.5) for part in np.divmod(held, BINS))
-    size = np.clip(480 * pairs[held] / max(pairs.max(), 1), 9, None)
-    colours = {"c": lost[held] / pairs[held], "cmap": "Greys", "vmin": 0, "vmax": 0.5, "edgecolors": "0.3", "zorder": 3}
-    squares = ax.scatter(across, up, s=size, marker="s", linewidths=0.7, **colours)
-    ax.figure.colorbar(squares, ax=ax, pad=0.1, extend="max", label=f"part lost (tax: {lost.sum()} pairs)")
+    edges, places = np.linspace(bottom, 1, BINS + 1), {}
+    for model, p in (("weak", weak), ("ceiling", ceiling)):
+        bins = np.digitize(confidence(p) if sure else p, edges[1:-1])
+        places[model] = (edges[bins] + edges[bins + 1])[risk] / 2
+    lost = pd.DataFrame(places | {"lost": np.asarray(tax, dtype=float)[risk]}).groupby(["weak", "ceiling"])["lost"]
+    cells = lost.agg(["size", "mean", "sum"]).reset_index()
+    size = np.clip(480 * cells["size"] / cells["size"].max(), 9, None)
+    colours = {"c": cells["mean"], "cmap": "Greys", "vmin": 0, "vmax": 0.5, "edgecolors": "0.3", "zorder": 3}
+    squares = ax.scatter(cells["weak"], cells["ceiling"], s=size, marker="s", linewidths=0.7, **colours)
+    label = f"part lost (tax: {cells['sum'].sum():.0f} pairs)"
+    ax.figure.colorbar(squares, ax=ax, pad=0.1, extend="max", label=label)
     ax.axvspan(bottom, threshold, (threshold - bottom) / (1 - bottom), color=style.AREA_COLOURS[1], alpha=0.25)
     for line in (ax.axvline, ax.axhline):
         line(threshold, color="black", linestyle="--", linewidth=1)
@@ -139,32 +143,29 @@ def plot_score_by_gap(scores: pd.DataFrame, slopes: pd.DataFrame | None = None) 
     """
     axes = style.new_axes(10.4, 4.0, columns=2, gap=0.25)
     rows = scores[(scores["role"] == "student") & scores["score"].notna()]
-    turned_round = rows["turned"].astype(bool)
-    for k, conflict in enumerate(c for c in COLOURS if c in set(rows["conflict"])):
-        here = rows["conflict"] == conflict
-        named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict]}
-        for turned, how in ((False, {}), (True, {"fillstyle": "none"})):
-            part = rows[here & (turned_round == turned)]
-            at = part["gap"] + 0.002 * (k - 0.5)
-            axes[0].vlines(at, part["even_share"], part["score"], color=COLOURS[conflict], alpha=0.35, linewidth=1)
-            for ax, measure in zip(axes, ("score", "score_minus_even"), strict=True):
-                points(ax, at, part, measure, **named | how)
-        axes[0].plot([], [], style.MARKERS[k], color=COLOURS[conflict], label=conflict_name(conflict))
-    for measure, ax in zip(("score", "score_minus_even"), axes, strict=True):
+    conflicts = [conflict for conflict in COLOURS if conflict in set(rows["conflict"])]
+    for ax, measure in zip(axes, ("score", "score_minus_even"), strict=True):
+        for k, conflict in enumerate(conflicts):
+            here, colour = rows[rows["conflict"] == conflict], COLOURS[conflict]
+            at, turned = here["gap"] + 0.002 * (k - 0.5), here["turned"].astype(bool)
+            points(ax, at, here, measure, fmt=style.MARKERS[k], color=colour, label=conflict_name(conflict))
+            ax.plot(at[turned], here[measure][turned], style.MARKERS[k], mfc="white", mec=colour, ms=5, zorder=3)
+            if measure == "score":
+                ax.vlines(at, here["even_share"], here["score"], color=colour, alpha=0.35, linewidth=1)
         for line in () if slopes is None else slopes[slopes["measure"] == measure].dropna().itertuples():
             gaps = rows.loc[rows["conflict"] == line.conflict, "gap"].agg(["min", "max"])
             heights = line.mean + line.slope * (gaps - line.mean_gap)
             ax.plot(gaps, heights, color=COLOURS[line.conflict], linestyle="--", linewidth=1)
-    style_of_even = {"color": GREY, "fillstyle": "none", "markersize": 5, "zorder": 5}
-    axes[0].plot(rows["gap"], rows["even_share"], "d", label="even share", **style_of_even)
+    hollow = {"color": GREY, "fillstyle": "none", "markersize": 5, "zorder": 5}
+    axes[0].plot(rows["gap"], rows["even_share"], "d", label="even share", **hollow)
     if rows.empty:
         axes[0].text(0.5, 0.5, "no tax", transform=axes[0].transAxes, ha="center")
     axes[0].set_ylim(-0.03, 1.03)
-    axes[1].axhline(0, **style.DOTTED)
+    axes[1].axhline(0, **DOTTED)
     gap = f"capability gap: ceiling - weak accuracy (n = {count(scores['pairs'])} pairs)"
     finish(axes[0], gap, "Deception Score (95% interval)", 0 if rows.empty else 3)
-    hollow = "\n(hollow: student turned round)" if turned_round.any() else ""
-    finish(axes[1], gap, f"Score minus even share{hollow}")
+    of_turned = "\n(hollow: student turned round)" if rows["turned"].any() else ""
+    finish(axes[1], gap, f"Score minus even share{of_turned}")
     return axes
 
 
@@ -203,28 +204,12 @@ def plot_differences(table: pd.DataFrame, measures: dict[str, str], pairs: int) 
 
     Columns: label (a row of the figure), conflict, measure, estimate, low, high; over so many `pairs`.
     """
-    labels, conflicts = list(table["label"].unique()), [c for c in COLOURS if c in set(table["conflict"])]
-    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * len(labels), len(measures)))
+    n_rows, n_conflicts = table["label"].nunique(), table["conflict"].nunique()
+    axes = np.atleast_1d(style.new_axes(4.6 * len(measures), 1.4 + 0.5 * n_rows, len(measures), sharey=True))
     for ax, (measure, name) in zip(axes, measures.items(), strict=True):
-        for k, conflict in enumerate(conflicts):
-            rows = table[(table["measure"] == measure) & (table["conflict"] == conflict)]
-            at = rows["label"].map(labels.index) + 0.2 * (k - (len(conflicts) - 1) / 2)
-            named = {"fmt": style.MARKERS[k], "color": COLOURS[conflict], "label": conflict_name(conflict)}
-            points(ax, at, rows, "estimate", across=True, **named)
+        style.strips(ax, table[table["measure"] == measure], "label", "estimate", apart=0.2)
         ax.axvline(0, **DOTTED)
         if table.empty:
             ax.text(0.5, 0.5, "nothing to compare", transform=ax.transAxes, ha="center")
-        style.name_rows(ax, labels)
-        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", len(conflicts) * (ax is axes[0])).tick_params(
-            labelleft=ax is axes[0]
-        )
+        finish(ax, f"{name}\n(95% interval; n = {pairs} test pairs)", "", n_conflicts * (ax is axes[0]))
     return axes
-
-
-def _settings(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """One row a setting, which opens with two models, numbered from the top (`row`) and named (`label`)."""
-    settings = table[columns].drop_duplicates(ignore_index=True)
-    label = settings[columns[0]] + " \N{RIGHTWARDS ARROW} " + settings[columns[1]]
-    if settings["seed"].nunique() > 1:
-        label += ", seed " + settings["seed"].astype(str)
-    return settings.assign(row=settings.index, label=label)

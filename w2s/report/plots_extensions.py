@@ -25,17 +25,16 @@ def plot_yardsticks(table: pd.DataFrame) -> np.ndarray:
     """
     names = list(table["conflict"])
     shown = {name: label for name, label in YARDSTICKS.items() if name != "contrast" or table[name].notna().any()}
-    axes = new_axes(11.0, 1.2 + 0.33 * len(names), columns=len(shown), gap=0.1)
+    axes = new_axes(11.0, 1.2 + 0.33 * len(names), columns=len(shown), gap=0.1, sharey=True)
     for ax, (measure, label) in zip(axes, shown.items(), strict=True):
         for k, name in enumerate(names):
-            colour = COLOURS.get(name, "black")
-            points(ax, [k], table.iloc[[k]], measure, across=True, fmt="o", color=colour)
+            points(ax, [k], table.iloc[[k]], measure, across=True, fmt="o", color=COLOURS.get(name, "black"))
         if measure == "score":
             ax.scatter(table["even_share"], range(len(names)), marker="D", facecolors="none", edgecolors=GREY, s=26)
         else:
             ax.axvline(0 if measure == "contrast" else 1, **DOTTED)
         style.name_rows(ax, names)
-        finish(ax, label, "").tick_params(labelleft=ax is axes[0])
+        finish(ax, label, "")
     axes[2].set_xscale("log", base=2)
     axes[2].xaxis.set_major_formatter("{x:g}")
     return axes
@@ -63,26 +62,26 @@ def plot_controls(controls: pd.DataFrame) -> np.ndarray:
     return axes
 
 
-def plot_strength(alphas: pd.DataFrame, shares: pd.DataFrame | None = None) -> np.ndarray:
+def plot_strength(alphas: pd.DataFrame, shares: pd.DataFrame) -> np.ndarray:
     """Student accuracy against the strength of a conflict, one line a kind of labels; bands are the range of seeds.
 
     One panel for `alphas` (explicit, column alpha), and one for `shares` (implicit, column times: of the study's
     pairs) where there are any: rows of `pooled.pooled_table`.
     """
-    panels = [(alphas, "alpha", "weight of the explicit conflict, alpha")]
-    if shares is not None and len(shares):
-        panels.append((shares, "times", "pairs of the implicit conflict (study: 1)"))
-    axes = np.atleast_1d(new_axes(4.4 * len(panels), 3.6, columns=len(panels), gap=0.12))
-    for ax, (table, column, xlabel) in zip(axes, panels, strict=True):
+    panels = {"alpha": (alphas, "weight of the explicit conflict, alpha")}
+    if len(shares):
+        panels["times"] = shares, "pairs of the implicit conflict (study: 1)"
+    axes = np.atleast_1d(new_axes(4.4 * len(panels), 3.6, len(panels), gap=0.12, sharey=True))
+    for ax, (column, (table, xlabel)) in zip(axes, panels.items(), strict=True):
         for k, (labels, rows) in enumerate(table.groupby("labels", sort=False)):
             points(ax, rows[column], rows, "student_accuracy", label=f"{labels} labels", **style.look(k))
             low, high = (rows[f"student_accuracy_seed_{end}"] for end in ("min", "max"))
             ax.fill_between(rows[column], low, high, color=style.look(k)["color"], alpha=0.15, linewidth=0)
         ax.axhline(0.5, label="chance", **DOTTED)
         ax.set_ylim(-0.02, 1.02)
-        first = ax is axes[0]
-        ylabel = f"student accuracy (n = {alphas['pairs'].iloc[0]}; 95% interval)" if first else ""
-        finish(ax, xlabel, ylabel, 3 * first).tick_params(labelleft=first)
+        finish(ax, xlabel, "", 3 * (ax is axes[0]))
+    n = alphas["pairs"].iloc[0]
+    axes[0].set_ylabel(f"student accuracy (n = {n}; 95% interval)", fontsize=style.LABEL)
     return axes
 
 
@@ -99,11 +98,10 @@ def plot_tradeoff(remedies: pd.DataFrame) -> np.ndarray:
         rows = shown[shown["conflict"] == conflict].set_index("remedy")
         for k, name in enumerate(names):
             row, look, gold = rows.loc[[name]], style.look(k), bool(rows.loc[name, "uses_gold"])
-            colour = look["color"]
-            mark = {"mfc": "white" if gold else colour, "mec": colour if gold else "white", "markersize": 7}
-            mark |= {"fmt": look["marker"], "label": name + " (gold)" * gold}
-            bars = {"xerr": style.spread(row, "student_accuracy"), "color": colour, "elinewidth": 1}
-            points(ax, row["student_accuracy"], row, "conflicting", zorder=2 + k / 100, **mark, **bars)
+            mark = {"mfc": "white" if gold else look["color"], "mec": look["color"] if gold else "white"}
+            mark |= {"markersize": 7, "linestyle": "", "label": name + " (gold)" * gold}
+            bars = {"xerr": style.spread(row, "student_accuracy"), "elinewidth": 1, "zorder": 2 + k / 100}
+            points(ax, row["student_accuracy"], row, "conflicting", **look, **mark, **bars)
         nothing = rows.loc[names[0]]
         ax.axvline(nothing["student_accuracy"], **DOTTED)
         ax.axhline(nothing["conflicting"], **DOTTED)
@@ -128,7 +126,7 @@ def plot_knowledge(cross: pd.DataFrame, conflicts: pd.DataFrame, settings: pd.Da
     style.heat(left, grid, annot=True, fmt=".1%", cmap="Greys", vmin=0, xticklabels=columns)
     title = f"share of the test pairs (n = {conflicts['pairs'].max()}, mean over runs)"
     finish(left, "area by knowledge", "area by confidence", title=title)
-    _strips(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
+    _dotted(right, *(table.replace({"known_by": WAYS}) for table in (conflicts, settings)), "known_by", "lift", 0.28)
     right.axvline(1, **DOTTED)
     finish(right, "lift: Score / even share (dots: models)", "known by", conflicts["conflict"].nunique())
     return axes
@@ -141,14 +139,12 @@ def plot_followups(blind: dict[str, tuple], shared: tuple[pd.DataFrame, pd.DataF
     """
     drawn = [(f"confidence: {way}", "share", "blind-spot errors, share", tables) for way, tables in blind.items()]
     drawn.append(("errors shared with the teacher", "correlation", "correlation of errors", shared))
-    axes = new_axes(4.2 * len(drawn), 3.2, columns=len(drawn), gap=0.12)
+    axes = new_axes(4.2 * len(drawn), 3.2, columns=len(drawn), gap=0.12, sharey=True)
     for ax, (title, measure, what, tables) in zip(axes, drawn, strict=True):
-        _strips(ax, *(_by_model(table) for table in tables), "model", measure)
+        _dotted(ax, *(_by_model(table) for table in tables), "model", measure)
         xlabel = f"{what}\n(n = {tables[0]['pairs'].max()} pairs; 95% interval;\ndots: one weak and strong model)"
         finish(ax, xlabel, "", title=title)
         ax.axvline(0, **DOTTED)
-    for ax in axes[1:]:
-        ax.set_yticklabels([])
     return axes
 
 
@@ -159,14 +155,11 @@ def _by_model(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([ceiling, student.assign(model=student["conflict"].map(conflict_name))])
 
 
-def _strips(ax: Axes, pooled: pd.DataFrame, settings: pd.DataFrame, key: str, measure: str, apart: float = 0) -> None:
-    """One height a value of `key`: the settings as dots, and the pooled value with its interval on top."""
-    kinds, conflicts = list(pooled[key].unique()), pooled["conflict"].unique()
+def _dotted(ax: Axes, pooled: pd.DataFrame, settings: pd.DataFrame, key: str, measure: str, apart: float = 0) -> None:
+    """The pooled values with their intervals, one height a value of `key`, and the settings as dots below them."""
+    kinds, conflicts = list(pooled[key].unique()), list(pooled["conflict"].unique())
     for k, conflict in enumerate(conflicts):
-        colour, shift = COLOURS.get(conflict, GREY), apart * (k - (len(conflicts) - 1) / 2)
-        rows, dots = (table[table["conflict"] == conflict] for table in (pooled, settings))
-        heights = dots[key].map(kinds.index) + shift + 0.09
-        ax.scatter(dots[measure], heights, s=14, color=colour, alpha=0.45, linewidths=0)
-        mark = {"fmt": "D", "color": colour, "markeredgecolor": "black", "label": conflict_name(conflict)}
-        points(ax, rows[key].map(kinds.index) + shift - 0.05, rows, measure, across=True, **mark)
-    style.name_rows(ax, kinds)
+        dots = settings[settings["conflict"] == conflict]
+        at = dots[key].map(kinds.index) + apart * (k - (len(conflicts) - 1) / 2) + 0.09
+        ax.scatter(dots[measure], at, s=14, color=COLOURS.get(conflict, GREY), alpha=0.45, linewidths=0)
+    style.strips(ax, pooled, key, measure, apart, 0.05, fmt="D", markeredgecolor="black")

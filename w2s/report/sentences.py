@@ -7,17 +7,16 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from w2s.analysis.scoring import CONFLICTS, MIN_TAX, ceilings_apart, verdict
-from w2s.intervals import ends, wilson
+from w2s.intervals import wilson
 from w2s.params import BETA, GAMMA, Lora, StudyParams
 from w2s.report.style import conflict_name, n_seeds, ranged
 
 MIN_CONFIDENT = 0.01  # a ceiling that is confident on fewer pairs has no "known" to speak of
-EVEN = {"lift": 1, "auc": 0.5}  # what an interval is compared with; of other measures 0
+EVEN = {"lift": 1}  # what an interval is compared with; of other measures 0
 FEW_SAMPLES = 1000  # of a bootstrap: with fewer the ends of intervals are rough
 CONFIDENCES = ("paper", "implicit_reward", "calibrated")
 
@@ -57,11 +56,9 @@ def words(key: str, row: Mapping | Iterable = (), **fields) -> str:
 
 
 def answer(key: str, row: Mapping, measure: str) -> str:
-    """The `verdict` on a measure's interval: <key>_above, _below, _neither or, where there is one, _undefined."""
+    """The `verdict` on a measure's interval: <key>_above, _below, or, without a verdict as well, _neither."""
     kind = verdict(row, measure, EVEN.get(measure, 0))
-    if kind == "none":
-        kind = "undefined" if f"{key}_undefined" in texts() and np.isnan(ends(row, measure)[0]) else "neither"
-    return words(f"{key}_{kind}", row)
+    return words(f"{key}_{'neither' if kind == 'none' else kind}", row)
 
 
 def setup(params: StudyParams) -> dict[str, str]:
@@ -95,31 +92,21 @@ def caveats(params: StudyParams) -> list[str]:
     return lines + ([words("caveat_filter", kept=kept)] if params.weak_filter != "none" else [])
 
 
-def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, conflicts=None, slopes=None, settings=None) -> list[str]:
-    """Warnings from `score_table` and `accuracy_table`, a summary of each conflict, and one sentence a setting.
+def findings(scores: pd.DataFrame, accuracies: pd.DataFrame, settings: pd.DataFrame | None = None) -> list[str]:
+    """Warnings from `score_table` and `accuracy_table`; and of each conflict, in how many settings the tax is uneven.
 
-    `conflicts` and `settings` (said instead of every seed, where there are several): `pooled.pooled_table` of the
-    usable runs by conflict and by setting; `slopes`: `pooled.slope_table`.
+    `settings`: `pooled.pooled_table` of the usable runs, counted instead of the runs themselves.
     """
     gold = accuracies[(accuracies["role"] == "gold") & accuracies["model"].isin(scores["strong"])]
     ceilings = {(row["model"], row["seed"]): row for row in gold.to_dict("records")}
     lines = [words("mute_ceiling", ceilings[run], why=reason) for run, reason in mute_ceilings(gold).items()]
     if len(scores) and not ceilings_apart(scores):
         lines.append(words("alike", gap=scores["gap"].max()))
-    why, several = why_no_statement(scores, accuracies), scores["seed"].nunique() > 1
-    for chance in ("at_chance", "below_chance"):
-        lines += _mute_references(scores[why == words("setting_reference", why=words(chance))], chance)
-    claimed, shown, where = scores[why == ""], scores, "setting_of_seed" if several else "setting_alone"
-    if several and settings is not None:
-        claimed, shown, where, why = settings, settings, "setting_of_seeds", [""] * len(settings)
-    for conflict in CONFLICTS:
-        rows = scores[(scores["conflict"] == conflict) & (scores["role"] == "student")]
-        if rows["tax"].sum():
-            lines += [] if conflicts is None else _pooled(conflict, conflicts)
-            lines += _first_claim(conflict, claimed)
-            lines += [] if slopes is None else _slope(conflict, slopes)
-    lines += [_sentence(row, reason, where) for row, reason in zip(shown.to_dict("records"), why, strict=True)]
-    seeds = 1 if conflicts is None or conflicts.empty else conflicts["seeds"].max()
+    lines += _mute_references(_with_ceiling(scores, accuracies))
+    settings = with_statement(scores, accuracies) if settings is None else settings
+    taxed = scores[(scores["role"] == "student") & (scores["tax"] > 0)]
+    lines += [_first_claim(conflict, settings) for conflict in CONFLICTS if conflict in set(taxed["conflict"])]
+    seeds = scores["seed"].nunique()
     return [*lines, words("intervals_of_seeds" if seeds > 1 else "intervals", seeds=seeds)]
 
 
@@ -135,18 +122,13 @@ def bootstrapping(overall: pd.DataFrame) -> list[str]:
 
 def with_statement(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
     """The rows of a score table whose ceiling and reference can be told from chance, however small their tax."""
-    return scores[why_no_statement(scores, accuracies) == ""]
+    rows = _with_ceiling(scores, accuracies)
+    return rows.loc[[not chance(row) for row in rows.to_dict("records")]]
 
 
-def why_no_statement(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.Series:
-    """Why the Score of each row says nothing, "" where it may; the index is that of `scores`."""
+def _with_ceiling(scores: pd.DataFrame, accuracies: pd.DataFrame) -> pd.DataFrame:
     mute = mute_ceilings(accuracies[accuracies["role"] == "gold"])
-    reasons = []
-    for row in scores.to_dict("records"):
-        ceiling = mute.get((row["strong"], row["seed"]))
-        of_reference = words("setting_reference", why=chance(row)) if chance(row) else ""
-        reasons.append(words("setting_ceiling", why=ceiling) if ceiling else of_reference)
-    return pd.Series(reasons, index=scores.index, dtype=object)
+    return scores.loc[[run not in mute for run in zip(scores["strong"], scores["seed"])]]
 
 
 def chance(row: Mapping, role: str = "reference") -> str:
@@ -168,43 +150,22 @@ def mute_ceilings(gold: pd.DataFrame) -> dict[tuple[str, int], str]:
     }
 
 
-def _mute_references(rows: pd.DataFrame, chance: str) -> list[str]:
-    names = list(dict.fromkeys(words("mute_reference", row) for row in rows.to_dict("records")))
-    more = words("mute_references_more", n=len(names) - 3) if len(names) > 3 else ""
-    return [words("mute_references", names="; ".join(names[:3]) + more, why=words(chance))] if names else []
+def _mute_references(scores: pd.DataFrame) -> list[str]:
+    """A warning for each way to be no better than chance, with the first three students of which it is true."""
+    lines = []
+    for why in (words("at_chance"), words("below_chance")):
+        rows = (row for row in scores.to_dict("records") if chance(row) == why)
+        names = list(dict.fromkeys(words("mute_reference", row) for row in rows))
+        more = words("mute_references_more", n=len(names) - 3) if len(names) > 3 else ""
+        if names:
+            lines.append(words("mute_references", names="; ".join(names[:3]) + more, why=why))
+    return lines
 
 
-def _pooled(conflict: str, table: pd.DataFrame) -> list[str]:
-    rows = table[(table["conflict"] == conflict) & (table["tax"] >= MIN_TAX)].to_dict("records")
-    return [words("pooled", row) for row in rows]
-
-
-def _slope(conflict: str, table: pd.DataFrame) -> list[str]:
-    rows = table[(table["conflict"] == conflict) & table["low"].notna()].set_index("measure")
-    if len(rows) < 2:
-        return []
-    score, above_null = (0.1 * rows.loc[measure, ["slope", "low", "high"]] for measure in ("score", "score_minus_even"))
-    counts = rows.loc["score", ["points", "turned", "seeds"]].to_dict()
-    counts["turned_round"] = words("slope_turned", counts) if counts["turned"] else ""
-    return [words("slope", above_null, conflict=conflict, score=ranged(score, "slope"), **counts)]
-
-
-def _first_claim(conflict: str, table: pd.DataFrame) -> list[str]:
+def _first_claim(conflict: str, table: pd.DataFrame) -> str:
     rows = table[(table["conflict"] == conflict) & (table["role"] == "student") & (table["tax"] >= MIN_TAX)]
     if rows.empty:
-        return [words("no_usable_setting", conflict=conflict, least=MIN_TAX)]
+        return words("no_usable_setting", conflict=conflict, least=MIN_TAX)
     above = [verdict(row, "score_minus_even") for row in rows.to_dict("records")].count("above")
     result = words("first_claim_holds" if above == len(rows) else "first_claim_fails")
-    return [words("first_claim", conflict=conflict, above=above, n=len(rows), answer=result)]
-
-
-def _sentence(row: Mapping, silence: str, where: str) -> str:
-    tax = words("setting_no_tax")
-    if row["tax"]:
-        silence = silence or (words("setting_few") if row["tax"] < MIN_TAX else "")
-        result = words("setting_silent", why=silence) if silence else answer("setting", row, "score_minus_even")
-        lift = "" if np.isnan(row["lift"]) else words("setting_lift", row)
-        tax = words("setting_tax", row, lift_found=lift, answer=result)
-    recovered = "" if np.isnan(row["pgr"]) else words("setting_recovered", row)
-    recovered += words("setting_turned", row) if row["turned"] else ""
-    return words("setting", row, where=words(where, row), recovered=recovered, tax_found=tax)
+    return words("first_claim", conflict=conflict, above=above, n=len(rows), answer=result)

@@ -31,13 +31,15 @@ def yardsticks(table: pd.DataFrame) -> list[str]:
         each = [words("yardsticks_planted", rows[name], name=name) for name in planted]
         each += [words("yardsticks_nothing", rows[name], name=name) for name in nothing]
         return [words("yardsticks_alone", each="; ".join(each))]
-    told = {name: verdict(rows[name], "contrast") for name in (*planted, *nothing)}
+    above = {name for name in rows if verdict(rows[name], "contrast") == "above"}
     largest = max(planted, key=lambda name: int(name.split()[1].rstrip("%")))
-    passed = told[largest] == "above" and not any(told[name] == "above" for name in nothing)
+    passed = largest in above and not above.intersection(nothing)
     each = "; ".join(words("yardsticks_each", rows[name], name=name) for name in (*planted, *nothing))
-    lines = [words("yardsticks", each=each, answer=words(f"yardsticks_{'pass' if passed else 'fail'}"))]
-    p = {name: f"p {rows[name]['p']:.3f}".replace("p 0.000", "p < 0.001") for name in rows if name not in told}
-    return lines + ([words("twins", rows[name], p_value=p[name]) for name in p] if passed else [])
+    result = words("yardsticks_pass" if passed else "yardsticks_fail")
+    lines = [words("yardsticks", each=each, answer=result)]
+    conflicts = [name for name in rows if name not in (*planted, *nothing)]
+    p = {name: f"p {rows[name]['p']:.3f}".replace("p 0.000", "p < 0.001") for name in conflicts}
+    return lines + ([words("twins", rows[name], p_value=p[name]) for name in conflicts] if passed else [])
 
 
 def twin_claims(table: pd.DataFrame) -> list[str]:
@@ -49,12 +51,12 @@ def by_knowledge(table: pd.DataFrame) -> list[str]:
     """One sentence a conflict from `knowledge.score_table` by conflict: what its lift and Score are by knowledge."""
     lines = []
     for _, rows in table[table["tax"] >= MIN_TAX].groupby("conflict", sort=False):
-        by_way = rows.set_index("known_by")
-        known, sure, confident = (by_way.loc[way] for way in ("knowledge", "sure_knowledge", "confidence"))
-        others = {"sure": ranged(sure, "lift"), "confidence": ranged(confident, "lift")}
+        by_way = {row["known_by"]: row for row in rows.to_dict("records")}
+        known, sure, confident = (by_way[way] for way in ("knowledge", "sure_knowledge", "confidence"))
+        lifts = {"sure": ranged(sure, "lift"), "confidence": ranged(confident, "lift")}
         results = {answer("knowledge", row, "lift") for row in (known, sure)}
         result = results.pop() if len(results) == 1 else words("knowledge_differs")
-        lines.append(words("knowledge", known, answer=result, confidence_score=confident["score"], **others))
+        lines.append(words("knowledge", known, answer=result, confidence_score=confident["score"], **lifts))
     return lines
 
 
@@ -79,23 +81,15 @@ def shared_errors(table: pd.DataFrame) -> list[str]:
     return [words("shared_errors", rows["none"], each=each)]
 
 
-def dispersion(ranks: pd.DataFrame) -> list[str]:
-    """One sentence a conflict: how blind-spot errors rank with variance and covariance (rank correlations)."""
-    return [words("dispersion", row) for row in ranks.dropna().to_dict("records")]
-
-
-def variance(table: pd.DataFrame) -> list[str]:
-    """One sentence a conflict from `followups.variance_table`: does variance over seeds tell what becomes tax?"""
-    return [words("variance", row) for row in table[table["predictor"] == "variance, conflict"].to_dict("records")]
-
-
 def control_warnings(accuracies: pd.DataFrame, strong: str, controls: pd.DataFrame) -> list[str]:
     """Of each seed whose ceiling, or student with weak labels and no conflict (`controls`, by seed), says nothing."""
     mute = mute_ceilings(accuracies[(accuracies["role"] == "gold") & (accuracies["model"] == strong)])
     lines = [words("control_ceiling", model=model, seed=seed, why=why) for (model, seed), why in mute.items()]
-    without = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")].to_dict("records")
-    why = {id(row): chance(row, "student") for row in without}
-    return lines + [words("control_reference", row, why=why[id(row)]) for row in without if why[id(row)]]
+    without = controls[(controls["labels"] == "weak") & (controls["conflict"] == "none")]
+    for row in without.to_dict("records"):
+        if why := chance(row, "student"):
+            lines.append(words("control_reference", row, why=why))
+    return lines
 
 
 def label_lines(settings: pd.DataFrame, differences: pd.DataFrame, pair: str) -> list[str]:
@@ -153,19 +147,18 @@ def _score(row: Mapping) -> str:
     return words("score_at_chance" if why else "score", row, why=why)
 
 
-def _noise(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows without conflict whose accuracy does not lie above 1/2 with its interval."""
+def remedy_warnings(table: pd.DataFrame) -> list[str]:
+    """A warning for the remedies whose accuracy WITHOUT conflict cannot be told from chance; from `remedy_table`."""
+    noise = _at_chance(table)
+    return [] if noise.empty else [words("remedy_warning", names=_named(noise))]
+
+
+def _at_chance(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["conflict"] == "none") & (table["student_accuracy_low"] <= 0.5)]
 
 
 def _named(table: pd.DataFrame) -> str:
     return ", ".join(words("remedy", row) for row in table.to_dict("records")) or words("none")
-
-
-def remedy_warnings(table: pd.DataFrame) -> list[str]:
-    """A warning for the remedies whose accuracy WITHOUT conflict cannot be told from chance; from `remedy_table`."""
-    noise = _noise(table)
-    return [] if noise.empty else [words("remedy_warning", names=_named(noise))]
 
 
 def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -174,30 +167,33 @@ def remedy_findings(compared: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     `compared` is from `differences`, `table` from `remedy_table` with the column uses_gold. Under a conflict nothing
     is said of a remedy that cannot be told from chance without one.
     """
-    noise, gold = set(_noise(table)["remedy"]), table.set_index(["remedy", "conflict"])["uses_gold"]
-    lines, none, measures = [], words("none"), ("accuracy", "tax_share", "score_minus_even")
-    conflicts = compared["conflict"].unique()
-    for conflict, measure in [(c, m) for c in conflicts for m in measures if c != "none" or m == "accuracy"]:
-        lists, remain = {kind: [] for kind in ("better", "worse", "unclear", "silent")}, []
-        above, below = ("better", "worse")[:: MEASURES[measure]]  # the other way round where less is better
-        rows = compared[(compared["conflict"] == conflict) & (compared["measure"] == measure)]
+    noise, gold = set(_at_chance(table)["remedy"]), table.set_index(["remedy", "conflict"])["uses_gold"]
+    lines = []
+    for (conflict, measure), rows in compared.groupby(["conflict", "measure"], sort=False):
+        if measure == "conflicting" or (conflict == "none" and measure != "accuracy"):
+            continue
+        lists = {"better": [], "worse": [], "unclear": [], "silent": [], "remain": []}
         for row in rows.to_dict("records"):
+            kind = "silent" if conflict != "none" and row["remedy"] in noise else _kind(row, measure)
             name = words("remedy_with_gold", row) if gold[row["remedy"], conflict] else row["remedy"]
-            kind = {"above": above, "below": below}.get(verdict(row, "estimate"), "unclear")
-            if conflict != "none" and row["remedy"] in noise:
-                kind = "silent"
             change = "remedy_undefined" if np.isnan(row["estimate"]) else "remedy_change"
             lists[kind].append(words(change, row, name=name))
-            if kind in (above, below) and row["holm"] < 0.05:
-                remain.append(name)
-        said = {kind: names for kind, names in lists.items() if names or kind != "silent"}
-        said |= {"remain": remain} if conflict != "none" else {}
-        parts = "; ".join(words(f"remedies_{kind}", names=", ".join(names) or none) for kind, names in said.items())
+            if kind in ("better", "worse") and row["holm"] < 0.05:
+                lists["remain"].append(name)
+        said = {kind: ", ".join(names) or words("none") for kind, names in lists.items() if names or kind != "silent"}
+        if conflict == "none":  # without adjustment
+            del said["remain"]
+        parts = "; ".join(words(f"remedies_{kind}", names=names) for kind, names in said.items())
         lines.append(words("remedies", conflict=conflict, measure=words(f"remedies_{measure}"), parts=parts))
         if measure == "accuracy":  # to beat a bad one is not to be good
             good = table[(table["conflict"] == conflict) & (table["student_accuracy_low"] > 0.5)]
             lines.append(words("remedies_good", conflict=conflict, names=_named(good)))
     return lines
+
+
+def _kind(row: Mapping, measure: str) -> str:
+    above, below = ("better", "worse") if MEASURES[measure] > 0 else ("worse", "better")
+    return {"above": above, "below": below}.get(verdict(row, "estimate"), "unclear")
 
 
 def against_control(compared: pd.DataFrame) -> list[str]:

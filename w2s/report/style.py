@@ -31,9 +31,9 @@ GREY, SMALL, LABEL = "0.45", 9, 10
 SHORT = 40  # characters of a text that a table does not break
 
 
-def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08) -> Axes | np.ndarray:
+def new_axes(width: float, height: float, columns: int = 1, gap: float = 0.08, **more) -> Axes | np.ndarray:
     """Axes at fixed places; width and height in inches, gap in widths of one of them."""
-    return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap})[1]
+    return plt.subplots(1, columns, figsize=(width, height), dpi=100, gridspec_kw={"wspace": gap}, **more)[1]
 
 
 def finish(ax: Axes, xlabel: str, ylabel: str, columns: int = 0, title: str = "") -> Axes:
@@ -74,6 +74,17 @@ def name_rows(ax: Axes, labels: list[str]) -> None:
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
     ax.locator_params(axis="x", nbins=6)
+
+
+def strips(ax: Axes, table: pd.DataFrame, key: str, measure: str, apart: float, below: float = 0, **look) -> None:
+    """A row for each value of `key`: a measure with its interval, one mark a conflict, `apart` from the next."""
+    kinds, conflicts = list(table[key].unique()), list(table["conflict"].unique())
+    for k, conflict in enumerate(conflicts):
+        rows = table[table["conflict"] == conflict]
+        at = rows[key].map(kinds.index) + apart * (k - (len(conflicts) - 1) / 2) - below
+        mark = {"fmt": MARKERS[k], "color": COLOURS.get(conflict, GREY), "label": conflict_name(conflict)}
+        points(ax, at, rows, measure, across=True, **mark | look)
+    name_rows(ax, kinds)
 
 
 def heat(ax: Axes, grid: pd.DataFrame, empty: np.ndarray = (), word: str = "", **more) -> None:
