@@ -50,16 +50,15 @@ def _train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None)
         if workers > 1 or scheduler:
             from w2s.runs import workers as many  # imports of a second that a kernel with all runs goes without
 
-            failed = many.train(todo, root, workers, scheduler, progress)
-        else:
-            for spec in todo:
-                try:
-                    if any(needed.name in failed for needed in spec.before):
-                        raise execute.RunFailed(execute.LACKS)
-                    sharded.trainer(spec)(spec, root, report=partial(progress.update, spec.name))
-                except execute.RunFailed as error:
-                    failed[spec.name] = str(error)
-                progress.finish(spec.name)
+            return many.train(todo, root, workers, scheduler, progress)
+        for spec in todo:
+            try:
+                if any(needed.name in failed for needed in spec.before):
+                    raise execute.RunFailed(execute.LACKS)
+                sharded.trainer(spec)(spec, root, report=partial(progress.update, spec.name))
+            except execute.RunFailed as error:
+                failed[spec.name] = str(error)
+            progress.finish(spec.name)
     return failed
 
 
@@ -107,15 +106,13 @@ def _comparable(study: Study, specs: dict[RunSpec, dict]) -> dict[RunSpec, dict]
     done = {spec: tags for spec, tags in specs.items() if store.is_done(spec, study.root)}
     references = [tags for tags in done.values() if tags.get("conflict") == "none"]
 
-    def has_both(spec: RunSpec, tags: dict) -> bool:
+    def comparable(spec: RunSpec, tags: dict) -> bool:
+        if tags.get("role") in (None, "gold", "control", "baseline"):
+            return True
         ceiling = study.gold(spec.model, spec.seed)
         return (tags | {"conflict": "none"}) in references and store.is_done(ceiling, study.root)
 
-    return {
-        spec: tags
-        for spec, tags in done.items()
-        if tags.get("role") in (None, "gold", "control", "baseline") or has_both(spec, tags)
-    }
+    return {spec: tags for spec, tags in done.items() if comparable(spec, tags)}
 
 
 def helpful_pairs(study: Study, times: float) -> dict[str, Any]:

@@ -65,7 +65,6 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
     for logger in ("distributed", "distributed.client"):  # what Dask would log in many lines is said in one below
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_is_no_closing)
-    gone = f"the workers cannot be reached{f' through {scheduler}' if scheduler else ''}; start them, and this, again"
     try:
         with dask.config.set(settings), ExitStack() as stack:
             with _deaf():
@@ -91,8 +90,9 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
                             n = error.allowed_failures + 1
                             failed[spec.name] = f"{n} workers were killed while they trained it (out of memory?)"
                         progress.finish(spec.name)
-                    elif any(steps := store.steps_logged(spec, root)):
-                        progress.update(spec.name, *steps)
+                    else:
+                        progress.update(spec.name, *store.steps_logged(spec, root))
     except (CommClosedError, CancelledError, FuturesCancelled) as error:
-        raise ConnectionError(gone) from error
+        through = f" through {scheduler}" if scheduler else ""
+        raise ConnectionError(f"the workers cannot be reached{through}; start them, and this, again") from error
     return failed
