@@ -151,7 +151,6 @@ def _check_memory(spec: RunSpec, root: Path, workers: int) -> None:
 
 
 def free_memory(device: str) -> float:
-    """Bytes that are free on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
 
@@ -245,7 +244,6 @@ def pair_seconds(spec: RunSpec, root: Path) -> float:
 
 
 def _pair_tokens(spec: RunSpec, root: Path) -> float:
-    """About how many tokens a pair has, its prompt once."""
     return min(sum(_characters(spec.data, root)) / CHARACTERS, 2 * spec.max_length)
 
 

@@ -113,7 +113,6 @@ def _end_with_parent() -> None:
 
 
 def train_rank(spec: RunSpec, root: Path, folder: Path) -> None:
-    """What one rank does of a run."""
     if spec.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("gloo" if spec.device == "cpu" else "nccl", timeout=PATIENCE)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from w2s.batches import Batch, PairTexts
 from w2s.fast.lower import LowerBlocks
+from w2s.fast.packed import packs
 from w2s.files import duration, write_atomic
 from w2s.models import autocast, fingerprint
 from w2s.params import ParameterError
@@ -81,7 +82,7 @@ class States:
         return sorted(lacking.values())
 
     def _compute(self, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        layout = batch.layout if self.lower.packs else None
+        layout = batch.layout if packs(self.lower.body) else None
         with autocast(batch.input_ids.device, dtype):
             states = self.lower.run(batch.input_ids, batch.attention_mask, layout).float()
         states = (states if layout is None else states[0][layout.place]).cpu()

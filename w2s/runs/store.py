@@ -26,7 +26,6 @@ from w2s.spec import SPLITS, RunSpec
 
 
 def folder_of(spec: RunSpec, root: Path) -> Path:
-    """A run's folder in the cache."""
     return root / "runs" / spec.name
 
 
@@ -64,7 +63,6 @@ def store_data(root: Path, data: StudyData) -> None:
 
 @lru_cache(maxsize=32)
 def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
-    """A pair table that `store_data` wrote."""
     return _table(root / "runs" / "data" / fingerprint[:16] / f"{split}.parquet")
 
 
