@@ -55,7 +55,7 @@ def _train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None)
             try:
                 if any(needed.name in failed for needed in spec.before):
                     raise execute.RunFailed(execute.LACKS)
-                sharded.trainer(spec)(spec, root, report=partial(progress.update, spec.name))
+                sharded.execute(spec, root, report=partial(progress.update, spec.name))
             except execute.RunFailed as error:
                 failed[spec.name] = str(error)
             progress.finish(spec.name)
@@ -65,23 +65,18 @@ def _train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None)
 def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
     """Train what is not in the cache, then return the predictions of all runs with their names.
 
-    Where a run failed, students that nothing can be said of without it are left out.
-
-    Raises:
-        ParameterError: with `frozen`, where nothing is trained, a run whose predictions do not ship with the kit.
-        RunFailed: no run is left.
+    Where a run failed, students that nothing can be said of without it are left out; RunFailed where none is left.
+    With `frozen`, nothing is trained: ParameterError for a run whose predictions do not ship with the kit.
     """
-    p = study.params
-    if p.frozen:
-        load = frozen.load_predictions
-    else:
+    p, load = study.params, frozen.load_predictions
+    if not p.frozen:
+        load = partial(store.load_predictions, root=study.root)
         store.store_data(study.root, study.data)
         adopt(study, specs)
         if failed := run_all(list(specs), study.root, p.workers, p.scheduler):
             specs = _comparable(study, specs)
         if not specs:
             raise execute.RunFailed(f"none of the runs is left: {next(iter(failed.values()))}")
-        load = partial(store.load_predictions, root=study.root)
     tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
     return judged(pd.concat(tables, ignore_index=True), study)
 

@@ -37,9 +37,7 @@ def execute(spec: RunSpec, root: Path, after=None, report: Report = lambda step,
     """Train and score one run unless it is done; returns its name.
 
     `after` only orders a Dask graph; `train` trains in place of this process (`sharded.execute`).
-
-    Raises:
-        RunFailed: such as a loss that is not finite; <name>.failed then holds step, pair ids and traceback.
+    Raises RunFailed, such as for a loss that is not finite; <name>.failed then holds step, pair ids and traceback.
     """
     folder = store.folder_of(spec, root)
     if is_done(spec, root):  # of another user perhaps, whose lock is none of ours

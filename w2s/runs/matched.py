@@ -18,11 +18,11 @@ def matched_noise(study: Study, settings: list[tuple[str, str, str, int]]) -> di
 
     A setting is (weak, strong, conflict, seed). By bisection over `Study.noisy`, on validation pairs alone.
     """
-    plain = {(weak, strong, seed): study.student(weak, strong, "none", seed) for weak, strong, _, seed in settings}
+    plain = {setting: study.student(*setting[:2], "none", setting[3]) for setting in settings}
     under = {setting: study.student(*setting) for setting in settings}
     chances = _validation(study, [*plain.values(), *under.values()])
-    reference = {(w, s, c, seed): chances[plain[w, s, seed].name] for w, s, c, seed in settings}
-    wanted = {setting: conflict_tax(reference[setting], chances[under[setting].name]).sum() for setting in settings}
+    reference = {setting: chances[spec.name] for setting, spec in plain.items()}
+    wanted = {setting: conflict_tax(reference[setting], chances[spec.name]).sum() for setting, spec in under.items()}
     share, nearest = dict.fromkeys(settings, MOST / 2), {}
     for step in range(STEPS):
         noisy = {(w, s, c, seed): study.noisy(w, s, share[w, s, c, seed], seed) for w, s, c, seed in settings}

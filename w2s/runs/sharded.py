@@ -38,19 +38,16 @@ UNBOUNDED = 10**12  # tokens: one forward pass, whatever its size
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1")
 
 
-def train(spec: RunSpec, root: Path, folder: Path, report: Callable[[int, int], None]) -> None:
+def train(spec: RunSpec, root: Path, folder: Path, report: alone.Report) -> None:
     """Train and score a run on its devices; rank 0 writes what a single process would."""
     check_devices(spec)
     job = partial(train_rank, spec, root, folder)
     launch(job, spec.shards, spec.threads, watch=lambda: report(*steps_logged(spec, root)))
 
 
-execute = partial(alone.execute, train=train)  # one run, as by a single process
-
-
-def trainer(spec: RunSpec) -> Callable:
-    """What trains a run: one process, or several."""
-    return execute if spec.shards > 1 else alone.execute
+def execute(spec: RunSpec, root: Path, after=None, report: alone.Report = lambda step, steps: None) -> str:
+    """`runs.execute.execute`, on as many devices as the run has shards."""
+    return alone.execute(spec, root, after, report, train if spec.shards > 1 else None)
 
 
 def check_devices(spec: RunSpec) -> None:

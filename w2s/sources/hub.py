@@ -110,9 +110,8 @@ def fetched(kind: str, name: str) -> Path | None:
     """The folder of a fetched model or dataset with all of its files, None when it has not been fetched."""
     entry = index()[kind].get(name, {"folder": "", "files": {}})
     folder = hub_folder() / entry["folder"]
-    for file in entry["files"]:
-        if not (folder / file).is_file():
-            raise ParameterError(f"{kind} {name!r}: {folder / file} was fetched and is gone; {GET}")
+    if gone := [folder / file for file in entry["files"] if not (folder / file).is_file()]:
+        raise ParameterError(f"{kind} {name!r}: {gone[0]} was fetched and is gone; {GET}")
     return folder if entry["files"] else None
 
 
