@@ -53,7 +53,7 @@ def test_weights_gradients_and_adam_of_a_hand_counted_model(spec, study):
 
     assert held() == (4 * n, 12 * n) and held(dtype="bfloat16") == (6 * n, 12 * n)
     assert held(method="simpo")[0] == 4 * head
-    assert held(lora=LORA, dtype="bfloat16") == (2 * n, 12 * models.n_adapter_parameters(spec.model, LORA))
+    assert held(lora=LORA, dtype="bfloat16") == (2 * n, 12 * models.n_trained(spec.model, lora=LORA))
     assert held(shards=4) == (n + 4 * n, 3 * n)  # two layers of two are gathered
     assert memory(replace(spec, shards=4), study.root)["activations"] == memory(spec, study.root)["activations"]
 
@@ -210,7 +210,7 @@ def test_of_adapters_the_trained_parameters_are_shown(tiny_models, tmp_path):
     study = Study.open(small_params(tiny_models, tmp_path, lora=LORA.model_dump(), method="simpo"))
     store.store_data(study.root, study.data)
     spec = study.gold(tiny_models[0], 0)
-    n, trained = models.n_parameters(tiny_models[0], head=True), models.n_adapter_parameters(tiny_models[0], LORA)
+    n, trained = models.n_parameters(tiny_models[0], head=True), models.n_trained(tiny_models[0], lora=LORA)
     *_, line = estimate.forecast([spec.start, spec], 1, tmp_path, workers=1).splitlines()
     assert f"{n:,} parameters, {trained:,} of them trained, about" in line and "2 runs of" in line
 

@@ -82,7 +82,7 @@ def test_training_the_last_blocks_on_stored_states_is_training_them_on_texts(
         np.testing.assert_allclose(scores(method, model, tokenizer), scores(method, whole, tokenizer), atol=1e-5)
     counted = sum(p.numel() for part, p in trained(at_once).items() if part != "unit.weight")
     norms = 0 if method == "reward" else sum(p.numel() for part, p in trained(at_once).items() if is_last_norm(part))
-    assert counted == models.n_last_parameters(name, last, head=method != "reward") + norms
+    assert counted == models.n_trained(name, method != "reward", blocks=last) + norms
     of_whole = trained(whole)
     for part, parameter in trained(stored).items():
         if parameter.grad is None or part.startswith("lm_head") or part.startswith("embed_out"):

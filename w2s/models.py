@@ -204,19 +204,15 @@ def n_parameters(name: str, head: bool = False) -> int:
 
 
 @lru_cache
-def n_adapter_parameters(name: str, lora: Lora) -> int:
-    """Parameters that `lora` trains in a model, counted without loading its weights."""
-    with torch.device("meta"):
-        body = AutoModel.from_config(load_config(name))
-        adapters.add(body, name, lora, seed=0)
-    return sum(p.numel() for p in body.parameters() if p.requires_grad)
-
-
-@lru_cache
-def n_last_parameters(name: str, blocks: int, head: bool) -> int:
-    """Parameters of so many blocks of a model (they are alike), and of its head, counted without loading them."""
+def n_trained(name: str, head: bool = False, lora: Lora | None = None, blocks: int | None = None) -> int:
+    """How many of `n_parameters` a run trains: the adapters of `lora`, so many blocks (and the head), or all."""
+    if not lora and blocks is None:
+        return n_parameters(name, head)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(name))
+        if lora:
+            adapters.add(model, name, lora, seed=0)
+            return sum(p.numel() for p in model.parameters() if p.requires_grad)
     _check_blocks(model, name, blocks)
     own = model.get_output_embeddings().weight.numel() if head else 0
     return own + blocks * sum(p.numel() for p in lower.blocks_of(model)[0].parameters())

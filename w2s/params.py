@@ -18,6 +18,8 @@ WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocke
 Training = Literal["controls", "mitigations", "preference", "turned_round"]  # notebooks 06, 07, 12, 13
 Extension = Literal[Training, "chance", "known", "knowledge", "followups", "remedies_by_hand"]  # 08 to 11, 14
 Conflict = Literal["none", "explicit", "implicit"]
+Dimension = Literal["harmless", "helpful"]
+Method, Confidence = Literal["reward", "dpo", "simpo"], Literal["paper", "implicit_reward", "calibrated"]
 Count = Annotated[int, Field(ge=2, le=10**7)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -56,11 +58,9 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     study: str = about("pocket", "name of the folder under outputs/", pattern=FOLDER_NAME)
     data: str = about("pocket", "pocket, hh, cai, or the path of a folder of pairs", min_length=1)
     data_dir: str | None = about(None, "folder of the HH or CAI files, instead of the hub")
-    target: Literal["harmless", "helpful"] = about(
-        "harmless", "dimension that is supervised; the other one is the conflict"
-    )
+    target: Dimension = about("harmless", "dimension that is supervised; the other one is the conflict")
     bad_pairs: Literal["error", "drop"] = about("error", "what to do with a pair that cannot be used")
-    method: Literal["reward", "dpo", "simpo"] = about("reward", "how the models are trained")
+    method: Method = about("reward", "how the models are trained")
     weak_models: list[str] = about(WEAK, "supervisors", min_length=1)
     strong_models: list[str] = about(STRONG, "students and ceilings", min_length=1)
     intermediate_models: list[str] = about(STRONG[:1], "teachers between weak and strong, for bootstrapping")
@@ -81,9 +81,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     weak_filter: Literal["none", "confidence", "gold_oracle"] = about(
         "none", "which weak-labelled pairs are kept: those with confidence at the threshold or above"
     )
-    confidence: Literal["paper", "implicit_reward", "calibrated"] = about(
-        "paper", "what turns a margin into a probability"
-    )
+    confidence: Confidence = about("paper", "what turns a margin into a probability")
     threshold: float = about(0.75, "confidence from which a pair is known", ge=0.5, lt=1)
     known_by: Literal["confidence", "gold"] = about("confidence", "known by max(P, 1-P) or by P")
     extensions: list[Extension] = about([], f"notebooks beyond the five: {', '.join(get_args(Extension))}; or all")
@@ -191,7 +189,6 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
 
     @property
     def root(self) -> Path:
-        """The outputs folder, absolute."""
         return located(self.output_dir)
 
     @classmethod

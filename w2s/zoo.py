@@ -29,10 +29,9 @@ from w2s.world import World
 END = "<|endoftext|>"
 CONTEXT = 512
 HEADS = {40: 5, 48: 6, 60: 6, 64: 8}  # by the width of the residual stream; each is 8 or 10 wide
-RUNGS = ("40a", "40b", "48a", "48b", "60", "64")  # width, and the diet
 SIZES = {
-    f"pocket-{rung}": {"width": int(rung[:2]), "heads": HEADS[int(rung[:2])], "blocks": 2, "diet": rung[2:]}
-    for rung in RUNGS
+    f"pocket-{width}{diet}": {"width": width, "heads": HEADS[width], "blocks": 2, "diet": diet}
+    for width, diet in ((40, "a"), (40, "b"), (48, "a"), (48, "b"), (60, ""), (64, ""))
 }
 
 

@@ -50,7 +50,6 @@ def keep_memory() -> None:
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for matrices."""
     if _is_ours(a, b):
         if a.numel() > b.numel() and not a.is_contiguous():  # its first matrix is copied then: let it be the smaller
             return torch.ops.mkldnn._linear_pointwise(b.t(), a, None, "none", [], "").t().contiguous()

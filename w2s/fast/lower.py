@@ -60,11 +60,6 @@ class LowerBlocks:
             watch.remove()
         return outputs[0]
 
-    @property
-    def packs(self) -> bool:
-        """Whether the body takes packed rows."""
-        return packed.packs(self.body)
-
     def _keep(self, first: int, end: int) -> None:
         for i, (block, skipped) in enumerate(zip(self.every, self.skipped, strict=True)):
             self.blocks[i] = block if first <= i < end else skipped

@@ -50,39 +50,33 @@ def _train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None)
         if workers > 1 or scheduler:
             from w2s.runs import workers as many  # imports of a second that a kernel with all runs goes without
 
-            failed = many.train(todo, root, workers, scheduler, progress)
-        else:
-            for spec in todo:
-                try:
-                    if any(needed.name in failed for needed in spec.before):
-                        raise execute.RunFailed(execute.LACKS)
-                    sharded.trainer(spec)(spec, root, report=partial(progress.update, spec.name))
-                except execute.RunFailed as error:
-                    failed[spec.name] = str(error)
-                progress.finish(spec.name)
+            return many.train(todo, root, workers, scheduler, progress)
+        for spec in todo:
+            try:
+                if any(needed.name in failed for needed in spec.before):
+                    raise execute.RunFailed(execute.LACKS)
+                sharded.execute(spec, root, report=partial(progress.update, spec.name))
+            except execute.RunFailed as error:
+                failed[spec.name] = str(error)
+            progress.finish(spec.name)
     return failed
 
 
 def results(study: Study, specs: dict[RunSpec, dict]) -> pd.DataFrame:
     """Train what is not in the cache, then return the predictions of all runs with their names.
 
-    Where a run failed, students that nothing can be said of without it are left out.
-
-    Raises:
-        ParameterError: with `frozen`, where nothing is trained, a run whose predictions do not ship with the kit.
-        RunFailed: no run is left.
+    Where a run failed, students that nothing can be said of without it are left out; RunFailed where none is left.
+    With `frozen`, nothing is trained: ParameterError for a run whose predictions do not ship with the kit.
     """
-    p = study.params
-    if p.frozen:
-        load = frozen.load_predictions
-    else:
+    p, load = study.params, frozen.load_predictions
+    if not p.frozen:
+        load = partial(store.load_predictions, root=study.root)
         store.store_data(study.root, study.data)
         adopt(study, specs)
         if failed := run_all(list(specs), study.root, p.workers, p.scheduler):
             specs = _comparable(study, specs)
         if not specs:
             raise execute.RunFailed(f"none of the runs is left: {next(iter(failed.values()))}")
-        load = partial(store.load_predictions, root=study.root)
     tables = [load(spec).assign(run=spec.name, **tags) for spec, tags in specs.items()]
     return judged(pd.concat(tables, ignore_index=True), study)
 
@@ -107,15 +101,13 @@ def _comparable(study: Study, specs: dict[RunSpec, dict]) -> dict[RunSpec, dict]
     done = {spec: tags for spec, tags in specs.items() if store.is_done(spec, study.root)}
     references = [tags for tags in done.values() if tags.get("conflict") == "none"]
 
-    def has_both(spec: RunSpec, tags: dict) -> bool:
+    def comparable(spec: RunSpec, tags: dict) -> bool:
+        if tags.get("role") in (None, "gold", "control", "baseline"):
+            return True
         ceiling = study.gold(spec.model, spec.seed)
         return (tags | {"conflict": "none"}) in references and store.is_done(ceiling, study.root)
 
-    return {
-        spec: tags
-        for spec, tags in done.items()
-        if tags.get("role") in (None, "gold", "control", "baseline") or has_both(spec, tags)
-    }
+    return {spec: tags for spec, tags in done.items() if comparable(spec, tags)}
 
 
 def helpful_pairs(study: Study, times: float) -> dict[str, Any]:

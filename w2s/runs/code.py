@@ -22,23 +22,20 @@ def read() -> dict[str, str]:
 def _hash(source: str) -> str:
     with warnings.catch_warnings():  # about an escape that a student mistyped, which its import shows
         warnings.simplefilter("ignore", SyntaxWarning)
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
-        for statements in (getattr(node, "body", None), getattr(node, "orelse", None)):
-            if isinstance(statements, list):
-                statements[:] = [s for s in statements if not _is_text(s)]
+        tree = _WithoutTexts().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def _is_text(statement: ast.AST) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+class _WithoutTexts(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 IMPORTED = read()  # what this process computes with, whatever is edited after it started
 
 
 def changed(recorded: dict[str, str]) -> list[str]:
-    """The modules that differ from those of a finished run's record."""
+    """The modules that differ from those of a record, such as a finished run's."""
     return [name for name, digest in IMPORTED.items() if recorded.get(name) != digest]
 
 
@@ -48,8 +45,7 @@ def check() -> None:
         now = read()
     except (SyntaxError, OSError) as error:
         raise ParameterError(f"the kit's code cannot be read ({error}); correct it") from None
-    edited = [name for name, digest in IMPORTED.items() if now[name] != digest]
-    if edited:
+    if edited := changed(now):
         raise ParameterError(
             f"{', '.join(edited)}: changed since this process imported it; restart the kernel (or run w2s again)"
         )

@@ -52,9 +52,7 @@ def _parameters(spec: RunSpec) -> tuple[int, int]:
     total = models.n_parameters(spec.model, head)
     if not spec.epochs:
         return total, 0
-    if spec.trained_blocks is not None:
-        return total, models.n_last_parameters(spec.model, spec.trained_blocks, head)
-    return total, models.n_adapter_parameters(spec.model, spec.lora) if spec.lora else total
+    return total, models.n_trained(spec.model, head, spec.lora, spec.trained_blocks)
 
 
 @lru_cache
@@ -121,10 +119,10 @@ def check(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None =
     place = next(path for path in (root, *root.parents) if path.exists())
     if todo and not os.access(place, os.W_OK):
         raise ParameterError(f"{len(todo)} runs to train, and {place} may not be written; set output_dir to your own")
-    saved = [4 * _parameters(s)[0 if s.trained_blocks is not None else 1] for s in todo if s.save_model]  # warm starts
-    saved += [size for _, size in states_to_make(todo, root).values()]
-    if saved and sum(saved) > (free := shutil.disk_usage(place).free):
-        need = f"the models and states to save take about {sum(saved) / GIB:.1f} GiB and {free / GIB:.1f} GiB are free"
+    saved = sum(4 * _parameters(s)[0 if s.trained_blocks is not None else 1] for s in todo if s.save_model)
+    saved += sum(size for _, size in states_to_make(todo, root).values())
+    if saved and saved > (free := shutil.disk_usage(place).free):
+        need = f"the models and states to save take about {saved / GIB:.1f} GiB and {free / GIB:.1f} GiB are free"
         raise ParameterError(f"{root}: {need}; set output_dir to another disk, or lora, or fewer models")
 
 
@@ -153,7 +151,6 @@ def _check_memory(spec: RunSpec, root: Path, workers: int) -> None:
 
 
 def free_memory(device: str) -> float:
-    """Bytes that are free on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
 
@@ -165,10 +162,8 @@ def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, schedul
     if scheduler is not None or todo[0].shards > 1:
         expected = f"time not estimated for {'runs of several shards' if scheduler is None else 'the scheduler'}"
     else:
-        rates = measured(root)
-        seconds = {spec.name: run_seconds(spec, root, rates) for spec in todo}
-        for name, (more, _) in states_to_make(todo, root).items():
-            seconds[name] += more
+        rates, states_first = measured(root), states_to_make(todo, root)
+        seconds = {s.name: run_seconds(s, root, rates) + states_first.get(s.name, (0, 0))[0] for s in todo}
         expected = f"about {duration(total_seconds(todo, seconds, workers))} on {workers} workers"
     by_model = {spec.model: [other for other in todo if other.model == spec.model] for spec in todo}
     lines = [_model_line(specs, seconds, root) for specs in by_model.values()]
@@ -231,10 +226,11 @@ def states_to_make(todo: list[RunSpec], root: Path) -> dict[str, tuple[float, fl
             first.setdefault((folder, spec.method == "reward"), (spec, n))  # reward models read no end token
     made = {}
     for spec, n in first.values():
+        prompt, responses = _characters(spec.data, root)
         tokens = _pair_tokens(spec, root) * sum(len(store.pair_table(root, spec.data, split)) for split in SPLITS)
-        operations = 2 * models.n_last_parameters(spec.model, n, head=False) * tokens
-        seconds = operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads))
-        made[spec.name] = seconds, 4 * _config(spec).hidden_size * tokens * _twice(spec, root)
+        operations = 2 * models.n_trained(spec.model, head=False, blocks=n) * tokens
+        size = 4 * _config(spec).hidden_size * tokens * (2 * prompt + responses) / (prompt + responses)
+        made[spec.name] = _compute_seconds(spec, operations), size
     return made
 
 
@@ -243,20 +239,16 @@ def pair_seconds(spec: RunSpec, root: Path) -> float:
     tokens = _pair_tokens(spec, root)
     looked_up = _config(spec).vocab_size * _config(spec).hidden_size if spec.method == "reward" else 0
     computed = _parameters(spec)[0] - looked_up if spec.trained_blocks is None else max(1, _parameters(spec)[1])
-    operations = 6 * computed * tokens
     blocks = max(1 / spec.batch_pairs, tokens / spec.tokens_per_batch)
-    return operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads)) + STEP * blocks
+    return _compute_seconds(spec, 6 * computed * tokens) + STEP * blocks
 
 
 def _pair_tokens(spec: RunSpec, root: Path) -> float:
-    """About how many tokens a pair has, its prompt once."""
     return min(sum(_characters(spec.data, root)) / CHARACTERS, 2 * spec.max_length)
 
 
-def _twice(spec: RunSpec, root: Path) -> float:
-    """How much more that is with the prompt in both texts."""
-    prompt, responses = _characters(spec.data, root)
-    return (2 * prompt + responses) / (prompt + responses)
+def _compute_seconds(spec: RunSpec, operations: float) -> float:
+    return operations / (EFFICIENCY * product_rate(spec.device, spec.dtype, spec.threads))
 
 
 @lru_cache

@@ -26,19 +26,18 @@ from w2s.train import BestWeights, NotFinite, Schedule, check_steps, fit, traini
 
 LOG_EVERY = 10
 LACKS = "a run that it needs failed"
+Report = Callable[[int, int], None]  # gets a step and the number of steps
 
 
 class RunFailed(RuntimeError):
     """A run that could not be trained; its text names the run and the cause."""
 
 
-def execute(spec: RunSpec, root: Path, after: object = None, report: Callable | None = None, train=None) -> str:
+def execute(spec: RunSpec, root: Path, after=None, report: Report = lambda step, steps: None, train=None) -> str:
     """Train and score one run unless it is done; returns its name.
 
     `after` only orders a Dask graph; `train` trains in place of this process (`sharded.execute`).
-
-    Raises:
-        RunFailed: such as a loss that is not finite; <name>.failed then holds step, pair ids and traceback.
+    Raises RunFailed, such as for a loss that is not finite; <name>.failed then holds step, pair ids and traceback.
     """
     folder = store.folder_of(spec, root)
     if is_done(spec, root):  # of another user perhaps, whose lock is none of ours
@@ -49,23 +48,18 @@ def execute(spec: RunSpec, root: Path, after: object = None, report: Callable | 
             part = store.beside(folder, "part")
             write_json(part / "spec.json", spec.identity)
             try:
-                (train or _train_here)(spec, root, part, report)
+                train(spec, root, part, report) if train else train_and_score(Alone(spec, root), part, report)
             except (OSError, ParameterError):  # of the machine or the input, not of this run
                 raise
             except Exception as error:
-                why = " ".join(f"{error}".split()) or type(error).__name__
-                record = {"why": why, "step": getattr(error, "step", None), "pairs": getattr(error, "pairs", None)}
-                record["traceback"] = traceback.format_exc().splitlines()
-                write_json(store.beside(folder, "failed"), record)
-                raise RunFailed(f"{spec.name}: {why} (see {store.beside(folder, 'failed')})") from None
+                why, failed = " ".join(str(error).split()) or type(error).__name__, store.beside(folder, "failed")
+                where = {name: getattr(error, name, None) for name in ("step", "pairs")}
+                write_json(failed, {"why": why, "traceback": traceback.format_exc().splitlines(), **where})
+                raise RunFailed(f"{spec.name}: {why} (see {failed})") from None
             right = pd.read_parquet(part / "predictions.parquet").groupby("split")["correct"]
             write_json(part / "metrics.json", right.agg(pairs="size", accuracy="mean").to_dict("index"))
             store.finish(folder)
     return spec.name
-
-
-def _train_here(spec: RunSpec, root: Path, folder: Path, report) -> None:
-    train_and_score(Alone(spec, root), folder, report)
 
 
 class Alone:
@@ -94,7 +88,7 @@ class Alone:
         tokenizer.save_pretrained(folder)
 
 
-def train_and_score(team: Alone, folder: Path, report=None) -> None:
+def train_and_score(team: Alone, folder: Path, report: Report = lambda step, steps: None) -> None:
     """Write a run's log, model and predictions; `team` says what of it this process does."""
     spec, root = team.spec, team.root
     torch.set_num_threads(spec.threads)
@@ -105,11 +99,11 @@ def train_and_score(team: Alone, folder: Path, report=None) -> None:
     _train(team, model, tokenizer, folder, report)
     if spec.save_model:
         team.save(model, tokenizer, folder / "model")
-    tables = {split: team.score(model, split_table(spec, root, split), tokenizer) for split in scored_splits(spec)}
-    for split, table in tables.items():
+    tables = [team.score(model, split_table(spec, root, split), tokenizer) for split in scored_splits(spec)]
+    for split, table in zip(scored_splits(spec), tables, strict=True):
         table.insert(1, "split", split)
     if team.first:
-        write_table(folder / "predictions.parquet", pd.concat(tables.values(), ignore_index=True))
+        write_table(folder / "predictions.parquet", pd.concat(tables, ignore_index=True))
 
 
 def _compute_states(spec: RunSpec, root: Path, model, tokenizer) -> None:
@@ -117,14 +111,13 @@ def _compute_states(spec: RunSpec, root: Path, model, tokenizer) -> None:
     lower = (model.body if spec.method == "reward" else model.base_model).lower
     if lower.n:
         lower.find = states.States(states.folder_of(spec, lower.n, root), lower)
-        tables = {name: split_table(spec, root, name) for name in ("validation", *scored_splits(spec))}
-        end = spec.method != "reward"
-        for pairs in tables.values():
-            lower.find.need(PairTexts(pairs, tokenizer, spec.max_length, end), spec)
+        for split in scored_splits(spec):
+            texts = PairTexts(split_table(spec, root, split), tokenizer, spec.max_length, end=spec.method != "reward")
+            lower.find.need(texts, spec)
         lower.find.need(training_texts(spec, labelled_pairs(spec, root), tokenizer), spec)
 
 
-def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
+def _train(team: Alone, model, tokenizer, folder: Path, report: Report) -> None:
     """Train a run's model in place, write its log, and end with its best weights where the run stops early."""
     spec, root = team.spec, team.root
     pairs = labelled_pairs(spec, root)
@@ -145,8 +138,7 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
                 seconds = round(time.monotonic() - started, 2)
                 line = {"step": step, "steps": total, "loss": round(loss, 5), "seconds": seconds}
                 print(json.dumps(line), file=log, flush=True)
-                if report:
-                    report(step, total)
+                report(step, total)
             best.look(step)
 
         try:
@@ -162,11 +154,10 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
 
 def scored_splits(spec: RunSpec) -> list[str]:
     """A warm start is the reference of its run on every split; a teacher labels the split it has not seen."""
-    if spec.method == "baseline":
-        return ["validation", "test"]
     if spec.method == "sft":
         return list(SPLITS)
-    return [*(["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []), "validation", "test"]
+    teaches = spec.conflict == "none" and spec.method != "baseline"
+    return [*(["w2s" if spec.split == "gt" else "gt"] if teaches else []), "validation", "test"]
 
 
 def schedule(spec: RunSpec) -> Schedule:

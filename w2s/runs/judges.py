@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -50,25 +49,26 @@ def judged_of_study(folder: Path, data: str, test: pd.DataFrame, target: str) ->
     """The table of `judge_all` for the models and pairs of `test` (predictions of a study), or None and why."""
     if data != "pocket":
         return None, f"data = {data!r}: what a model knows before fine-tuning is known in the pocket world alone"
-    path, ids, names = folder / "tables" / "knowledge.parquet", np.sort(test["id"].unique()), test["model"].unique()
-    if not path.exists() and not all((models.LADDER / name / "config.json").is_file() for name in names):
+    path, names = folder / "tables" / "knowledge.parquet", test["model"].unique()  # notebook 03 writes it
+    if path.exists():
+        table = pd.read_parquet(path)
+    elif all((models.LADDER / name / "config.json").is_file() for name in names):
+        table = judge_all(names, World().pairs("test", test["id"].nunique(), target))
+    else:
         return None, f"{path.name} is missing, and some of the models do not ship with the kit; run notebook 03 first"
-    # Notebook 03 writes the file.
-    table = pd.read_parquet(path) if path.exists() else judge_all(names, World().pairs("test", len(ids), target))
     if table.empty:
         return None, "no model of the study has the pocket world's reactions as single tokens"
-    if not np.array_equal(np.sort(table["id"].unique()), ids):
+    if set(table["id"]) != set(test["id"]):
         return None, f"{path.name} holds other test pairs than the predictions; run notebook 03 again"
     return table, ""
 
 
 def pair_texts(folder: Path, data: str, ids, target: str) -> tuple[pd.DataFrame | None, str]:
     """The test pairs with their texts, or None and why not; `ids` are those of the predictions."""
-    path, ids = folder / "tables" / "test_pairs.parquet", pd.unique(np.asarray(ids))
+    path = folder / "tables" / "test_pairs.parquet"  # notebook 03 writes it
     if not path.exists() and data != "pocket":
         return None, f"{path.name} is not in the study's folder; run notebook 03 for the texts"
-    # Notebook 03 writes the file.
-    pairs = pd.read_parquet(path) if path.exists() else World().pairs("test", len(ids), target)
-    if not np.isin(ids, pairs["id"]).all():
+    pairs = pd.read_parquet(path) if path.exists() else World().pairs("test", len(set(ids)), target)
+    if not set(ids) <= set(pairs["id"]):
         return None, f"{path.name} holds other pairs than the predictions; run notebook 03 again for the texts"
     return pairs, ""

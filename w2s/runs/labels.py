@@ -79,9 +79,7 @@ def planted_labels(spec: RunSpec, root: Path, ids: pd.Series) -> np.ndarray:
 def relabelled(label: np.ndarray, how: str, seed: int, share: float | None = None) -> np.ndarray:
     """Labels (n,) dealt out anew, for controls: "shuffled" to other pairs, "random" turned round by a fair coin too.
 
-    "noise" turns a share of them round and leaves the others.
-
-    `chosen` is truly preferred in every pair, so that shuffled labels are right as often as before, elsewhere.
+    "noise" turns a share of them round. As `chosen` is preferred in every pair, shuffled ones are right as often.
     """
     rng = np.random.default_rng([seed, len(label)])
     if how == "noise":

@@ -32,8 +32,9 @@ class Progress(AbstractContextManager):
         self.bar.close()
 
     def update(self, name: str, step: int, steps: int) -> None:
-        self.share[name] = step / steps if steps else 0.0
-        self._show(f"{name} step {step}/{steps}")
+        if steps:  # else it has not begun
+            self.share[name] = step / steps
+            self._show(f"{name} step {step}/{steps}")
 
     def finish(self, name: str) -> None:
         self.share[name], self.done = 1.0, self.done + 1

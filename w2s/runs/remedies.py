@@ -43,7 +43,7 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
     """
     p = study.params
     unfiltered = replace(study, params=p.model_copy(update={"weak_filter": "none"}))
-    taught = partial(unfiltered.student, weak, strong, save_model=True)
+    taught, gold = partial(unfiltered.student, weak, strong, save_model=True), unfiltered.gold
 
     def student(others: Callable[[int], list[RunSpec]] = lambda seed: [], **changes) -> Build:
         return lambda conflict, seed: taught(conflict, seed, ensemble=tuple(others(seed)), **changes)
@@ -61,7 +61,7 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
         return Remedy(name, build, gold, missing if empty else "")
 
     def more_seeds(seed: int) -> list[RunSpec]:  # of no study below 1000, and others for each seed
-        return [unfiltered.gold(weak, 1000 + ENSEMBLE * seed + k) for k in range(1, ENSEMBLE)]
+        return [gold(weak, 1000 + ENSEMBLE * seed + k) for k in range(1, ENSEMBLE)]
 
     soft = p.method == "reward"
     chance = {} if soft else {"chance_by": p.confidence}
@@ -78,9 +78,7 @@ def remedies(study: Study, weak: str, strong: str) -> tuple[list[Remedy], dict[s
         Remedy("confidence loss", student(label_loss="confidence", confidence_weight=HIGHEST_WEIGHT), "", soft_only),
         Remedy("reverse loss", student(label_loss="reverse"), "", soft_only),
         Remedy("ensemble of seeds", student(more_seeds, **chance)),
-        Remedy(
-            "ensemble of sizes", student(lambda seed: [unfiltered.gold(m, seed) for m in smaller], **chance), "", alone
-        ),
+        Remedy("ensemble of sizes", student(lambda seed: [gold(m, seed) for m in smaller], **chance), "", alone),
         Remedy(WEIGHTS, student(weighting="reliability", **chance)),
         Remedy(CONTROL, student(weighting="even"), "", alike),
         Remedy("early stopping", student(gold_checks=GOLD_CHECKS), "validation pairs"),

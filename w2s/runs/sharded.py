@@ -38,23 +38,16 @@ UNBOUNDED = 10**12  # tokens: one forward pass, whatever its size
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1")
 
 
-def train(spec: RunSpec, root: Path, folder: Path, report: Callable[[int, int], None] | None) -> None:
+def train(spec: RunSpec, root: Path, folder: Path, report: alone.Report) -> None:
     """Train and score a run on its devices; rank 0 writes what a single process would."""
-
-    def watch() -> None:
-        if report and any(steps := steps_logged(spec, root)):
-            report(*steps)
-
     check_devices(spec)
-    launch(partial(train_rank, spec, root, folder), spec.shards, spec.threads, watch)
+    job = partial(train_rank, spec, root, folder)
+    launch(job, spec.shards, spec.threads, watch=lambda: report(*steps_logged(spec, root)))
 
 
-execute = partial(alone.execute, train=train)  # one run, as by a single process
-
-
-def trainer(spec: RunSpec) -> Callable:
-    """What trains a run: one process, or several."""
-    return execute if spec.shards > 1 else alone.execute
+def execute(spec: RunSpec, root: Path, after=None, report: alone.Report = lambda step, steps: None) -> str:
+    """`runs.execute.execute`, on as many devices as the run has shards."""
+    return alone.execute(spec, root, after, report, train if spec.shards > 1 else None)
 
 
 def check_devices(spec: RunSpec) -> None:
@@ -95,10 +88,8 @@ def launch(job: Callable[[], None], ranks: int, threads: int = 1, watch: Callabl
             ends = re.findall(r"rank +: (\d+).*?exitcode +: (-?\d+)", output.read_text(errors="replace"), re.DOTALL)
             rank, code = ends[-1] if ends else ("*", torchrun.returncode)  # the last that torchrun names is the first
             words = " ".join(log.read_text(errors="replace") for log in sorted(logs.glob(f"*/*/{rank}/*.log")))
-            raise RuntimeError(
-                f"rank {rank} of {ranks} was ended from outside with exit code {code} (out of memory?); "
-                f"its last words: {' '.join(words.split())[-300:] or 'none'}"
-            )
+            end = f"rank {rank} of {ranks} was ended from outside with exit code {code} (out of memory?)"
+            raise RuntimeError(f"{end}; its last words: {' '.join(words.split())[-300:] or 'none'}")
 
 
 @record
@@ -119,7 +110,6 @@ def _end_with_parent() -> None:
 
 
 def train_rank(spec: RunSpec, root: Path, folder: Path) -> None:
-    """What one rank does of a run."""
     if spec.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("gloo" if spec.device == "cpu" else "nccl", timeout=PATIENCE)

@@ -26,12 +26,11 @@ from w2s.spec import SPLITS, RunSpec
 
 
 def folder_of(spec: RunSpec, root: Path) -> Path:
-    """A run's folder in the cache."""
     return root / "runs" / spec.name
 
 
 def beside(folder: Path, kind: str) -> Path:
-    """What lies beside a run's folder: its "part" in training, its "failed" record, its "lock", an "old" one."""
+    """What lies beside a run's folder: its "part" in training, its "failed" record, its "lock"."""
     return folder.with_name(f"{folder.name}.{kind}")
 
 
@@ -54,22 +53,21 @@ def locked(folder: Path, busy: str = "another process is training it", wait: boo
 def store_data(root: Path, data: StudyData) -> None:
     """Write the pair tables where every worker finds them by fingerprint, unless they stand there whole."""
     folder = root / "runs" / "data" / data.fingerprint[:16]
-    record = read_json(folder / "source.json")
-    for split in SPLITS:
-        path = folder / f"{split}.parquet"
-        if path.exists() and digest(path) == record.get("tables", {}).get(path.name):
-            continue
-        if path.exists() and path.name in record.get("tables", {}):
-            print(f"{path} is damaged: it is written anew", flush=True)
-        write_table(path, getattr(data, split))
-    content = data.source | {"tables": {f"{split}.parquet": digest(folder / f"{split}.parquet") for split in SPLITS}}
-    if content["tables"] != record.get("tables"):
-        write_json(folder / "source.json", content)
+    recorded = read_json(folder / "source.json").get("tables", {})
+    tables = {f"{split}.parquet": getattr(data, split) for split in SPLITS}
+    for name, table in tables.items():
+        path = folder / name
+        if not path.exists() or digest(path) != recorded.get(name):
+            if path.exists() and name in recorded:
+                print(f"{path} is damaged: it is written anew", flush=True)
+            write_table(path, table)
+    written = {name: digest(folder / name) for name in tables}
+    if written != recorded:
+        write_json(folder / "source.json", data.source | {"tables": written})
 
 
 @lru_cache(maxsize=32)
 def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
-    """A pair table that `store_data` wrote."""
     return _table(root / "runs" / "data" / fingerprint[:16] / f"{split}.parquet")
 
 
@@ -81,21 +79,27 @@ def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
 def finish(folder: Path) -> None:
     """Mark a run's part as finished, and put it in the place of what stands in its folder, if anything."""
     part = beside(folder, "part")
-    names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file() and p.name != "DONE")
-    for name in names:
-        (part / name).chmod(0o644)  # safetensors are written for their owner alone, and a class shares a cache
-        fsync(part / name)
-    _put(folder, {"code": code.IMPORTED, "files": {name: digest(part / name) for name in names}})
+    paths = sorted(path for path in part.rglob("*") if path.is_file() and path.name != "DONE")
+    for path in paths:
+        path.chmod(0o644)  # safetensors are written for their owner alone, and a class shares a cache
+        fsync(path)
+    files = {path.relative_to(part).as_posix(): digest(path) for path in paths}
+    _put(folder, {"code": code.IMPORTED, "files": files})
 
 
 def _put(folder: Path, record: dict) -> None:
-    part, old = beside(folder, "part"), beside(folder, "old")
-    write_json(part / "DONE", record)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    write_json(beside(folder, "part") / "DONE", record)
+    recover(folder)
     beside(folder, "failed").unlink(missing_ok=True)
+
+
+def recover(folder: Path) -> None:
+    """Put a finished part in the place of its folder; clear away one that a killed process has left unfinished."""
+    part = beside(folder, "part")
+    if (part / "DONE").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # a kill here is of no harm: the part is whole
+        os.replace(part, folder)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def adopt(specs: Iterable[RunSpec], root: Path, source: Path) -> int:
@@ -121,18 +125,6 @@ def adopt(specs: Iterable[RunSpec], root: Path, source: Path) -> int:
     return copied
 
 
-def recover(folder: Path) -> None:
-    """Clear away what a process that was killed has left of a run; finish what it had all but finished."""
-    part, old = beside(folder, "part"), beside(folder, "old")
-    if (part / "DONE").exists() and not folder.exists():
-        os.replace(part, folder)
-    elif old.exists() and not folder.exists():
-        os.replace(old, folder)
-    for left in (part, old):
-        if left.exists():
-            shutil.rmtree(left)
-
-
 def why_not_done(spec: RunSpec, root: Path) -> str | None:
     """None for a finished run; else why it is not: "" where it was never trained, or a few words."""
     folder = folder_of(spec, root)
@@ -140,7 +132,8 @@ def why_not_done(spec: RunSpec, root: Path) -> str | None:
         return ""
     record = read_json(folder / "DONE")
     if not record:
-        return "made by code that left no record" if _is_empty(folder / "DONE") else f"{folder / 'DONE'} is damaged"
+        damaged = (folder / "DONE").stat().st_size
+        return f"{folder / 'DONE'} is damaged" if damaged else "made by code that left no record"
     if names := code.changed(record["code"]):
         return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed since"
     whole = {name: sha for name, sha in record["files"].items() if not name.startswith("model/")}
@@ -157,10 +150,6 @@ def why_not_done(spec: RunSpec, root: Path) -> str | None:
 @cache
 def _digest_of(path: Path, written: int, size: int) -> str:
     return digest(path)
-
-
-def _is_empty(path: Path) -> bool:
-    return not path.stat().st_size
 
 
 def is_done(spec: RunSpec, root: Path) -> bool:

@@ -20,7 +20,7 @@ from w2s.params import ParameterError
 from w2s.runs import code, store
 from w2s.runs.execute import LACKS, RunFailed
 from w2s.runs.progress import Progress
-from w2s.runs.sharded import trainer
+from w2s.runs.sharded import execute
 from w2s.spec import RunSpec
 
 
@@ -29,10 +29,6 @@ class _Prepare(WorkerPlugin):
         cpu.keep_memory()
         spell_out()
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-
-
-def _code() -> dict[str, str]:
-    return code.IMPORTED
 
 
 @contextmanager
@@ -65,19 +61,18 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
     for logger in ("distributed", "distributed.client"):  # what Dask would log in many lines is said in one below
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_is_no_closing)
-    gone = f"the workers cannot be reached{f' through {scheduler}' if scheduler else ''}; start them, and this, again"
     try:
         with dask.config.set(settings), ExitStack() as stack:
             with _deaf():
                 client = stack.enter_context(Client(**({"address": scheduler} if scheduler else local)))
             if not scheduler:
                 client.register_plugin(_Prepare())
-            elif any(theirs != code.IMPORTED for theirs in client.run(_code).values()):
+            elif any(theirs != code.IMPORTED for theirs in client.run(lambda: code.IMPORTED).values()):
                 raise ParameterError(f"scheduler = {scheduler!r}: a worker has other code; start it from this checkout")
             futures = {}
             for spec in todo:
                 after = [futures[needed] for needed in spec.before if needed in futures]
-                futures[spec] = client.submit(trainer(spec), spec, root, after, key=spec.name, pure=False)
+                futures[spec] = client.submit(execute, spec, root, after, key=spec.name, pure=False)
             while futures:
                 with suppress(TimeoutError):  # wake each second to show the steps
                     wait(list(futures.values()), timeout=1, return_when="FIRST_COMPLETED")
@@ -91,8 +86,9 @@ def train(todo: list[RunSpec], root: Path, workers: int, scheduler: str | None, 
                             n = error.allowed_failures + 1
                             failed[spec.name] = f"{n} workers were killed while they trained it (out of memory?)"
                         progress.finish(spec.name)
-                    elif any(steps := store.steps_logged(spec, root)):
-                        progress.update(spec.name, *steps)
+                    else:
+                        progress.update(spec.name, *store.steps_logged(spec, root))
     except (CommClosedError, CancelledError, FuturesCancelled) as error:
-        raise ConnectionError(gone) from error
+        through = f" through {scheduler}" if scheduler else ""
+        raise ConnectionError(f"the workers cannot be reached{through}; start them, and this, again") from error
     return failed

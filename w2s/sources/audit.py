@@ -67,7 +67,6 @@ def read_file(folder: Path, name: str) -> Source:
 
 
 def brief(error: Exception) -> str:
-    """An error of a library on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -85,13 +85,11 @@ def base_of(name: str) -> str:
         return name
     if cut(name)[1]:
         raise ParameterError(f"model {name!r}: adapters are not cut; cut their base, and train adapters on it")
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str):
-        raise ParameterError(f"model {name!r}: its {ADAPTERS} names no base model; train it again")
-    return base
+        if isinstance(base, str):
+            return base
+    raise ParameterError(f"model {name!r}: its {ADAPTERS} names no base model; train it again")
 
 
 def hub_folder() -> Path:
@@ -112,9 +110,8 @@ def fetched(kind: str, name: str) -> Path | None:
     """The folder of a fetched model or dataset with all of its files, None when it has not been fetched."""
     entry = index()[kind].get(name, {"folder": "", "files": {}})
     folder = hub_folder() / entry["folder"]
-    for file in entry["files"]:
-        if not (folder / file).is_file():
-            raise ParameterError(f"{kind} {name!r}: {folder / file} was fetched and is gone; {GET}")
+    if gone := [folder / file for file in entry["files"] if not (folder / file).is_file()]:
+        raise ParameterError(f"{kind} {name!r}: {gone[0]} was fetched and is gone; {GET}")
     return folder if entry["files"] else None
 
 
@@ -208,17 +205,14 @@ def _announce_pickle(name: str, where: str, revision: str | None) -> None:
 def check_weights(name: str) -> None:
     """Raise a ParameterError for a model's folder on this machine that has no weights, or pointers to them."""
     folder = Path(resolve(name))
-    if folder.is_dir():
-        kinds = [*TABLES["safetensors"], *TABLES["pickles"], "adapter_model.*"]
-        files = sorted(file for kind in kinds for file in folder.glob(kind))
-        if not files:
-            raise ParameterError(f"model {name!r}: {TABLES['words']['no file named model.safetensors']}")
-        for file in files:
-            with open(file, "rb") as weights:
-                if weights.read(len(LFS)) == LFS:
-                    raise ParameterError(
-                        f"model {name!r}: {file} is a pointer of Git LFS; run git lfs pull in {folder}"
-                    )
+    kinds = (*TABLES["safetensors"], *TABLES["pickles"], "adapter_model.*")
+    files = sorted(file for kind in kinds for file in folder.glob(kind))
+    if folder.is_dir() and not files:
+        raise ParameterError(f"model {name!r}: {NO_WEIGHTS}")
+    for file in files:
+        with open(file, "rb") as weights:
+            if weights.read(len(LFS)) == LFS:
+                raise ParameterError(f"model {name!r}: {file} is a pointer of Git LFS; run git lfs pull in {folder}")
 
 
 def check_vocabulary(name: str, tokenizer, config) -> None:
@@ -234,15 +228,17 @@ def check_architecture(name: str, config) -> None:
     from transformers.models.auto import modeling_auto as known
 
     text, kind = config.get_text_config(), config.model_type
-    masked = text.model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text, "is_decoder", False)
-    reasons = {
-        "an encoder-decoder": getattr(config, "is_encoder_decoder", False),
-        "a model with a part for images or sound": any(hasattr(config, f"{s}_config") for s in ("vision", "audio")),
-        "an encoder, whose tokens see later ones": masked,
-        "no causal language model": text.model_type not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    }
-    if reason := next((words for words, holds in reasons.items() if holds), None):
-        raise ParameterError(f"model {name!r}: it is {reason} ({kind}); choose a causal one, such as GPT-2, OPT, Llama")
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "an encoder-decoder"
+    elif hasattr(config, "vision_config") or hasattr(config, "audio_config"):
+        reason = "a model with a part for images or sound"
+    elif text.model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text, "is_decoder", False):
+        reason = "an encoder, whose tokens see later ones"
+    elif text.model_type not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        reason = "no causal language model"
+    else:
+        return
+    raise ParameterError(f"model {name!r}: it is {reason} ({kind}); choose a causal one, such as GPT-2, OPT, Llama")
 
 
 def n_plain(tokenizer) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +39,7 @@ def as_folder(file: Path, parent: Path) -> Path:
     with FileLock(f"{folder}.lock", mode=0o666):  # for every user of a shared folder
         if not folder.exists():
             print(f"{file.name}: its {GGUF} weights are turned into float32, once, under {folder}", flush=True)
-            part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=parent))
+            part = parent / f"{folder.name}.part"
             try:
                 _convert(file, part)
                 os.replace(part, folder)
@@ -64,6 +63,5 @@ def _convert(file: Path, folder: Path) -> None:
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    folder.chmod(0o755)
-    for path in folder.iterdir():
+    for path in folder.iterdir():  # safetensors' are their writer's alone
         path.chmod(0o644)
