@@ -23,7 +23,7 @@ study: .venv/.installed  ## run all five notebooks on STUDY, write outputs/<stud
 	.venv/bin/w2s run "$(STUDY)"
 
 test: .venv/.installed  ## run the tests (about 6 minutes on 2 cores)
-	$(VENV_PYTHON) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/.installed  ## run what is slow by nature: whole studies, coverage of intervals, every architecture
 	$(VENV_PYTHON) -m pytest -m slow

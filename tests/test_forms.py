@@ -125,7 +125,7 @@ NULL = pd.DataFrame([hh("first"), {"chosen": None, "rejected": "x"}]).to_parquet
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 UNREADABLE = [
     ("gt.jsonl.gz", b"no gzip", "drop", ": cannot be read .*; replace the file$"),
-    ("gt.jsonl.gz", gzip.compress(b"x" * 999)[:-12], "drop", ": cannot be read .*; replace the file$"),
+    ("gt.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-12], "drop", ": cannot be read .*; replace the file$"),
     ("gt.parquet", b"no parquet", "drop", ": cannot be read .*; replace the file$"),
     ("gt.parquet", NULL, "error", " row 2: prompt, chosen and rejected must be text"),
     ("gt.jsonl", POINTER, "drop", ": a pointer of Git LFS, not the file; run git lfs pull in /"),
