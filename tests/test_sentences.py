@@ -1,12 +1,15 @@
 """What the findings say of score tables, and the setup in words."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from test_deception import one_row, study
 
 from w2s.analysis import scoring
-from w2s.params import StudyParams
+from w2s.params import HOME, PACKAGE, StudyParams
 from w2s.report import sentences
 
 
@@ -31,6 +34,21 @@ def test_findings_state_each_setting_with_its_numbers(predictions, scores):
     assert not any(x.startswith("Warning") for x in lines)
     assert len([x for x in lines if x.endswith("no conflict tax.")]) == 4
     assert "not the randomness of training" in lines[-1]
+
+
+def test_what_docs_say_was_measured_is_what_a_run_says_at_its_end():
+    """Each value of expected.yaml is a cell of the file's row in docs/measurements.md, or stands in its paragraph."""
+    docs = (HOME / "docs" / "measurements.md").read_text(encoding="utf-8")
+    table = yaml.safe_load((PACKAGE / "report" / "expected.yaml").read_text(encoding="utf-8"))
+    assert set(re.findall(r"^\| `(\w+\.yaml)`", docs, re.MULTILINE)) <= set(table)
+    for file, values in table.items():
+        assert (HOME / "params" / file).is_file()
+        rows = [line for line in docs.splitlines() if line.startswith(f"| `{file}`")]
+        paragraphs = [" ".join(part.split()) for part in docs.split("\n\n") if part.startswith(f"`{file}`")]
+        for value in map(str, values.values()):
+            assert any(f"| {value} |" in row for row in rows) or any(value in part for part in paragraphs), value
+    assert sentences.expected("my.yaml") == ""
+    assert "Score explicit: 0.53 [0.50, 0.56]" in sentences.expected("pocket.yaml")
 
 
 def row_of(low, high, tax=50, strong="b", **changes):
