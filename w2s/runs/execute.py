@@ -162,11 +162,12 @@ def _train(team: Alone, model, tokenizer, folder: Path, report) -> None:
 
 def scored_splits(spec: RunSpec) -> list[str]:
     """A warm start is the reference of its run on every split; a teacher labels the split it has not seen."""
+    other = ["other"] if spec.other else []
     if spec.method == "baseline":
-        return ["validation", "test"]
+        return ["validation", "test", *other]
     if spec.method == "sft":
-        return list(SPLITS)
-    return [*(["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []), "validation", "test"]
+        return [*SPLITS, *other]
+    return [*(["w2s" if spec.split == "gt" else "gt"] if spec.conflict == "none" else []), "validation", "test", *other]
 
 
 def schedule(spec: RunSpec) -> Schedule:

@@ -65,6 +65,10 @@ def store_data(root: Path, data: StudyData) -> None:
     content = data.source | {"tables": {f"{split}.parquet": digest(folder / f"{split}.parquet") for split in SPLITS}}
     if content["tables"] != record.get("tables"):
         write_json(folder / "source.json", content)
+    if data.other is not None:
+        path = root / "runs" / "data" / data.other_fingerprint[:16] / "other.parquet"
+        if not path.exists():
+            write_table(path, data.other)
 
 
 @lru_cache(maxsize=32)
@@ -75,6 +79,8 @@ def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
 
 def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
     """The pair table of a split for one run: its helpful pairs may be those of a larger data set."""
+    if split == "other":
+        return pair_table(root, spec.other, split)
     return pair_table(root, spec.helpful_from if split == "helpful" and spec.helpful_from else spec.data, split)
 
 
