@@ -123,12 +123,18 @@ def test_a_study_is_forecast_executed_reported_and_left_alone(tiny_models, tmp_p
     out = capsys.readouterr().out
     assert out.index("16 runs to train, 16 wanted: about") < out.index("01_data_conflict")
     assert executed == ["01", "02", "03", "04", "05"] and "done: report.html" in out
+    assert "measured with" not in out
     monkeypatch.setattr("w2s.runs.store.is_done", lambda spec, root: True)
     assert cli.main(["run", str(file)]) == 0
     out = capsys.readouterr().out
     assert "all 16 runs are in the cache" in out and "03_strong_training.ipynb: as before, nothing it depends" in out
     assert executed[5:] == ["01", "02", "04", "05"]
     assert cli.main(["run", str(file), "--again"]) == 0 and executed[9:] == ["01", "02", "03", "04", "05"]
+    named = file.rename(tmp_path / "pocket.yaml")
+    for changed, said in ((["--set", "seeds=[0]"], False), ([], True)):
+        assert cli.main(["run", str(named), *changed]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("measured with pocket.yaml as it ships") == said
 
 
 def test_a_notebook_that_fails_is_named_and_ends_the_study(tiny_models, tmp_path, capsys, executed, monkeypatch):

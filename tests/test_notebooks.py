@@ -42,7 +42,7 @@ CHANGED = {
     "max_length": 99, "tokens_per_batch": 77, "device": "cpu", "dtype": "bfloat16", "threads": 2, "workers": 3,
     "shards": 4, "gradient_checkpointing": True, "offline": True, "scheduler": "tcp://host:1", "save_models": True,
     "frozen": True, "also": ["a.yaml"], "extensions": ["controls"], "show_text": False, "output_dir": "elsewhere",
-    "read_from": "shared", "trained_blocks": 2, "model_pairs": "all", "baseline": True,
+    "read_from": "shared", "other_data": "pairs", "trained_blocks": 2, "model_pairs": "all", "baseline": True,
 }  # fmt: skip
 OTHERS = {  # besides a study of reward models
     "dpo": {"weak_filter": "confidence", "threshold": 0.5, "confidence": "calibrated", "lora": {"rank": 2, "alpha": 4}},
@@ -98,7 +98,8 @@ def test_no_cell_binds_a_parameter_or_hides_an_import(path):
 
 
 @each
-@pytest.mark.parametrize("left_out", ["frozen trained_blocks", "extensions baseline lora shards"])  # no study has both
+# No study has both.
+@pytest.mark.parametrize("left_out", ["frozen trained_blocks", "extensions baseline other_data lora shards"])
 def test_every_parameter_reaches_the_study(path, left_out, monkeypatch, capsys):
     """Those that the cell does not name as well: papermill adds them."""
     monkeypatch.setattr(Lab, "open", classmethod(lambda cls, params: cls(params)))

@@ -14,9 +14,11 @@ from distributed import LocalCluster
 from filelock import FileLock
 
 from w2s import files, models
+from w2s.analysis import followups
 from w2s.files import duration
-from w2s.params import Lora
+from w2s.params import Lora, ParameterError, StudyParams
 from w2s.predict import predict
+from w2s.report import sentences_extensions
 from w2s.runs import cluster, execute, progress, store
 from w2s.runs.labels import weak_labels
 from w2s.runs.progress import Progress
@@ -79,6 +81,38 @@ def test_everything_that_changes_a_result_changes_the_name(small_study):
     louder = replace(small_study, params=small_study.params.model_copy(update={"alpha": 1.0}))
     for conflict, same in (("none", True), ("implicit", True), ("explicit", False)):  # to which alone alpha matters
         assert (small_study.student(weak, strong, conflict, 0) == louder.student(weak, strong, conflict, 0)) == same
+
+
+@pytest.mark.parametrize("how", ["reward", "dpo", "blocks"])
+def test_with_other_data_every_run_is_scored_on_these_pairs_too(how, small_study, tiny_models, tmp_path):
+    texts = [{"prompt": f"\n\nHuman: {i}?\n\nAssistant:", "chosen": f" yes {i}", "rejected": " no"} for i in range(6)]
+    texts += [small_study.data.gt.loc[0, ["prompt", "chosen", "rejected"]].to_dict()]  # a pair that is trained on
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    changes = {"trained_blocks": 1} if how == "blocks" else {"method": how}
+    changes |= {"other_data": str(tmp_path / "other.jsonl"), "conflicts": ["none", "explicit"]}
+    study = Study.open(small_params(tiny_models[:2], tmp_path, intermediate_models=[], **changes))
+    assert sorted(study.data.other["chosen"]) == [f" yes {i}" for i in range(6)]
+    assert study.data.fingerprint == small_study.data.fingerprint
+    table = cluster.results(study, study.direct_runs())
+    assert (table.groupby(["run", "split"]).size().xs("other", level="split") == 6).all()
+    assert set(table.loc[table["split"] == "other", "run"]) == set(table["run"])
+    both = followups.other_table(table, 100)
+    assert both.groupby("scored_on")["pairs"].first().to_dict() == {"other": 6, "test": 40}
+    (line,) = sentences_extensions.other_pairs(both)
+    assert line.startswith("explicit conflict, on 6 pairs of other_data: accuracy ")
+    gold = [of.gold(tiny_models[0], 0) for of in (small_study, study)]
+    assert "other" not in gold[0].identity and gold[1].identity["other"] == study.data.other_fingerprint
+
+
+def test_other_data_of_the_pocket_world_are_its_other_dimension_and_what_is_no_data_says_so(tiny_models, tmp_path):
+    study = Study.open(small_params(tiny_models, tmp_path, other_data="helpful"))
+    assert set(study.data.other["dimension"]) == {"helpful"} and len(study.data.other) == study.params.n_test
+    assert study.data.other["id"].str.startswith("other-").all()
+    with pytest.raises(ParameterError, match=r"other_data = .*nowhere.*: no pairs there with other prompts"):
+        Study.open(small_params(tiny_models, tmp_path, other_data=str(tmp_path / "nowhere")))
+    for given, words in ({"frozen": True}, "does not ship"), ({"data": "hh"}, "of the pocket world alone"):
+        with pytest.raises(ParameterError, match=words):
+            StudyParams.check({"other_data": "helpful", **given})
 
 
 def test_a_second_time_trains_nothing(finished, capsys, monkeypatch):

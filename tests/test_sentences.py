@@ -1,11 +1,29 @@
 """What the findings say of score tables, and the setup in words."""
 
+import re
+
 import numpy as np
 import pandas as pd
+import yaml
 
 from w2s.analysis import scoring
-from w2s.params import StudyParams
+from w2s.params import HOME, PACKAGE, StudyParams
 from w2s.report import sentences
+
+
+def test_what_docs_say_was_measured_is_what_a_run_says_at_its_end():
+    """Each value of expected.yaml is a cell of the file's row in docs/measurements.md, or stands in its paragraph."""
+    docs = (HOME / "docs" / "measurements.md").read_text(encoding="utf-8")
+    table = yaml.safe_load((PACKAGE / "report" / "expected.yaml").read_text(encoding="utf-8"))
+    assert set(re.findall(r"^\| `(\w+\.yaml)`", docs, re.MULTILINE)) <= set(table)
+    for file, values in table.items():
+        assert (HOME / "params" / file).is_file()
+        rows = [line for line in docs.splitlines() if line.startswith(f"| `{file}`")]
+        paragraphs = [" ".join(part.split()) for part in docs.split("\n\n") if part.startswith(f"`{file}`")]
+        for value in map(str, values.values()):
+            assert any(f"| {value} |" in row for row in rows) or any(value in part for part in paragraphs), value
+    assert sentences.expected("my.yaml") == ""
+    assert "Score explicit: 0.53 [0.50, 0.56]" in sentences.expected("pocket.yaml")
 
 
 def row_of(low, high, tax=50, strong="b", **changes):

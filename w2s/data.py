@@ -16,7 +16,7 @@ import pandas as pd
 
 from w2s.params import ParameterError, StudyParams, nearest
 from w2s.sources.audit import DROPS, DataError, Origin
-from w2s.sources.pairs import read
+from w2s.sources.pairs import read, read_other
 from w2s.world import SPLITS, World
 
 __all__ = ["DataError", "StudyData", "audit_tokens", "load", "table_fingerprint", "training_pairs"]
@@ -36,12 +36,18 @@ class StudyData:
     test: pd.DataFrame
     audit: pd.DataFrame
     source: dict[str, Any]
+    other: pd.DataFrame | None = None  # the pairs of `other_data`, which every run is scored on as well
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the ids and texts of all five tables; the same wherever the files lie."""
         parts = [table_fingerprint(getattr(self, split)) for split in SPLITS]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def other_fingerprint(self) -> str | None:
+        """That of the pairs of `other_data`; None without them, so that runs have the names they had."""
+        return None if self.other is None else table_fingerprint(self.other)
 
 
 def table_fingerprint(table: pd.DataFrame) -> str:
@@ -62,7 +68,13 @@ def load(params: StudyParams) -> StudyData:
     """
     origins, tables, source = read(params) or _pocket(params)
     sizes = {split: len(tables[split]) for split in SPLITS}
-    return StudyData(**tables, audit=_audit(origins, tables), source=source | {"sizes": sizes})
+    other = None
+    if params.other_data == "helpful":
+        other = World().pairs("test", params.n_test, params.conflicting)
+        other["id"] = other["id"].str.replace("test", "other")
+    elif params.other_data:
+        other = read_other(params, set(pd.concat([tables[split].prompt for split in SPLITS])))
+    return StudyData(**tables, audit=_audit(origins, tables), source=source | {"sizes": sizes}, other=other)
 
 
 def _pocket(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame], dict[str, Any]]:

@@ -58,6 +58,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
     study: str = about("pocket", "name of the folder under outputs/", pattern=FOLDER_NAME)
     data: str = about("pocket", "pocket, hh, cai, or the path of a folder of pairs", min_length=1)
     data_dir: str | None = about(None, "folder of the HH or CAI files, instead of the hub")
+    other_data: str | None = about(None, "further pairs that every run is scored on: a folder, a file, or helpful")
     target: Dimension = about("harmless", "dimension that is supervised; the other one is the conflict")
     bad_pairs: Literal["error", "drop"] = about("error", "what to do with a pair that cannot be used")
     method: Method = about("reward", "how the models are trained")
@@ -128,7 +129,15 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
         return value
 
     @field_validator(
-        "data", "data_dir", "output_dir", "read_from", "weak_models", "strong_models", "intermediate_models", "also"
+        "data",
+        "data_dir",
+        "other_data",
+        "output_dir",
+        "read_from",
+        "weak_models",
+        "strong_models",
+        "intermediate_models",
+        "also",
     )
     @classmethod
     def _nameable(cls, value: str | list[str] | None) -> str | list[str] | None:
@@ -164,6 +173,10 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ValueError(f"extensions = {train}: their runs do not ship; leave them out, or frozen")
         if self.frozen and self.baseline:
             raise ValueError("baseline = True: it does not ship; leave it out, or frozen")
+        if self.frozen and self.other_data:
+            raise ValueError(f"other_data = {self.other_data!r}: what is predicted there does not ship; leave one out")
+        if self.other_data == "helpful" and self.data != "pocket":
+            raise ValueError("other_data = 'helpful': of the pocket world alone; name a folder or a file of pairs")
         for key in METHOD_HAS_NO[self.method]:
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: method {self.method} has no {key}; leave it out")

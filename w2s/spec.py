@@ -61,6 +61,7 @@ class RunSpec:
     gradient_checkpointing: bool = False
     shards: int = 1
     save_model: bool = False
+    other: str | None = None  # fingerprint of further pairs that the run is scored on
 
     @cached_property
     def identity(self) -> dict:

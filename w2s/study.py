@@ -146,6 +146,7 @@ class Study:
         fields["device"] = "cpu" if p.frozen else str(models.choose_device(p.device))  # shipped runs were trained there
         if teacher and p.weak_filter != "none":
             fields |= {"keep": p.weak_filter, "keep_threshold": p.threshold, "keep_by": p.confidence}
+        fields["other"] = self.data.other_fingerprint
         named = (model, models.fingerprint(model), self.data.fingerprint, split, seed, conflict)
         spec = RunSpec(*named, teacher=teacher, **fields | changes)
         return spec if p.method == "reward" else self._preference(spec)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from w2s.analysis.pooled import POOLED, Counts, Sums, ratio_table, stack
+from w2s.analysis.pooled import POOLED, Counts, Sums, count_students, pooled_table, ratio_table, stack
 from w2s.analysis.scoring import SETTING, comparisons
 from w2s.analysis.seeds import Resampled, effective_seeds, leaving_out, over_seeds
 from w2s.deception import confidence, conflict_tax, known, right
@@ -20,6 +20,15 @@ from w2s.intervals import draws, ratio
 MODELS = ("student", "none", "ceiling")  # none: the student without conflict
 AUC_SAMPLES = 500  # of the bootstrap behind an AUC: it cannot be had from sums, and takes its time
 MIN_SEEDS = 3  # one to predict, and a variance of two
+
+
+def other_table(predictions: pd.DataFrame, bootstrap: int = 2000, **measures) -> pd.DataFrame:
+    """`pooled.pooled_table` by conflict, on the test pairs and on those of `other_data` (column scored_on)."""
+    parts = []
+    for split in ("test", "other"):
+        scored = predictions[predictions["split"] == split].assign(split="test")
+        parts.append(pooled_table(count_students(scored, **measures), ["conflict"], bootstrap).assign(scored_on=split))
+    return pd.concat(parts, ignore_index=True)
 
 
 def risk_table(predictions: pd.DataFrame, threshold: float = 0.75) -> pd.DataFrame:

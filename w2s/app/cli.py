@@ -172,6 +172,11 @@ def run_study(args: argparse.Namespace) -> int:
     failed = any(execute(params, args.again) for params in studies)
     if args.grid and not failed:
         _compare([params.root / params.study for params in studies])
+    elif not failed and read_overrides(args.set).keys() <= {"study", "frozen", "workers", "offline"}:
+        from w2s.report.sentences import expected
+
+        for line in filter(None, map(expected, [args.params.name, *studies[0].also])):
+            print(line)
     return int(failed)
 
 

@@ -27,6 +27,13 @@ def texts() -> dict[str, str]:
     return yaml.safe_load((Path(__file__).parent / "sentences.yaml").read_text(encoding="utf-8"))
 
 
+def expected(file: str) -> str:
+    """One line on what was measured with a parameter file of that name as it ships; "" where nothing was."""
+    table = yaml.safe_load((Path(__file__).parent / "expected.yaml").read_text(encoding="utf-8"))
+    each = "; ".join(f"{name}: {value}" for name, value in table.get(file, {}).items())
+    return each and f"measured with {file} as it ships (docs/measurements.md): {each}"
+
+
 class _Interval(NamedTuple):
     row: Mapping
     measure: str

@@ -42,6 +42,12 @@ def yardsticks(table: pd.DataFrame) -> list[str]:
     return lines + ([words("twins", rows[name], p_value=p[name]) for name in conflicts] if passed else [])
 
 
+def other_pairs(table: pd.DataFrame) -> list[str]:
+    """One sentence a conflict from `followups.other_table`: what its students do on the pairs of `other_data`."""
+    rows = table[(table["scored_on"] == "other") & (table["conflict"] != "none")]
+    return [words("other_pairs", row) for row in rows.to_dict("records")]
+
+
 def twin_claims(table: pd.DataFrame) -> list[str]:
     """One sentence a claim and conflict from `yardsticks.twin_claims`."""
     return [words(f"claim_{row['claim']}", row) for row in table.to_dict("records")]

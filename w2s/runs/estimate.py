@@ -206,7 +206,7 @@ def _alike(identity: dict) -> str:
 
 def run_seconds(spec: RunSpec, root: Path, rates: Mapping[str, float] | None = None) -> float:
     """About how long a run takes on one worker, by `measured` rates or `pair_seconds`; scoring takes a third."""
-    size = {split: len(store.split_table(spec, root, split)) for split in SPLITS}
+    size = {split: len(store.split_table(spec, root, split)) for split in {*SPLITS, *execute.scored_splits(spec)}}
     helpful = size["helpful"] if spec.n_helpful is None else spec.n_helpful
     trained = (size[spec.split] + (helpful if spec.conflict == "implicit" else 0)) * spec.epochs
     scored = sum(size[split] for split in execute.scored_splits(spec)) + spec.gold_checks * size["validation"]
@@ -227,7 +227,8 @@ def states_to_make(todo: list[RunSpec], root: Path) -> dict[str, tuple[float, fl
     made = {}
     for spec, n in first.values():
         prompt, responses = _characters(spec.data, root)
-        tokens = _pair_tokens(spec, root) * sum(len(store.pair_table(root, spec.data, split)) for split in SPLITS)
+        splits = {*SPLITS, *execute.scored_splits(spec)}
+        tokens = _pair_tokens(spec, root) * sum(len(store.split_table(spec, root, split)) for split in splits)
         operations = 2 * models.n_trained(spec.model, head=False, blocks=n) * tokens
         size = 4 * _config(spec).hidden_size * tokens * (2 * prompt + responses) / (prompt + responses)
         made[spec.name] = _compute_seconds(spec, operations), size

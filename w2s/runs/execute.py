@@ -154,10 +154,11 @@ def _train(team: Alone, model, tokenizer, folder: Path, report: Report) -> None:
 
 def scored_splits(spec: RunSpec) -> list[str]:
     """A warm start is the reference of its run on every split; a teacher labels the split it has not seen."""
+    other = ["other"] if spec.other else []
     if spec.method == "sft":
-        return list(SPLITS)
+        return [*SPLITS, *other]
     teaches = spec.conflict == "none" and spec.method != "baseline"
-    return [*(["w2s" if spec.split == "gt" else "gt"] if teaches else []), "validation", "test"]
+    return [*(["w2s" if spec.split == "gt" else "gt"] if teaches else []), "validation", "test", *other]
 
 
 def schedule(spec: RunSpec) -> Schedule:

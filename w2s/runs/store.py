@@ -64,6 +64,10 @@ def store_data(root: Path, data: StudyData) -> None:
     written = {name: digest(folder / name) for name in tables}
     if written != recorded:
         write_json(folder / "source.json", data.source | {"tables": written})
+    if data.other is not None:
+        path = root / "runs" / "data" / data.other_fingerprint[:16] / "other.parquet"
+        if not path.exists():
+            write_table(path, data.other)
 
 
 @lru_cache(maxsize=32)
@@ -73,6 +77,8 @@ def pair_table(root: Path, fingerprint: str, split: str) -> pd.DataFrame:
 
 def split_table(spec: RunSpec, root: Path, split: str) -> pd.DataFrame:
     """The pair table of a split for one run: its helpful pairs may be those of a larger data set."""
+    if split == "other":
+        return pair_table(root, spec.other, split)
     return pair_table(root, spec.helpful_from if split == "helpful" and spec.helpful_from else spec.data, split)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from w2s.files import located
 from w2s.params import ParameterError, StudyParams
 from w2s.sources import TABLES, hub
 from w2s.sources.audit import FAULTS, RESPONSES, SUFFIXES, DataError, Origin, Source, brief, fault_of, read_file
@@ -61,6 +62,23 @@ def read(params: StudyParams) -> tuple[dict[str, Origin], dict[str, pd.DataFrame
     source["files"] = {source.name: source.sha256 for parts in sources.values() for source in parts}
     source["filters"] = {"bad_pairs": params.bad_pairs, "single_turn": on_hub}
     return origins, tables, source | {"order_seed": ORDER_SEED, "target": params.target}
+
+
+def read_other(params: StudyParams, known: set[str]) -> pd.DataFrame:
+    """At most n_test pairs from the folder or the file `other_data`, none with a prompt in `known`.
+
+    Raises a ParameterError where there are none; what cannot be used is dropped, or stops by `bad_pairs`.
+    """
+    path = located(params.other_data)
+    names = [path.name] if path.is_file() else [name for name in _names(path) if name.lower().endswith(SUFFIXES)]
+    sources = [read_file(path.parent if path.is_file() else path, name) for name in names]
+    pairs = _usable(sources, known, Origin(dimension=params.target), params.model_copy(update={"data": "other"}))
+    if pairs.empty:
+        what = f"no pairs there with other prompts, in files {', '.join(SUFFIXES)}"
+        raise ParameterError(f"other_data = {params.other_data!r}: {what}; name another folder or file")
+    table = draw_by_prompt(pairs, {"other": params.n_test})["other"].head(params.n_test).reset_index(drop=True)
+    table.insert(0, "id", pd.Series([f"other-{i:05d}" for i in range(len(table))], dtype="str"))
+    return table.assign(dimension="other").astype("str")
 
 
 def _read_folder(folder: Path, params: StudyParams) -> dict[str, list[Source]]:
