@@ -19,11 +19,7 @@ RESEED = 1000  # added to the seed of a student that differs from another by its
 NOISE, DOSES = (0.1, 0.2, 0.3), (0.0, 0.25, 0.5, 0.75, 1.0)  # of the labels; of the blind pairs
 LABELS = ("weak", "gold", "own", "shuffled", "random")
 SAME_NAME = ("learning_rate", "epochs", "lora", "batch_pairs", "max_length", "dtype", "threads", "tokens_per_batch")
-SAME_NAME += (
-    "trained_blocks",
-    "gradient_checkpointing",
-    "shards",
-)  # parameters that are fields of a run under the same name
+SAME_NAME += ("trained_blocks", "gradient_checkpointing", "shards")  # parameters that are fields of a run
 OTHER = {"gt": "w2s", "w2s": "gt"}  # the split that the teacher of one on the other has not seen
 
 
@@ -194,10 +190,8 @@ class Study:
         """The twins and the strong model that yardsticks are tested on: the largest of each; else `_largest_pair`."""
         size = models.n_parameters
         for couple in reversed(self.twins):
-            larger = [
-                strong for weak, strong in self.model_pairs if weak == couple[0] and size(strong) > size(couple[1])
-            ]
-            if larger:
+            larger = [strong for weak, strong in self.model_pairs if weak == couple[0]]
+            if larger := [strong for strong in larger if size(strong) > size(couple[1])]:
                 return couple, max(larger, key=size)
         return self._largest_pair()
 
