@@ -30,9 +30,8 @@ def trained(small_study):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in folder.glob("*") if path.name not in ("DONE", "log.jsonl", "model")
-    }
+    others = ("DONE", "log.jsonl", "model")
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.name not in others}
 
 
 def test_comments_and_docstrings_do_not_change_code_and_everything_else_does():

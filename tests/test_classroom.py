@@ -99,10 +99,8 @@ def test_a_handout_has_stubs_and_no_solutions(masters, tmp_path, capsys):
 
 
 def test_a_handout_names_the_class_where_every_notebook_reads_it(masters, tmp_path, capsys):
-    parameters = new_code_cell(
-        'study: str = "pocket"  # name\nalpha: float = 0.5  # w', metadata={"tags": ["parameters"]}
-    )
-    write(masters / "01_a.ipynb", parameters)
+    source = 'study: str = "pocket"  # name\nalpha: float = 0.5  # w'
+    write(masters / "01_a.ipynb", new_code_cell(source, metadata={"tags": ["parameters"]}))
     given = ("--set", "read_from=/class/outputs", "--set", "alpha=1.0")
     assert cli.main(["handout", "--to", str(tmp_path / "out"), *given]) == 0
     names: dict = {}

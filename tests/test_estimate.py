@@ -195,12 +195,12 @@ def test_before_a_study_it_is_checked_and_a_line_shown_for_each_model(study, mon
     todo = cluster.announce(specs, study.root, 1, None)
     first, *lines = capsys.readouterr().out.splitlines()
     expected = duration(sum(estimate.run_seconds(spec, study.root) for spec in todo))
-    assert len(todo) == 16 and first == f"16 runs to train, 16 wanted: about {expected} on 1 workers"
+    assert len(todo) == 16 and first == f"16 runs to train, 16 wanted: about {expected} on 1 worker"
     weak, *strong = (Path(name).name for name in [*study.params.weak_models, *study.params.strong_models])
     assert {line.split(":")[0].strip() for line in lines} == {weak, *strong}
     (line,) = (line for line in lines if weak in line)
     n = models.n_parameters(study.params.weak_models[0])
-    assert re.fullmatch(rf"  {weak}: {n:,} parameters, about \d\.\d\d GiB to train, 1 runs of 42 s each", line)
+    assert re.fullmatch(rf"  {weak}: {n:,} parameters, about \d\.\d\d GiB to train, 1 run of 42 s", line)
     monkeypatch.setattr(estimate, "free_memory", lambda device: 0)
     with pytest.raises(ParameterError):
         cluster.announce(specs, study.root, 2, None)
@@ -221,7 +221,7 @@ def test_of_adapters_the_trained_parameters_are_shown(tiny_models, tmp_path):
 def test_where_the_rate_is_not_known_no_time_is_made_up(spec, study, change, scheduler, words):
     first, line = estimate.forecast([replace(spec, **change)], 1, study.root, 1, scheduler).splitlines()
     assert "time not estimated" in first and words in first
-    assert ("on each of 2 shards" in line) == (scheduler is None) and line.endswith("1 runs")
+    assert ("on each of 2 shards" in line) == (scheduler is None) and line.endswith("1 run")
 
 
 def test_the_time_of_a_run_counts_its_pairs(study, monkeypatch):

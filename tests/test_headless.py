@@ -33,9 +33,8 @@ def notebook(folder, code: str, name="01_one.ipynb"):
 def test_a_notebook_runs_in_this_interpreter_whatever_is_installed_and_wherever_it_lies(tmp_path, monkeypatch, place):
     stray = tmp_path / "stray" / "kernels" / "python3"
     stray.mkdir(parents=True)
-    (stray / "kernel.json").write_text(
-        json.dumps({"argv": ["/nowhere/python"], "display_name": "x", "language": "python"})
-    )
+    spec = {"argv": ["/nowhere/python"], "display_name": "x", "language": "python"}
+    (stray / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "stray"))
     source = notebook(tmp_path / place, "import sys; open('made.txt', 'w').write(sys.executable + ' ' + study)")
     assert headless._execute(source, tmp_path / place / "copies" / source.name, {"study": "{a}"})

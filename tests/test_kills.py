@@ -294,9 +294,8 @@ def test_what_vanishes_costs_one_line_and_no_finished_run(tiny_models, tmp_path,
     models = [shutil.copytree(name, tmp_path / "models" / Path(name).name) for name in tiny_models]
     (pairs := tmp_path / "pairs").mkdir()
     for split in ("gt", "w2s", "helpful", "validation", "test"):
-        World().pairs(split, 60)[["prompt", "chosen", "rejected"]].to_json(
-            pairs / f"{split}.jsonl", orient="records", lines=True
-        )
+        table = World().pairs(split, 60)[["prompt", "chosen", "rejected"]]
+        table.to_json(pairs / f"{split}.jsonl", orient="records", lines=True)
     kit = Kit(list(map(str, models)), tmp_path, epochs=30, data=str(pairs))
     process = kit.start()
     kit.wait_for(kit.finished, process)

@@ -51,12 +51,7 @@ def is_last_norm(part: str) -> bool:
 @pytest.mark.parametrize("method", ["reward", "simpo"])
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_training_the_last_blocks_on_stored_states_is_training_them_on_texts(
-    name,
-    tokenizer,
-    method,
-    last,
-    tmp_path,
-    monkeypatch,
+    name, tokenizer, method, last, tmp_path, monkeypatch
 ):
     """Margins and gradients, of states computed at once and of stored ones, against the whole model."""
 

@@ -24,6 +24,7 @@ from w2s.lab import Lab
 from w2s.params import HOME, StudyParams
 from w2s.report import style
 from w2s.report.html import write_report
+from w2s.sources.audit import DROPS
 from w2s.world import World
 
 NOTEBOOKS = sorted((HOME / "notebooks").glob("*.ipynb"))
@@ -91,10 +92,8 @@ def test_no_cell_binds_a_parameter_or_hides_an_import(path):
     cells = code_cells(nbformat.read(path, 4))[1:]
     symbols = [symbol for cell in cells for symbol in symtable(cell, path.name, "exec").get_symbols()]
     imported = {symbol.get_name() for symbol in symbols if symbol.is_imported()}
-    assert (
-        imported
-        and {symbol.get_name() for symbol in symbols if symbol.is_assigned()} & (FIELDS.keys() | imported) == set()
-    )
+    assigned = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
+    assert imported and not assigned & (FIELDS.keys() | imported)
 
 
 @each
@@ -113,9 +112,11 @@ def test_every_parameter_reaches_the_study(path, left_out, monkeypatch, capsys):
             break
     assert names["params"] == StudyParams.check(given) and ("lab" in names) == (path.stem != "00_start_here")
     assert files.open_study == names["params"].root / "other"  # where the checks keep answers
+    printed = capsys.readouterr().out
+    assert "chosen:" not in printed  # show_text is false
     if "lab" in names:
         assert names["lab"].params == names["params"]
-        assert capsys.readouterr().out.startswith("changed from the defaults: study = 'other'")
+        assert printed.startswith("changed from the defaults: study = 'other'")
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,11 @@ def assert_scores_of(params: StudyParams, tables) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(tables / "04_scores.parquet"), expected)
 
 
+def test_every_row_of_the_audit_is_explained():
+    text = (HOME / "notebooks" / "01_data_conflict.ipynb").read_text(encoding="utf-8")
+    assert not [name for name in ("spelt_special", *DROPS) if f"`{name}`" not in text]
+
+
 def test_the_analysis_runs_on_predictions_alone(tiny_study):
     assert_scores_of(next(twice(ANALYSIS, tiny_study)), tiny_study.folder / "tables")
 
@@ -190,9 +196,8 @@ def test_students_read_the_cache_of_their_class_and_write_to_their_own_folders(t
             run(ANALYSIS, tiny_study.params.model_copy(update=own), {"__name__": "__main__"})
         other = Lab(tiny_study.params.model_copy(update=own | {"alpha": 0.25, "threshold": 0.75}))
         taken = {path.name for path in (shared / "runs").iterdir()}
-        assert {spec.name in taken for spec, tags in other.direct_runs().items() if tags["conflict"] == "explicit"} == {
-            False
-        }
+        explicit = {spec.name for spec, tags in other.direct_runs().items() if tags["conflict"] == "explicit"}
+        assert explicit and not explicit & taken
     finally:
         for path in [shared, *before]:
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -243,7 +248,8 @@ def test_a_study_leaves_results_and_a_second_time_trains_nothing_and_changes_no_
     for path in plan:
         cells = [cell for cell in nbformat.read(folder / path.name, 4).cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in cells), path.name
-        assert not [out for cell in cells for out in cell.outputs if out.output_type == "error"]
+        kinds = {kind for cell in cells for out in cell.outputs for kind in (out.output_type, out.get("name"))}
+        assert not kinds & {"error", "stderr"}, path.name
     assert_tables_and_figures(folder, plan)
     report = (folder / "report.html").read_text()
     assert "data:image/png;base64," in report and "<script" not in report

@@ -173,9 +173,8 @@ def test_a_notebook_of_another_checkout_than_the_kernels_package_is_refused(tmp_
     notebooks.mkdir(parents=True)
     monkeypatch.chdir(notebooks)
     assert Lab.of({}).params == StudyParams()  # copied somewhere without a w2s/ beside it
-    shutil.copytree(
-        PACKAGE, tmp_path / "other" / "w2s", ignore=shutil.ignore_patterns("ladder", "frozen", "__pycache__")
-    )
+    left_out = shutil.ignore_patterns("ladder", "frozen", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "other" / "w2s", ignore=left_out)
     with pytest.raises(ParameterError) as caught:
         Lab.of({})
     message = str(caught.value)

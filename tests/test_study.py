@@ -1,6 +1,7 @@
 """Opening a study: what is checked and said before anything is trained; and the walkthrough of notebook 00."""
 
 import json
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -14,6 +15,7 @@ from w2s.app.headless import Executed
 from w2s.files import HEADLESS
 from w2s.lab import Lab
 from w2s.params import HOME, ParameterError
+from w2s.runs.cluster import Interrupted
 from w2s.study import Study
 
 SIZES = {"n_gt": 2, "n_w2s": 2, "n_test": 2, "n_validation": 2, "n_helpful": 0, "conflicts": ["none", "explicit"]}
@@ -126,3 +128,7 @@ def test_the_walkthrough_is_short_and_has_the_numbers_of_a_study(tiny_models, tm
         np.testing.assert_array_equal(names["P"][column].to_numpy(), cached[names["P"].index].to_numpy())
     score = scoring.score_table(table, bootstrap=100).set_index(["strong", "conflict"])["score"]
     np.testing.assert_equal(names["ds"], score["tiny-24", "implicit"])
+
+    names["fit"] = Mock(side_effect=KeyboardInterrupt)
+    with pytest.raises(Interrupted, match=r"^interrupted: .*; run this cell again"):  # one line, as of runs of a study
+        names["train"](tiny_models[0], names["pairs"])

@@ -63,9 +63,8 @@ def run(role, model, teacher, conflict, p, via="", seed=0):
     """Predictions of one run on the eight pairs."""
     table = pd.DataFrame({"id": list("abcdefgh"), "split": "test", "probability": p, "role": role, "model": model})
     names = {"teacher": teacher, "via": via, "conflict": conflict, "seed": seed}
-    return table.assign(
-        run="/".join((role, model, teacher, via, conflict, str(seed))), correct=table["probability"] > 0.5, **names
-    )
+    names["run"] = "/".join((role, model, teacher, via, conflict, str(seed)))
+    return table.assign(correct=table["probability"] > 0.5, **names)
 
 
 def predictions(seeds=(0, 1)):

@@ -164,10 +164,10 @@ def forecast(todo: list[RunSpec], wanted: int, root: Path, workers: int, schedul
     else:
         rates, states_first = measured(root), states_to_make(todo, root)
         seconds = {s.name: run_seconds(s, root, rates) + states_first.get(s.name, (0, 0))[0] for s in todo}
-        expected = f"about {duration(total_seconds(todo, seconds, workers))} on {workers} workers"
+        expected = f"about {duration(total_seconds(todo, seconds, workers))} on {workers} worker{'s' * (workers > 1)}"
     by_model = {spec.model: [other for other in todo if other.model == spec.model] for spec in todo}
     lines = [_model_line(specs, seconds, root) for specs in by_model.values()]
-    return "\n".join([f"{len(todo)} runs to train, {wanted} wanted: {expected}", *lines])
+    return "\n".join([f"{len(todo)} run{'s' * (len(todo) > 1)} to train, {wanted} wanted: {expected}", *lines])
 
 
 def _model_line(specs: list[RunSpec], seconds: dict[str, float], root: Path) -> str:
@@ -175,9 +175,10 @@ def _model_line(specs: list[RunSpec], seconds: dict[str, float], root: Path) -> 
     total, trained = _parameters(needs[max(needs)])
     adapters = f", {trained:,} of them trained" if 0 < trained != total else ""
     shards = f" on each of {specs[0].shards} shards" if specs[0].shards > 1 else ""
-    each = f" of {duration(sum(seconds[s.name] for s in specs) / len(specs))} each" if seconds else ""
+    n = len(specs)
+    each = f" of {duration(sum(seconds[s.name] for s in specs) / n)}{' each' * (n > 1)}" if seconds else ""
     need = f"about {max(needs) / GIB:.2f} GiB{' to train' * (trained > 0)}{shards}"
-    return f"  {Path(specs[0].model).name}: {total:,} parameters{adapters}, {need}, {len(specs)} runs{each}"
+    return f"  {Path(specs[0].model).name}: {total:,} parameters{adapters}, {need}, {n} run{'s' * (n > 1)}{each}"
 
 
 def total_seconds(todo: list[RunSpec], seconds: dict[str, float], workers: int) -> float:
