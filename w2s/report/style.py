@@ -107,9 +107,9 @@ def conflict_name(conflict: str, before: str = "") -> str:
 
 
 def ranged(row: Mapping, name: str, digits: str = ".2f") -> str:
-    """A measure and its interval, such as "0.52 [0.48, 0.56]"."""
-    if not np.isnan(row[name]) and np.isnan(ends(row, name)[0]):
-        return f"{row[name]:{digits}} (no interval)"
+    """A measure and its interval, such as "0.52 [0.48, 0.56]"; a share of nothing is undefined."""
+    if np.isnan(ends(row, name)[0]):
+        return "undefined" if np.isnan(row[name]) else f"{row[name]:{digits}} (no interval)"
     return "{} [{}, {}]".format(*(format(number, digits) for number in (row[name], *ends(row, name))))
 
 
