@@ -22,7 +22,7 @@ help:  ## this list (the default)
 study: .venv/.installed  ## run all five notebooks on STUDY, write outputs/<study>/report.html
 	.venv/bin/w2s run "$(STUDY)"
 
-test: .venv/.installed  ## run the tests (about 6 minutes on 2 cores)
+test: .venv/.installed  ## run the tests (about 2 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/.installed  ## run what is slow by nature: whole studies, coverage of intervals, every architecture
