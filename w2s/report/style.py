@@ -71,7 +71,7 @@ def points(ax: Axes, at: pd.Series, rows: pd.DataFrame, measure: str, across: bo
 def name_rows(ax: Axes, labels: list[str]) -> None:
     """Rows from the top down with their names, and a light grid across them."""
     ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
     ax.locator_params(axis="x", nbins=6)
 
