@@ -83,10 +83,10 @@ def floors(graph: dict[str, set[str]]) -> int:
 def test_the_budgets_of_lines():
     core = sum(map(lines, PACKAGE.glob("*.py")))
     everything = sum(map(lines, MODULES))
-    assert core <= 2513 and everything <= 9261, (core, everything)  # on the way to 7,000
+    assert core <= 2502 and everything <= 9253, (core, everything)  # on the way to 7,000
     assert {str(path): lines(path) for path in MODULES if lines(path) > 300} == {}
     tests = Path(__file__).parent
-    assert sum(map(lines, tests.glob("*.py"))) <= 10128  # on the way to 5,000
+    assert sum(map(lines, tests.glob("*.py"))) <= 10127  # on the way to 5,000
     assert {path.name: lines(path) for path in tests.rglob("*.py") if lines(path) > 400} == {}
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from w2s.files import HOME, PACKAGE, located, read_yaml
 
 WEAK, STRONG = ["pocket-40a", "pocket-40b", "pocket-48a", "pocket-48b"], ["pocket-60", "pocket-64"]
+MODELS = ("weak_models", "strong_models", "intermediate_models")
 Training = Literal["controls", "mitigations", "preference", "turned_round"]  # notebooks 06, 07, 12, 13
 Extension = Literal[Training, "chance", "known", "knowledge", "followups", "remedies_by_hand"]  # 08 to 11, 14
 Conflict = Literal["none", "explicit", "implicit"]
@@ -128,17 +129,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
             raise ValueError("a name that the kit or a system uses; take another, such as my_" + value)
         return value
 
-    @field_validator(
-        "data",
-        "data_dir",
-        "other_data",
-        "output_dir",
-        "read_from",
-        "weak_models",
-        "strong_models",
-        "intermediate_models",
-        "also",
-    )
+    @field_validator("data", "data_dir", "other_data", "output_dir", "read_from", "also", *MODELS)
     @classmethod
     def _nameable(cls, value: str | list[str] | None) -> str | list[str] | None:
         for path in [value] if isinstance(value, str) else value or ():
@@ -150,7 +141,7 @@ class StudyParams(BaseModel, extra="forbid", frozen=True, strict=True, protected
                 raise ValueError("no path: each part has 1 to 255 bytes, without the character NUL")
         return value
 
-    @field_validator("weak_models", "strong_models", "intermediate_models", "conflicts", "seeds", "extensions", "also")
+    @field_validator(*MODELS, "conflicts", "seeds", "extensions", "also")
     @classmethod
     def _no_repeats(cls, value: list) -> list:
         if len(set(value)) < len(value):

@@ -111,14 +111,13 @@ class Study:
         """The student without conflict, with this share of its weak (or gold) labels turned round."""
         return self.control(weak, strong, labels, "none", seed, relabel="noise", relabel_share=share)
 
-    def planted(self, weak: str, strong: str, dose: float, seed: int, own: int | None = None) -> RunSpec:
+    def planted(self, weak: str, strong: str, dose: float, seed: int, own: int) -> RunSpec:
         """A planted deceiver: gold labels, turned round on a share `dose` of the teacher's blind pairs alone.
 
-        `own`: the student's seed, where it is not that of teacher and ceiling.
+        `seed` is that of teacher and ceiling, `own` the student's.
         """
         by = {"keep_threshold": self.params.threshold, "keep_by": self.params.confidence}
         changes = {"relabel": "planted", "relabel_share": dose, "ceiling": self.gold(strong, seed), **by}
-        own = seed if own is None else own
         return self._spec(strong, "w2s", own, "none", self.gold(weak, seed), **changes)
 
     def reseeded(self, weak: str, strong: str, seed: int, times: int = 1) -> RunSpec:
@@ -200,8 +199,7 @@ class Study:
         if self.params.frozen:
             return None
         size = models.n_parameters
-        sizes = {pair: tuple(map(size, reversed(pair))) for pair in self.model_pairs}
-        weak, strong = max(sizes, key=lambda pair: (sizes[pair][1] < sizes[pair][0], sizes[pair]))
+        weak, strong = max(self.model_pairs, key=lambda pair: (size(pair[0]) < size(pair[1]), *map(size, pair[::-1])))
         return (weak,), strong
 
     def known_answers(self, noise=NOISE[1:2], doses=DOSES[-1:], conflicts: Sequence[str] = ()) -> dict[RunSpec, dict]:

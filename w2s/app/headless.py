@@ -103,12 +103,15 @@ def log_error(where: Path) -> Path:
     Where the folder cannot be written, as on a full disk, it lies in the folder for temporary files.
     """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n"
-    for path in (where / "error.log", Path(gettempdir()) / "w2s_error.log"):
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(text)
-            break
+    with suppress(OSError):
+        where.mkdir(parents=True, exist_ok=True)
+        return _append(where / "error.log", text)
+    return _append(Path(gettempdir()) / "w2s_error.log", text)
+
+
+def _append(path: Path, text: str) -> Path:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
     return path
 
 
